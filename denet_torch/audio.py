@@ -1,0 +1,182 @@
+"""Reading recordings: header, samples by seeking, anti-aliased resampling, streaming in bounded memory.
+
+Everything libsndfile reads is accepted (WAV of any PCM width, float, WAVE_FORMAT_EXTENSIBLE, FLAC, ...);
+channels are averaged. `time_expansion` declares a recording that was slowed down by that factor, as bat
+detectors write them: its true rate is the header's rate times the factor, and `samplerate` and all
+durations here are the true ones.
+
+A part read at another rate equals the same part of the whole recording resampled, wherever it starts:
+the resampler is a polyphase filter, so a part needs only its own samples and the filter's half width.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+
+# The resampling kernel has one filter for each output phase, numerator x denominator in size. Rates that
+# share no divisor (47,999 Hz, say) would need gigabytes; the closest ratio with a denominator up to this
+# one is off by at most 6e-8, 0.2 ms in an hour.
+MAX_DENOMINATOR = 4096
+
+
+class AudioError(ValueError):
+    """A recording that cannot be used; the message is one line that begins with the path."""
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """Header of a recording: true sampling rate (Hz), length in samples per channel, channel count."""
+
+    path: Path
+    samplerate: int
+    frames: int
+    channels: int
+
+    @property
+    def duration(self) -> float:
+        """Length in seconds."""
+        return self.frames / self.samplerate
+
+
+def probe(path: str | Path, time_expansion: float = 1) -> AudioInfo:
+    """Read the header only. Raises AudioError if missing, empty, without samples, or not audio."""
+    with _open(path) as file:
+        return _info(file, path, time_expansion)
+
+
+def read(
+    path: str | Path,
+    start: int = 0,
+    frames: int | None = None,
+    *,
+    rate: int | None = None,
+    time_expansion: float = 1,
+) -> np.ndarray:
+    """Samples `start` to `start + frames` as float32 (frames,), the mean of the channels, by seeking.
+
+    With `rate`, `start` and `frames` count samples at that rate and the part is resampled; otherwise
+    they count the file's own. What lies past the end is left out, as in a slice. Raises AudioError.
+    """
+    with _open(path) as file:
+        info = _info(file, path, time_expansion)
+        stop = None if frames is None else start + frames
+        return _part(file, info, info.samplerate if rate is None else rate, start, stop)
+
+
+def stream(
+    path: str | Path, rate: int, block_seconds: float = 10.0, time_expansion: float = 1
+) -> Iterator[np.ndarray]:
+    """Yield float32 blocks at `rate`, `block_seconds` long (the last one shorter), holding one at a time.
+
+    Concatenated they equal `read(path, rate=rate)` for any block length. Raises AudioError.
+    """
+    block = max(1, round(block_seconds * rate))
+    with _open(path) as file:
+        info = _info(file, path, time_expansion)
+        for start in range(0, resampled_length(info.frames, info.samplerate, rate), block):
+            yield _part(file, info, rate, start, start + block)
+
+
+def resample(
+    waveform: np.ndarray | torch.Tensor, from_rate: int, to_rate: int, time_expansion: float = 1
+) -> np.ndarray | torch.Tensor:
+    """Resample (..., frames) to float32 (..., ceil(frames * to_rate / from_rate)), array in, array out.
+
+    torchaudio's windowed sinc, whose low-pass lies below half of the lower rate.
+    """
+    if isinstance(waveform, np.ndarray):
+        return resample(torch.from_numpy(waveform), from_rate, to_rate, time_expansion).numpy()
+    orig, new = _ratio(_true_rate(from_rate, time_expansion), to_rate)
+    if orig == new:
+        return waveform.float()
+    # torchaudio computes the output length in float32, which loses samples of long recordings: give it
+    # `orig` zeros more than there are and cut to the exact length.
+    length = -(-waveform.shape[-1] * new // orig)
+    padded = torch.nn.functional.pad(waveform.float(), (0, orig))
+    return _resampler(orig, new)(padded)[..., :length]
+
+
+def resampled_length(frames: int, from_rate: int, to_rate: int) -> int:
+    """Number of samples that `frames` samples become."""
+    orig, new = _ratio(from_rate, to_rate)
+    return -(-frames * new // orig)
+
+
+def _true_rate(header_rate: int, time_expansion: float) -> int:
+    if not (math.isfinite(time_expansion) and time_expansion > 0):
+        raise ValueError(f"time_expansion is {time_expansion}; expected a positive factor")
+    return round(header_rate * time_expansion)
+
+
+def _ratio(from_rate: int, to_rate: int) -> tuple[int, int]:
+    ratio = Fraction(to_rate, from_rate).limit_denominator(MAX_DENOMINATOR)
+    return ratio.denominator, ratio.numerator
+
+
+@functools.lru_cache(maxsize=16)
+def _resampler(orig: int, new: int) -> torchaudio.transforms.Resample:
+    return torchaudio.transforms.Resample(orig, new)
+
+
+def _open(path: str | Path) -> soundfile.SoundFile:
+    path = Path(path)
+    if not path.exists():
+        raise AudioError(f"{path}: no such file")
+    if path.is_dir():
+        raise AudioError(f"{path}: is a folder, not a recording")
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path}: is empty (0 bytes)")
+    try:
+        return soundfile.SoundFile(path)
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: headerless .raw
+        reason = getattr(error, "error_string", str(error)).splitlines()[0]
+        raise AudioError(f"{path}: cannot be read as audio ({reason})") from None
+
+
+def _info(file: soundfile.SoundFile, path: str | Path, time_expansion: float) -> AudioInfo:
+    if file.frames <= 0:
+        raise AudioError(f"{path}: has a header but no samples")
+    samplerate = _true_rate(file.samplerate, time_expansion)
+    return AudioInfo(Path(path), samplerate, file.frames, file.channels)
+
+
+def _samples(file: soundfile.SoundFile, info: AudioInfo, start: int, stop: int) -> np.ndarray:
+    try:
+        file.seek(start)
+        samples = file.read(stop - start, dtype="float32", always_2d=True)  # (frames, channels)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{info.path}: cannot be read ({error.error_string})") from None
+    if len(samples) < stop - start:
+        end = start + len(samples)
+        raise AudioError(f"{info.path}: ends at sample {end}, its header says {info.frames}")
+    mono = samples[:, 0] if info.channels == 1 else samples.mean(axis=1, dtype=np.float32)
+    if not np.isfinite(mono).all():
+        raise AudioError(f"{info.path}: holds samples that are not finite numbers")
+    return mono
+
+
+def _part(
+    file: soundfile.SoundFile, info: AudioInfo, rate: int, start: int, stop: int | None
+) -> np.ndarray:
+    total = resampled_length(info.frames, info.samplerate, rate)
+    stop = total if stop is None else min(stop, total)
+    start = max(0, start)
+    if start >= stop:
+        return np.zeros(0, np.float32)
+    orig, new = _ratio(info.samplerate, rate)
+    if orig == new:
+        return _samples(file, info, start, stop)
+    # The filter turns every `orig` samples, with `width` more on either side, into `new` ones.
+    width = _resampler(orig, new).width
+    first = max(0, start // new - -(-width // orig))
+    last = -(-stop // new)
+    samples = _samples(file, info, first * orig, min(info.frames, last * orig + width))
+    return resample(samples, orig, new)[start - first * new : stop - first * new]

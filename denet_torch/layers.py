@@ -1,0 +1,298 @@
+"""The layers of DENet in PyTorch, equal to the published Keras 2.2.4 code.
+
+Arrays are channels last everywhere, (batch, steps, channels), as in the original. `reference_tf/layers.py` holds the
+same names in the same order for TensorFlow: read the two side by side.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEAKY_SLOPE = 0.3  # Keras's default; PyTorch's is 0.01
+
+
+def dropout_mask(shape: tuple[int, ...], rate: float, like: Tensor) -> Tensor:
+    """Draw a mask of `shape`, 0 with probability `rate` and 1 / (1 - rate) elsewhere.
+
+    Every dropout of the model draws here, so that a test can feed both sides the same masks.
+    """
+    keep = torch.rand(shape, device=like.device) >= rate
+    return keep.to(like.dtype) / (1 - rate)
+
+
+def hard_sigmoid(x: Tensor) -> Tensor:
+    """Keras 2's clip(0.2 x + 0.5, 0, 1); `torch.nn.Hardsigmoid` and Keras 3 have x / 6 + 0.5."""
+    return (0.2 * x + 0.5).clamp(0, 1)
+
+
+def leaky_relu(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, LEAKY_SLOPE)
+
+
+def max_pool(x: Tensor, size: int = 3) -> Tensor:
+    """Maximum of each `size` steps, (batch, steps, channels) -> (batch, steps // size, channels)."""
+    return F.max_pool1d(x.transpose(1, 2), size).transpose(1, 2)
+
+
+def softmax(x: Tensor) -> Tensor:
+    return F.softmax(x, dim=-1)
+
+
+def mel_to_hz(mel: Tensor) -> Tensor:
+    return 700 * (10 ** (mel / 2595) - 1)
+
+
+def hz_to_mel(hz: float) -> float:
+    return 2595 * math.log10(1 + hz / 700)
+
+
+def sinc_filters(filt_b1: Tensor, filt_band: Tensor, sr: float, taps: int = 251) -> Tensor:
+    """Band-pass filters (filters, taps) between the cuts |b1| + 50/sr and low + |band| + 50/sr, in cycles per sample.
+
+    Each filter is divided by the maximum of its own taps, then multiplied by 0.54 - 0.46 cos(2 pi n / taps) with n equally
+    spaced from 0 to `taps`, both ends included (not a Hamming window). The order of the operations is the original's: the
+    difference of the two low-pass filters cancels, so that another order is another float32 result.
+    """
+    exact = {"dtype": torch.float64, "device": filt_b1.device}  # constants are rounded once, as numpy's are in the original
+    t = (torch.arange(1, taps // 2 + 1, **exact) / sr).to(filt_b1.dtype)  # s
+    n = torch.linspace(0, taps, taps, **exact)
+    window = (0.54 - 0.46 * torch.cos(2 * math.pi * n / taps)).to(filt_b1.dtype)
+
+    def low_pass(cut: Tensor) -> Tensor:  # (filters, 1) -> (filters, taps)
+        angle = 2 * math.pi * (cut * sr) * t
+        right = torch.sin(angle) / angle
+        return 2 * cut * torch.cat([right.flip(1), torch.ones_like(cut), right], dim=1)
+
+    low = filt_b1.abs()[:, None] + 50 / sr
+    high = low + (filt_band.abs()[:, None] + 50 / sr)
+    band_pass = low_pass(high) - low_pass(low)
+    return band_pass / band_pass.amax(dim=1, keepdim=True) * window
+
+
+class SincConv1D(nn.Module):
+    """Convolution of a waveform with learned band-pass filters (paper, section 3.1; original `SincConv1D`).
+
+    (batch, steps, 1) -> (batch, steps, filters), zero padded ("same"), no bias. The parameters are the low cut `filt_b1` and
+    the bandwidth `filt_band` in units of the sampling rate `sr` (Hz).
+    """
+
+    def __init__(self, filters: int, taps: int, sr: float, low_freq_mel: float = 80, high_freq_mel: float | None = None):
+        super().__init__()
+        self.taps, self.sr = taps, sr
+        if high_freq_mel is None:
+            high_freq_mel = hz_to_mel(sr / 2)
+        cuts = mel_to_hz(torch.linspace(low_freq_mel, high_freq_mel, filters, dtype=torch.float64))
+        b1, b2 = cuts.roll(1), cuts.roll(-1)
+        b1[0], b2[-1] = 30, sr / 2 - 100
+        self.filt_b1 = nn.Parameter((b1 / sr).to(torch.get_default_dtype()))
+        self.filt_band = nn.Parameter(((b2 - b1) / sr).to(torch.get_default_dtype()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        filters = sinc_filters(self.filt_b1, self.filt_band, self.sr, self.taps)
+        y = F.conv1d(x.transpose(1, 2), filters[:, None], padding=self.taps // 2)  # (batch, filters, steps)
+        return y.transpose(1, 2)
+
+
+class Dense(nn.Linear):
+    """Keras's Dense: glorot uniform kernel, zero bias."""
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class Conv1D(nn.Conv1d):
+    """Keras's Conv1D: "valid", channels last, glorot uniform kernel, zero bias.
+
+    (batch, steps, in) -> (batch, (steps - taps) // stride + 1, out)
+    """
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the channels of one step: (x - mean) / (std + 1e-6) * scale + bias, population std.
+
+    Not `torch.nn.LayerNorm`, which divides by sqrt(var + eps). On a step whose channels are all equal the original's gradient
+    is NaN; here such a step passes no gradient to its input.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.scale.dtype)  # 1e-6 is lost in half precision
+        centred = x - x.mean(dim=-1, keepdim=True)
+        variance = centred.square().mean(dim=-1, keepdim=True)
+        constant = variance == 0
+        std = torch.where(constant, 1, variance).sqrt()  # sqrt has no gradient at 0
+        centred = torch.where(constant, 0, centred)
+        return centred / (torch.where(constant, 0, std) + 1e-6) * self.scale + self.bias
+
+
+class SpatialDropout1D(nn.Module):
+    """Dropout of whole channels of a frame: one mask entry per (batch, channel), held over the steps."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        return x * dropout_mask((x.shape[0], 1, x.shape[2]), self.rate, like=x)
+
+
+class Dropout(nn.Module):
+    """Elementwise dropout."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        return x * dropout_mask(tuple(x.shape), self.rate, like=x)
+
+
+class DELayer(nn.Module):
+    """Denoising-enhancement layer: attention over the bands of a frame (paper, section 3.2; original `DELayer`, sum_channels).
+
+    (batch, steps, bands) -> (batch, steps, 1), the sum of the bands weighted by their attention. One small network maps each band
+    to one number, a softmax over the bands makes them weights. The original loops over the bands; here they are
+    folded into the batch. `rate` is the dropout of the attention weights, which the original asks for and never applies.
+    """
+
+    def __init__(self, steps: int, rate: float = 0.0):
+        super().__init__()
+        self.conv1 = Conv1D(1, 30, 7, stride=2)
+        self.conv2 = Conv1D(30, 30, 7, stride=3)
+        self.conv3 = Conv1D(30, 10, 7, stride=3)
+        self.dense1 = Dense(10 * self.conv_steps(steps), 128)
+        self.dense2 = Dense(128, 64)
+        self.dense3 = Dense(64, 1)
+        self.dropout = Dropout(rate)
+
+    @staticmethod
+    def conv_steps(steps: int) -> int:
+        """Steps that the three convolutions leave of `steps`; below 1 the frame is too short."""
+        for stride in (2, 3, 3):
+            steps = (steps - 7) // stride + 1
+        return steps
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Attention weights (batch, bands) of x (batch, steps, bands); each row sums to 1."""
+        batch, steps, bands = x.shape
+        h = x.transpose(1, 2).reshape(batch * bands, steps, 1)
+        h = F.relu(self.conv1(h))
+        h = F.relu(self.conv2(h))
+        h = F.relu(self.conv3(h))  # (batch * bands, conv_steps, 10)
+        h = h.flatten(1)
+        h = F.relu(self.dense1(h))
+        h = F.relu(self.dense2(h))
+        return softmax(self.dense3(h).view(batch, bands))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.dropout(self.attention(x))
+        return (x * weights[:, None, :]).sum(dim=2, keepdim=True)
+
+
+class GRU(nn.Module):
+    """Gated recurrent unit with the reset gate before the recurrent product (Keras's reset_after=False).
+
+    (batch, steps, in) -> (batch, steps, units). One bias, gates ordered z, r, h in `kernel` (in, 3 * units),
+    `recurrent_kernel` (units, 3 * units) and `bias` (3 * units): hh = tanh(x Wh + (r * h) Uh + bh). `torch.nn.GRU` resets
+    after the product. In training each gate has its own input dropout mask, held over the steps.
+    """
+
+    def __init__(self, features: int, units: int, dropout: float = 0.0, go_backwards: bool = False):
+        super().__init__()
+        self.units, self.dropout, self.go_backwards = units, dropout, go_backwards
+        self.kernel = nn.Parameter(torch.empty(features, 3 * units))
+        self.recurrent_kernel = nn.Parameter(torch.empty(units, 3 * units))
+        self.bias = nn.Parameter(torch.zeros(3 * units))
+        nn.init.xavier_uniform_(self.kernel)
+        nn.init.orthogonal_(self.recurrent_kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, steps, features = x.shape
+        if self.training and self.dropout > 0:
+            masks = [dropout_mask((batch, 1, features), self.dropout, like=x) for _ in "zrh"]
+            kernels = self.kernel.split(self.units, dim=1)
+            inputs = torch.cat([(x * m) @ k for m, k in zip(masks, kernels)], dim=2)
+        else:
+            inputs = x @ self.kernel
+        inputs = inputs + self.bias  # (batch, steps, 3 * units)
+        recurrent_zr, recurrent_h = self.recurrent_kernel.split([2 * self.units, self.units], dim=1)
+        h = inputs.new_zeros(batch, self.units)
+        outputs = []
+        for step in reversed(range(steps)) if self.go_backwards else range(steps):
+            inputs_zr, inputs_h = inputs[:, step].split([2 * self.units, self.units], dim=1)
+            z, r = hard_sigmoid(inputs_zr + h @ recurrent_zr).chunk(2, dim=1)
+            hh = torch.tanh(inputs_h + (r * h) @ recurrent_h)
+            h = z * h + (1 - z) * hh
+            outputs.append(h)
+        if self.go_backwards:
+            outputs.reverse()  # Keras's Bidirectional hands the backward outputs on in the order of time
+        return torch.stack(outputs, dim=1)
+
+
+class Bidirectional(nn.Module):
+    """Sum of a GRU that reads forwards and one that reads backwards, each with its own weights and dropout masks."""
+
+    def __init__(self, features: int, units: int, dropout: float = 0.0):
+        super().__init__()
+        self.forward_gru = GRU(features, units, dropout)
+        self.backward_gru = GRU(features, units, dropout, go_backwards=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_gru(x) + self.backward_gru(x)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, running statistics as TensorFlow 1's zero-debiased moving average.
+
+    After the first training step the running statistics equal that step's, whatever they were before; the variance that is
+    averaged is multiplied by n / (n - 1.001), the batch itself is normalised by the plain variance. `local_step` counts the
+    training steps behind the averages. It is training state and no weight: the original does not save it, so training
+    that goes on from loaded weights forgets their statistics at its first step, here as there.
+    """
+
+    def __init__(self, channels: int, momentum: float = 0.99, epsilon: float = 1e-3):
+        super().__init__()
+        self.momentum, self.epsilon = momentum, epsilon
+        self.gamma = nn.Parameter(torch.ones(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("moving_mean", torch.zeros(channels))
+        self.register_buffer("moving_variance", torch.ones(channels))
+        self.register_buffer("local_step", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.gamma.dtype)
+        mean, variance = self.moving_mean, self.moving_variance
+        if self.training:
+            axes = tuple(range(x.dim() - 1))
+            variance, mean = torch.var_mean(x, dim=axes, correction=0)
+            self.update(mean.detach(), variance.detach(), n=x.numel() // x.shape[-1])
+        return (x - mean) * (self.gamma * torch.rsqrt(variance + self.epsilon)) + self.beta
+
+    @torch.no_grad()
+    def update(self, mean: Tensor, variance: Tensor, n: int) -> None:
+        """Average in the statistics of a batch of `n` frames."""
+        # moving_k = biased_k / (1 - momentum^k), biased_k = momentum biased_{k-1} + (1 - momentum) value_k, biased_0 = 0
+        seen = 1 - self.momentum ** self.local_step.double()
+        self.local_step += 1
+        share = ((1 - self.momentum) / (1 - self.momentum ** self.local_step.double())).to(mean.dtype)
+        kept = (self.momentum * seen / (1 - self.momentum ** self.local_step.double())).to(mean.dtype)
+        self.moving_mean.copy_(kept * self.moving_mean + share * mean)
+        self.moving_variance.copy_(kept * self.moving_variance + share * variance * (n / (n - 1.001)))

@@ -27,6 +27,9 @@ import torchaudio
 MAX_DENOMINATOR = 4096
 
 
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".w64")
+
+
 class AudioError(ValueError):
     """A recording that cannot be used; the message is one line that begins with the path."""
 
@@ -108,6 +111,16 @@ def resampled_length(frames: int, from_rate: int, to_rate: int) -> int:
     """Number of samples that `frames` samples become."""
     orig, new = _ratio(from_rate, to_rate)
     return -(-frames * new // orig)
+
+
+def find(folder: str | Path) -> list[Path]:
+    """Audio files in `folder` and below it, by their suffix in either case, sorted.
+
+    Raises AudioError if there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise AudioError(f"{folder}: no such folder")
+    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
 
 
 def _true_rate(header_rate: int, time_expansion: float) -> int:

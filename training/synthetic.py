@@ -144,14 +144,15 @@ def make_background(rng: np.random.Generator, samples: int) -> np.ndarray:
     if kind == "hiss":
         sound = noise
     elif kind in ("rumble", "band"):
-        spectrum = np.fft.rfft(noise)
-        frequency = np.fft.rfftfreq(samples, 1 / SAMPLERATE)
+        size = 1 << samples.bit_length()  # a length with large prime factors takes minutes
+        spectrum = np.fft.rfft(noise, size)
+        frequency = np.fft.rfftfreq(size, 1 / SAMPLERATE).astype(np.float32)
         if kind == "rumble":
             gain = 1 / np.maximum(frequency, 50)
         else:
             centre = np.exp(rng.uniform(np.log(1000), np.log(40_000)))
             gain = np.exp(-0.5 * (np.log(np.maximum(frequency, 1) / centre) / 0.3) ** 2)
-        sound = np.fft.irfft(spectrum * gain, samples)
+        sound = np.fft.irfft(spectrum * gain)[:samples]
     elif kind == "hum":
         base = rng.uniform(50, 200)
         tones = [np.sin(2 * np.pi * base * k * seconds) / k for k in range(1, 8)]

@@ -26,8 +26,8 @@ class DENet(nn.Module):
 
     `input_shape`: (seq_len, samples) or (seq_len, samples, 1), frames in a sequence and samples in a frame at `sr` Hz.
     `before_pooling`: attention on the bands before their pooling, otherwise after it. `dropout`: rate of every dropout.
-    `train_attention=False` leaves the attention branch at its initial weights, as the original does (there it is not registered with
-    its layer). `attention_dropout=True` also drops attention weights, which the original asks for and never does.
+    `train_attention=False` leaves the attention branch at its initial weights, as the original does (there it is not
+    registered with its layer). `attention_dropout=True` also drops attention weights, which the original asks for and never does.
     `n_filters`, `gru_units`, `dense_units`: sizes, the original's by default.
 
     Raises ValueError if a frame is too short for the convolutions.

@@ -229,7 +229,7 @@ class GRU(nn.Module):
         if self.training and self.dropout > 0:
             masks = [dropout_mask((batch, 1, features), self.dropout, like=x) for _ in "zrh"]
             kernels = self.kernel.split(self.units, dim=1)
-            inputs = torch.cat([(x * m) @ k for m, k in zip(masks, kernels)], dim=2)
+            inputs = torch.cat([(x * m) @ k for m, k in zip(masks, kernels, strict=True)], dim=2)
         else:
             inputs = x @ self.kernel
         inputs = inputs + self.bias  # (batch, steps, 3 * units)

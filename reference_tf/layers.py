@@ -187,7 +187,7 @@ class GRU(layers.Layer):
         if training and self.dropout > 0:
             masks = [dropout_mask((batch, 1, features), self.dropout, like=x) for _ in "zrh"]
             kernels = tf.split(self.kernel, 3, axis=1)
-            inputs = tf.concat([(x * m) @ k for m, k in zip(masks, kernels)], axis=2)
+            inputs = tf.concat([(x * m) @ k for m, k in zip(masks, kernels, strict=True)], axis=2)
         else:
             inputs = x @ self.kernel
         inputs = inputs + self.bias  # (batch, steps, 3 * units)

@@ -31,7 +31,14 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".w64")
 
 
 class AudioError(ValueError):
-    """A recording that cannot be used; the message is one line that begins with the path."""
+    """A recording that cannot be used; the message is one line that begins with the path.
+
+    `reason` sorts them: "file missing", "0 bytes", "header only" or "not audio".
+    """
+
+    def __init__(self, message: str, reason: str = "not audio") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -142,11 +149,11 @@ def _resampler(orig: int, new: int) -> torchaudio.transforms.Resample:
 def _open(path: str | Path) -> soundfile.SoundFile:
     path = Path(path)
     if not path.exists():
-        raise AudioError(f"{path}: no such file")
+        raise AudioError(f"{path}: no such file", "file missing")
     if path.is_dir():
         raise AudioError(f"{path}: is a folder, not a recording")
     if path.stat().st_size == 0:
-        raise AudioError(f"{path}: is empty (0 bytes)")
+        raise AudioError(f"{path}: is empty (0 bytes)", "0 bytes")
     try:
         return soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: headerless .raw
@@ -156,7 +163,7 @@ def _open(path: str | Path) -> soundfile.SoundFile:
 
 def _info(file: soundfile.SoundFile, path: str | Path, time_expansion: float) -> AudioInfo:
     if file.frames <= 0:
-        raise AudioError(f"{path}: has a header but no samples")
+        raise AudioError(f"{path}: has a header but no samples", "header only")
     samplerate = _true_rate(file.samplerate, time_expansion)
     return AudioInfo(Path(path), samplerate, file.frames, file.channels)
 

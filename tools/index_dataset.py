@@ -1,0 +1,68 @@
+"""Read a collection's tables and audio headers into one validated index, DIR/index.parquet.
+
+Rows that cannot be used are listed with their reason in DIR/index.report.csv.
+
+Example: python -m tools.index_dataset egyptian_fruit_bats
+"""
+
+import argparse
+import resource
+import sys
+import time
+
+from training.collection import INDEX_NAME, CollectionError, build_index, report_path
+from training.formats import READERS
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", metavar="DIR", help="FileInfo.csv, Annotations.csv, files*/*.WAV")
+    parser.add_argument("--output", metavar="FILE", help=f"default: DIR/{INDEX_NAME}")
+    parser.add_argument(
+        "--format",
+        choices=READERS,
+        default="fruit-bats",
+        help="what the annotations are (default: the flying-fox collection's two tables)",
+    )
+    parser.add_argument(
+        "--rate", type=int, metavar="HZ", help="keep only recordings of this rate, if they differ"
+    )
+    parser.add_argument(
+        "--time-expansion",
+        type=float,
+        default=1,
+        metavar="FACTOR",
+        help="recordings were slowed down by this factor: true rate = header's rate * FACTOR",
+    )
+    parser.add_argument(
+        "--no-headers", action="store_true", help="check the tables only, touch no audio file"
+    )
+    args = parser.parse_args()
+    started = time.perf_counter()
+    try:
+        collection, report = build_index(
+            args.folder,
+            args.output,
+            headers=not args.no_headers,
+            rate=args.rate,
+            time_expansion=args.time_expansion,
+            read_tables=READERS[args.format],
+        )
+    except (CollectionError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for table, rows in collection.rows.items():
+        print(f"{table}: {rows['read']} rows read, {rows['kept']} kept, {rows['dropped']} dropped")
+    for (table, action, reason), rows in report.groupby(["table", "action", "reason"]):
+        print(f"  {len(rows)} {action}: {reason} ({table})")
+    index = args.output or collection.root / INDEX_NAME
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds = time.perf_counter() - started
+    print(f"{index} and {report_path(index)}, in {seconds:.1f} s and {memory:.0f} MB at most")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

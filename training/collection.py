@@ -1,0 +1,368 @@
+"""A collection of annotated recordings as one validated Parquet index.
+
+    collection = open_collection("egyptian_fruit_bats")     # builds index.parquet where there is none
+    collection.recordings.iloc[29]                          # file, treatment, samplerate, frames, ...
+    collection.voice_of(29), collection.annotations_of(29)  # spans [start, stop) in the file's samples
+
+`build_index` joins the two tables of the flying-fox collection (training/tables.py), or annotations in
+another format (training/formats.py), with the headers of the audio files. Whatever is not kept, is
+listed with its reason in a report beside the index, so that rows read = rows kept + rows reported as
+dropped. Nothing is written in place of a good index until the new one is complete.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from denet_torch import audio
+from training import tables
+from training.tables import ANNOTATIONS, CODE_COLUMNS, FILE_INFO, SEGMENTS, CollectionError, Table
+
+INDEX_NAME = "index.parquet"
+SCAN_BLOCK = 5000  # headers between two saves of a scan
+HEADER_COLUMNS = ["file", "found", "reason", "samplerate", "frames"]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Recordings and the spans of both sources, [start, stop) in samples of the file from 0.
+
+    recordings: one row each; file_id, file (below root), treatment, channel, recorded, samplerate
+        (true rate, Hz), frames; the last two are <NA> in an index made without headers.
+    voice: recording (row number in recordings), start, stop, sorted by these.
+    annotations: recording, start, stop, then tables.CODE_COLUMNS, sorted likewise.
+    contexts: name of each context code. rows: table name -> {"read", "kept", "dropped"}.
+    """
+
+    root: Path
+    recordings: pd.DataFrame
+    voice: pd.DataFrame
+    annotations: pd.DataFrame
+    contexts: tuple[str, ...]
+    time_expansion: float
+    rows: dict[str, dict[str, int]]
+
+    def path(self, recording: int) -> Path:
+        """Where a recording lies."""
+        return self.root / self.recordings["file"].iat[recording]
+
+    def voice_of(self, recording: int) -> pd.DataFrame:
+        """Voiced segments of a recording."""
+        return _of(self.voice, recording)
+
+    def annotations_of(self, recording: int) -> pd.DataFrame:
+        """Annotated spans of a recording."""
+        return _of(self.annotations, recording)
+
+
+def _of(spans: pd.DataFrame, recording: int) -> pd.DataFrame:
+    first, last = np.searchsorted(spans["recording"].to_numpy(), [recording, recording + 1])
+    return spans.iloc[first:last]
+
+
+def open_collection(root: str | Path, index: str | Path | None = None) -> Collection:
+    """Read the index of the collection in folder `root`, building it first if absent or outdated.
+
+    Raises CollectionError.
+    """
+    root = Path(root)
+    index = root / INDEX_NAME if index is None else Path(index)
+    if not index.exists() or (root / FILE_INFO).exists() and _outdated(root, index):
+        build_index(root, index)
+    return read_index(index, root)
+
+
+def build_index(
+    root: str | Path,
+    index: str | Path | None = None,
+    *,
+    headers: bool = True,
+    rate: int | None = None,
+    time_expansion: float = 1,
+    read_tables: Callable[[Path, float], tuple[Table, tuple[str, ...]]] | None = None,
+) -> tuple[Collection, pd.DataFrame]:
+    """Write the index of `root` and its report (index.report.csv) and return both.
+
+    headers: scan the audio files too; an interrupted scan goes on where it was.
+    rate: keep recordings of this true rate only; without it a second rate is an error.
+    time_expansion: factor by which the recordings were slowed down.
+    read_tables: reader of another format, given the folder, as those in training/formats.py.
+    Raises CollectionError for a folder, table or recordings that cannot be used.
+    """
+    root = Path(root)
+    index = root / INDEX_NAME if index is None else Path(index)
+    if not root.is_dir():
+        raise CollectionError(f"{root}: no such folder")
+    table, contexts = (read_tables or read_fruit_bats)(root, time_expansion)
+    report = [table.report]
+    recordings = table.rows[FILE_INFO]
+    if headers:
+        scanned = scan_headers(root, recordings["file"], _scan_path(index), time_expansion)
+        recordings, dropped = _join_headers(recordings, scanned, rate)
+        report.append(dropped)
+    else:
+        recordings = recordings.assign(samplerate=pd.NA, frames=pd.NA)
+    recordings = recordings.astype({"samplerate": "Int32", "frames": "Int64"})
+    known = table.rows[FILE_INFO]["file_id"]
+    spans = {}
+    for name in (SEGMENTS, ANNOTATIONS):
+        spans[name], dropped = _place_spans(table.rows[name], name, recordings, known)
+        report.append(dropped)
+    report = pd.concat(report, ignore_index=True)
+    kept = {FILE_INFO: recordings} | spans
+    collection = Collection(
+        root,
+        recordings.drop(columns="line").reset_index(drop=True),
+        spans[SEGMENTS][["recording", "start", "stop"]],
+        spans[ANNOTATIONS][["recording", "start", "stop", *CODE_COLUMNS]],
+        contexts,
+        time_expansion,
+        {name: _count(name, table.read[name], kept[name], report) for name in kept},
+    )
+    try:
+        with replacing(report_path(index)) as path:
+            report.to_csv(path, index=False)
+        _write_index(collection, index)
+    except OSError as error:
+        raise CollectionError(f"{index}: cannot be written ({error.strerror or error})") from None
+    _scan_path(index).unlink(missing_ok=True)
+    return collection, report
+
+
+def read_fruit_bats(root: Path, time_expansion: float = 1) -> tuple[Table, tuple[str, ...]]:
+    """Both tables of the flying-fox collection and the names of its contexts."""
+    file_info = tables.read_file_info(root / FILE_INFO)
+    annotations = tables.read_annotations(root / ANNOTATIONS)
+    both = Table(
+        file_info.rows | annotations.rows,
+        file_info.read | annotations.read,
+        pd.concat([file_info.report, annotations.report], ignore_index=True),
+    )
+    return both, tables.CONTEXTS
+
+
+def read_index(index: str | Path, root: str | Path | None = None) -> Collection:
+    """Read an index; `root` is the folder that the recordings lie in, by default the index's own."""
+    index = Path(index)
+    try:
+        table = pq.read_table(index)
+        facts = json.loads(table.schema.metadata[b"collection"])
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CollectionError(f"{index}: is no index of a collection ({reason})") from None
+    recordings = table.drop_columns(["voice", "annotations"]).to_pandas()
+    return Collection(
+        Path(root or index.parent),
+        recordings.astype({"samplerate": "Int32", "frames": "Int64"}),
+        _unpack(table["voice"]),
+        _unpack(table["annotations"]),
+        tuple(facts["contexts"]),
+        facts["time_expansion"],
+        facts["rows"],
+    )
+
+
+def report_path(index: str | Path) -> Path:
+    """Where the report of an index lies."""
+    return Path(index).with_suffix(".report.csv")
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def scan_headers(
+    root: Path, files: pd.Series, saved: Path | None = None, time_expansion: float = 1
+) -> pd.DataFrame:
+    """Headers of `files` below `root`, one row each in their order (HEADER_COLUMNS).
+
+    `found` is the file as it is spelled on disk (.WAV or .wav); `reason` is empty or says why the file
+    cannot be used. The scan is saved to `saved` every SCAN_BLOCK files and goes on from there.
+    """
+
+    def scan(file: str) -> tuple:
+        found = _spelling(root, file)
+        try:
+            info = audio.probe(root / found, time_expansion)
+        except audio.AudioError as error:
+            return file, found, error.reason, 0, 0
+        return file, found, "", info.samplerate, info.frames
+
+    done = _read_scan(saved)
+    left = files[~files.isin(done["file"])].tolist()
+    bar = tqdm(total=len(files), initial=len(files) - len(left), desc="headers", unit="file")
+    with bar, ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+        for first in range(0, len(left), SCAN_BLOCK):
+            rows = []
+            for row in pool.map(scan, left[first : first + SCAN_BLOCK]):
+                rows.append(row)
+                bar.update()
+            done = pd.concat([done, pd.DataFrame(rows, columns=HEADER_COLUMNS)], ignore_index=True)
+            if saved is not None and first + SCAN_BLOCK < len(left):
+                with replacing(saved) as path:
+                    done.to_parquet(path)
+    return done.set_index("file").loc[files].reset_index()
+
+
+def _spelling(root: Path, file: str) -> str:
+    """The file's name as it is on disk, where that has its suffix in the other case."""
+    if not (root / file).exists():
+        other = str(Path(file).with_suffix(Path(file).suffix.swapcase()))
+        if (root / other).exists():
+            return other
+    return file
+
+
+def _scan_path(index: Path) -> Path:
+    return index.with_suffix(".headers")
+
+
+def _read_scan(saved: Path | None) -> pd.DataFrame:
+    if saved is not None and saved.exists():
+        try:
+            return pd.read_parquet(saved, columns=HEADER_COLUMNS)
+        except (OSError, pa.ArrowException, ValueError):
+            pass  # written by something else: scan again
+    return pd.DataFrame(columns=HEADER_COLUMNS)
+
+
+def _join_headers(
+    recordings: pd.DataFrame, scanned: pd.DataFrame, rate: int | None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Recordings with their headers, and the report of those that cannot be used."""
+    scanned = scanned.set_axis(recordings.index)
+    reason = scanned["reason"].astype("str")
+    detail = recordings["file"]
+    rates = scanned.loc[reason == "", "samplerate"].value_counts()
+    if rate is None and len(rates) > 1:
+        odd = scanned[(reason == "") & (scanned["samplerate"] != rates.index[0])].iloc[0]
+        raise CollectionError(
+            f"{odd['file']}: {odd['samplerate']} Hz, but {rates.iloc[0]} of {rates.sum()} recordings "
+            f"have {rates.index[0]} Hz; name the rate to keep (--rate {rates.index[0]})"
+        )
+    if rate is not None:
+        other = (reason == "") & (scanned["samplerate"] != rate)
+        reason = reason.mask(other, "other rate")
+        detail = detail.mask(other, detail + " " + scanned["samplerate"].astype("str") + " Hz")
+    good = reason == ""
+    dropped = _reported(recordings[~good], FILE_INFO, "dropped", reason[~good], detail[~good])
+    columns = {name: scanned.loc[good, name] for name in ("samplerate", "frames")}
+    return recordings[good].assign(file=scanned.loc[good, "found"], **columns), dropped
+
+
+def _place_spans(
+    spans: pd.DataFrame, table: str, recordings: pd.DataFrame, known: pd.Series
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Spans of kept recordings, cut to their lengths and sorted, with `recording` for file_id."""
+    recording = pd.Index(recordings["file_id"]).get_indexer(spans["file_id"])
+    frames = recordings["frames"].fillna(np.iinfo(np.int64).max).to_numpy(np.int64)
+    length = np.zeros(len(spans), np.int64)
+    length[recording >= 0] = frames[recording[recording >= 0]]
+    reason = np.select(
+        [~spans["file_id"].isin(known), recording < 0, spans["start"] >= length],
+        ["no such recording", "recording dropped", "past the end"],
+        "",
+    )
+    detail = (spans["start"] + 1).astype("str") + ".." + spans["stop"].astype("str")
+    gone = reason != ""
+    cut = ~gone & (spans["stop"] > length)
+    report = pd.concat(
+        [
+            _reported(spans[gone], table, "dropped", reason[gone], detail[gone]),
+            _reported(spans[cut], table, "clipped", "past the end", detail[cut]),
+        ]
+    )
+    placed = spans.assign(recording=recording, stop=np.minimum(spans["stop"], length))[~gone]
+    placed = placed.sort_values(["recording", "start", "stop"], kind="stable", ignore_index=True)
+    return placed, report
+
+
+def _reported(
+    rows: pd.DataFrame, table: str, action: str, reason: object, detail: pd.Series
+) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "table": table,
+            "line": rows["line"],
+            "file_id": rows["file_id"].astype("Int64"),
+            "action": action,
+            "reason": reason,
+            "detail": detail,
+        }
+    )
+
+
+def _count(name: str, read: int, kept: pd.DataFrame, report: pd.DataFrame) -> dict[str, int]:
+    dropped = int(((report["table"] == name) & (report["action"] == "dropped")).sum())
+    if read != len(kept) + dropped:  # not an assert: this is what the report promises
+        raise RuntimeError(f"{name}: {read} rows read, {len(kept)} kept, {dropped} reported")
+    return {"read": read, "kept": len(kept), "dropped": dropped}
+
+
+def _write_index(collection: Collection, index: Path) -> None:
+    facts = {
+        "contexts": collection.contexts,
+        "time_expansion": collection.time_expansion,
+        "rows": collection.rows,
+        "tables": _table_stamps(collection.root),
+    }
+    count = len(collection.recordings)
+    table = pa.Table.from_pandas(collection.recordings, preserve_index=False)
+    table = table.append_column("voice", _pack(collection.voice, count))
+    table = table.append_column("annotations", _pack(collection.annotations, count))
+    table = table.replace_schema_metadata({"collection": json.dumps(facts)})
+    with replacing(index) as path:
+        pq.write_table(table, path, compression="zstd")
+
+
+def _pack(spans: pd.DataFrame, recordings: int) -> pa.Array:
+    """Spans as one list of structs per recording."""
+    offsets = np.searchsorted(spans["recording"].to_numpy(), np.arange(recordings + 1))
+    columns = spans.drop(columns="recording")
+    structs = pa.StructArray.from_arrays(
+        [pa.array(columns[name].to_numpy()) for name in columns], names=list(columns)
+    )
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs)
+
+
+def _unpack(column: pa.ChunkedArray) -> pd.DataFrame:
+    lists = column.combine_chunks()
+    spans = pa.Table.from_struct_array(lists.flatten()).to_pandas()
+    lengths = lists.value_lengths().to_numpy()
+    spans.insert(0, "recording", np.repeat(np.arange(len(lists)), lengths))
+    return spans
+
+
+def _outdated(root: Path, index: Path) -> bool:
+    """Whether a table changed since the index was made; an unreadable index counts as made."""
+    try:
+        facts = json.loads(pq.read_schema(index).metadata[b"collection"])
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return False
+    return facts["tables"] != _table_stamps(root)
+
+
+def _table_stamps(root: Path) -> dict[str, list[int]]:
+    stats = {name: root / name for name in (FILE_INFO, ANNOTATIONS) if (root / name).exists()}
+    return {n: [p.stat().st_size, p.stat().st_mtime_ns] for n, p in stats.items()}

@@ -1,0 +1,127 @@
+"""A DENet in one file: weights, architecture and a checksum, in the safetensors format."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import denet_torch  # its DENet is defined after this module is imported
+
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # the names that huggingface_hub's model mixin uses
+
+
+class CheckpointError(ValueError):
+    """A weight file that cannot be used; the message is one line that begins with the path."""
+
+
+def save(model: "denet_torch.DENet", path: str | Path) -> None:
+    """Write `model` to the .safetensors file `path`, from which `load` rebuilds it with no other argument.
+
+    The metadata holds `model.config` ("denet") and a checksum over it and every weight ("sha256"). `local_step`, training
+    state and no weight, is left out. `path` is replaced in one step, so that it is never half a file.
+    """
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _weights(model).items()}
+    config = json.dumps(model.config)
+    metadata = {"format": "pt", "denet": config, "sha256": checksum(config, tensors)}
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        save_file(tensors, temporary, metadata)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | Path) -> "denet_torch.DENet":
+    """Rebuild the model that `save` or `tools.convert_weights` wrote to `path`: on the CPU, in evaluation mode, in its dtype.
+
+    Raises CheckpointError if the file is missing, cut short, altered, or not a DENet.
+    """
+    config, tensors = _read(Path(path))
+    try:
+        with torch.device("meta"):  # no memory and no time for initial weights
+            model = denet_torch.DENet(**config)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: its architecture is not a DENet's ({_line(error)})") from None
+    expected = _weights(model)
+    if odd := sorted(expected.keys() ^ tensors.keys()):
+        raise CheckpointError(f"{path}: {odd[0]} is {'missing' if odd[0] in expected else 'no weight of a DENet'}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(f"{path}: {name} is {tuple(tensor.shape)}, its architecture has {tuple(expected[name].shape)}")
+        if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != tensors["sinc.filt_b1"].dtype:
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype}; expected float32 or float64, the same for every weight")
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: {name} holds values that are not finite numbers")
+    steps = {name: torch.zeros((), dtype=torch.int64) for name in model.state_dict() if name.endswith("local_step")}
+    model.load_state_dict(tensors | steps, assign=True)
+    return model.eval()
+
+
+def save_pretrained(model: "denet_torch.DENet", folder: str | Path) -> None:
+    """Write `model` to `folder` as model.safetensors and config.json, the layout of the Hugging Face Hub (`hf upload NAME FOLDER`)."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save(model, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(model.config, indent=2) + "\n")
+
+
+def from_pretrained(name_or_folder: str | Path, revision: str | None = None, cache_dir: str | None = None) -> "denet_torch.DENet":
+    """Load what `save_pretrained` wrote, from a folder, or, if there is none of that name, from that repository of the Hub.
+
+    `revision` (a branch, tag or commit) and `cache_dir` are `huggingface_hub.hf_hub_download`'s. Raises CheckpointError.
+    """
+    folder = Path(name_or_folder)
+    if folder.is_dir():
+        return load(folder / WEIGHTS_FILE)
+    from huggingface_hub import hf_hub_download  # only those who download need it
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return load(hf_hub_download(str(name_or_folder), WEIGHTS_FILE, revision=revision, cache_dir=cache_dir))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise CheckpointError(f"{name_or_folder}: no such folder, and not to be had from the Hub ({_line(error)})") from None
+
+
+def checksum(config: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of the architecture and of every weight's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(config.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _weights(model: "denet_torch.DENet") -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("local_step")}
+
+
+def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: {'is a folder, not a weight file' if path.is_dir() else 'no such file'}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({_line(error)})") from None
+    if not {"denet", "sha256"} <= metadata.keys():
+        raise CheckpointError(f"{path}: has no DENet architecture in its metadata (see python -m tools.convert_weights --help)")
+    if checksum(metadata["denet"], tensors) != metadata["sha256"]:
+        raise CheckpointError(f"{path}: damaged, its checksum does not match")
+    try:
+        config = json.loads(metadata["denet"])
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its architecture cannot be read ({_line(error)})") from None
+    return config, tensors
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,220 @@
+"""Frame labels from two sources that contradict each other.
+
+FileInfo.csv has the voiced segments of every recording, Annotations.csv has spans with a context and an
+emitter for some. Four strategies say what is a call:
+
+    voice         the voiced segments
+    annotation    the annotated spans
+    intersection  annotated spans cut down to the voiced segments: silence and tail inside a span go
+    union         either
+
+A frame belongs to a call if at least `min_overlap` of it lies within calls; its class is the one that
+covers most of it. Frames that cannot be labelled are IGNORE and must not count in a loss or a score:
+  - with `annotation` and `intersection`, all frames of a recording that was never annotated, which says
+    nothing about its calls (two recordings in three, nearly all with calls in them);
+  - calls whose class is not known: context and emitter of a voiced segment that is not annotated,
+    emitters that are 0 (unknown) or negative (that bat or its addressee);
+  - with `mask_conflicts`, frames of an annotated recording that voice and annotation label differently.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from training.collection import Collection
+
+IGNORE = -100
+BACKGROUND = 0
+STRATEGIES = ("voice", "annotation", "intersection", "union")
+TASKS = ("call", "context", "emitter")
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Sorted calls of a collection: [start, stop) in samples of recording, and the class, or IGNORE."""
+
+    recording: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    label: np.ndarray
+
+    def of(self, recording: int) -> "Spans":
+        """Those of one recording."""
+        first, last = np.searchsorted(self.recording, [recording, recording + 1])
+        part = slice(first, last)
+        return Spans(self.recording[part], self.start[part], self.stop[part], self.label[part])
+
+    def __len__(self) -> int:
+        return len(self.recording)
+
+
+class Labeller:
+    """Frame labels of a collection's recordings by one strategy, for one task.
+
+    classes: names of the labels, in order: background first, then "call", the contexts, or the emitters.
+    spans: the calls, by strategy and task. known: (recordings,) bool, False where labels are all IGNORE.
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        strategy: str = "voice",
+        task: str = "call",
+        min_overlap: float = 0.5,
+        mask_conflicts: bool = False,
+    ) -> None:
+        if strategy not in STRATEGIES:
+            raise ValueError(f"strategy is {strategy!r}; expected one of {', '.join(STRATEGIES)}")
+        if not 0 < min_overlap <= 1:
+            raise ValueError(f"min_overlap is {min_overlap}; expected more than 0, at most 1")
+        self.min_overlap = min_overlap
+        self.classes, code_label = _classes(collection, task)
+        annotations = collection.annotations
+        label = code_label.reindex(_codes(annotations, task), fill_value=IGNORE).to_numpy()
+        voice, annotated = _as_spans(collection.voice), _as_spans(annotations, label)
+        extra_label = 1 if task == "call" else IGNORE
+        self.spans = _combine(voice, annotated, strategy, extra_label)
+        has_annotation = np.zeros(len(collection.recordings), bool)
+        has_annotation[annotated.recording] = True
+        self.known = np.ones_like(has_annotation)
+        if strategy in ("annotation", "intersection"):
+            self.known = has_annotation
+        self._sources = (voice, annotated) if mask_conflicts else None
+        self._masked = has_annotation
+
+    def __call__(self, recording: int, edges: np.ndarray) -> np.ndarray:
+        """Labels (frames,) int64 of frames between `edges` (frames + 1,), in samples of the file."""
+        frames = len(edges) - 1
+        if not self.known[recording]:
+            return np.full(frames, IGNORE)
+        spans = self.spans.of(recording)
+        labels = np.zeros(frames, np.int64)
+        most = np.zeros(frames)
+        for label in np.unique(spans.label):
+            mine = spans.label == label
+            covered = coverage(spans.start[mine], spans.stop[mine], edges)
+            labels = np.where(covered > most, label, labels)
+            most = np.maximum(covered, most)
+        labels[~self._is_call(spans, edges)] = BACKGROUND
+        if self._sources is not None and self._masked[recording]:
+            voice, annotated = (spans.of(recording) for spans in self._sources)
+            labels[self._is_call(voice, edges) != self._is_call(annotated, edges)] = IGNORE
+        return labels
+
+    def _is_call(self, spans: Spans, edges: np.ndarray) -> np.ndarray:
+        covered = coverage(spans.start, spans.stop, edges)
+        # Edges are seconds times a rate: a frame that is covered exactly as required stays a call.
+        return covered >= self.min_overlap * np.diff(edges) - 1e-3
+
+
+def coverage(start: np.ndarray, stop: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Samples of each frame (frames,) that lie in any of the spans; `edges` is (frames + 1,)."""
+    start, stop = merge(start, stop)
+    # (spans, 1) against (frames,)
+    overlap = np.minimum(stop[:, None], edges[1:]) - np.maximum(start[:, None], edges[:-1])
+    return np.maximum(overlap, 0).sum(axis=0)
+
+
+def merge(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Spans that overlap or touch as one, in order."""
+    if len(start) < 2:
+        return start, stop
+    order = np.argsort(start, kind="stable")
+    start, reach = start[order], np.maximum.accumulate(stop[order])
+    first = np.append(True, start[1:] > reach[:-1])
+    return start[first], reach[np.append(first[1:], True)]
+
+
+def subtract(
+    start: np.ndarray, stop: np.ndarray, cut_start: np.ndarray, cut_stop: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What of the spans lies in none of the cuts, merged, in order."""
+    points = np.concatenate([start, stop, cut_start, cut_stop])
+    order = np.argsort(points, kind="stable")
+    spans, cuts = np.ones_like(start), np.ones_like(cut_start)
+    inside = np.cumsum(np.concatenate([spans, -spans, 0 * cuts, 0 * cuts])[order]) > 0
+    cut = np.cumsum(np.concatenate([0 * spans, 0 * spans, cuts, -cuts])[order]) > 0
+    left, right = points[order][:-1], points[order][1:]
+    keep = (inside & ~cut)[:-1] & (left < right)
+    return merge(left[keep], right[keep])
+
+
+def _classes(collection: Collection, task: str) -> tuple[tuple[str, ...], pd.Series]:
+    """Class names, and the label of every code of the data set that is a class."""
+    if task == "call":
+        return ("background", "call"), pd.Series({0: 1})
+    if task == "context":
+        codes, names = np.arange(len(collection.contexts)), collection.contexts
+    elif task == "emitter":
+        emitters = collection.annotations["emitter"]
+        codes = np.sort(emitters[emitters > 0].unique())
+        names = tuple(str(code) for code in codes)
+    else:
+        raise ValueError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
+    return ("background", *names), pd.Series(np.arange(1, len(codes) + 1), index=codes)
+
+
+def _codes(annotations: pd.DataFrame, task: str) -> np.ndarray:
+    return np.zeros(len(annotations), int) if task == "call" else annotations[task].to_numpy()
+
+
+def _as_spans(frame: pd.DataFrame, label: np.ndarray | None = None) -> Spans:
+    columns = (frame[name].to_numpy(np.int64) for name in ("recording", "start", "stop"))
+    return Spans(*columns, np.ones(len(frame), np.int64) if label is None else label)
+
+
+def _combine(voice: Spans, annotated: Spans, strategy: str, extra_label: int) -> Spans:
+    """The calls by a strategy; what is voiced outside of every annotation gets `extra_label`."""
+    inside = _overlaps(voice, annotated)
+    extra = _split(*subtract(*_joined(voice), *_joined(annotated)), extra_label)
+    parts = {
+        "voice": [inside, extra],
+        "annotation": [annotated],
+        "intersection": [inside],
+        "union": [annotated, extra],
+    }[strategy]
+    label = np.concatenate([part.label for part in parts])
+    start, stop = (np.concatenate(ends) for ends in zip(*map(_joined, parts), strict=True))
+    # A segment that was cut where an annotation begins is one again where both sides are of a class.
+    merged = [_split(*merge(start[label == one], stop[label == one]), one) for one in np.unique(label)]
+    columns = [
+        np.concatenate([np.zeros(0, np.int64)] + [getattr(part, name) for part in merged])
+        for name in ("recording", "start", "stop", "label")
+    ]
+    order = np.lexsort(columns[1::-1])  # by recording, then start
+    return Spans(*(column[order] for column in columns))
+
+
+def _overlaps(voice: Spans, annotated: Spans) -> Spans:
+    """Every part of an annotated span that is voiced, with the annotation's label."""
+    pairs = pd.merge(
+        pd.DataFrame({"recording": voice.recording, "v0": voice.start, "v1": voice.stop}),
+        pd.DataFrame(
+            {
+                "recording": annotated.recording,
+                "a0": annotated.start,
+                "a1": annotated.stop,
+                "label": annotated.label,
+            }
+        ),
+        on="recording",
+    )
+    start, stop = pairs[["v0", "a0"]].max(axis=1), pairs[["v1", "a1"]].min(axis=1)
+    columns = pairs["recording"], start, stop, pairs["label"]
+    return Spans(*(column[start < stop].to_numpy(np.int64) for column in columns))
+
+
+# All recordings one after the other on one line, each with more room than a recording can have.
+_ROOM_BITS = 34
+
+
+def _joined(spans: Spans) -> tuple[np.ndarray, np.ndarray]:
+    base = spans.recording << _ROOM_BITS
+    return base + spans.start, base + spans.stop
+
+
+def _split(start: np.ndarray, stop: np.ndarray, label: int) -> Spans:
+    recording = start >> _ROOM_BITS
+    base = recording << _ROOM_BITS
+    return Spans(recording, start - base, stop - base, np.full(len(start), label))

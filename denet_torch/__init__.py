@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import CheckpointError, from_pretrained, load, save, save_pretrained
+from .detection import detect
 from .layers import (
     BatchNorm,
     Bidirectional,
@@ -18,7 +20,7 @@ from .layers import (
     softmax,
 )
 
-__all__ = ["DENet", "get_denet"]
+__all__ = ["CheckpointError", "DENet", "detect", "from_pretrained", "get_denet", "load", "save", "save_pretrained"]
 
 
 class DENet(nn.Module):

@@ -1,0 +1,209 @@
+"""From a recording to events: probabilities of every frame, and the calls that they show.
+
+Frames of `model.samples` samples at `model.sr` lie side by side from the start of the recording; a last
+frame that is not full is filled with zeros. Sequences of `model.seq_len` frames begin every `hop` frames,
+the last one where it still fits. A frame's probability is the mean over the sequences that hold it, so it
+depends on the recording alone and not on how much of it is read or computed at once.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .audio import AudioError, probe, read, resampled_length
+
+if TYPE_CHECKING:
+    from . import DENet
+
+EVENT_COLUMNS = ["file", "onset", "offset", "label", "score"]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How frame probabilities become events. Times are in seconds and rounded up to whole frames.
+
+    Class 0 is the background. For each other class, frames at or above `low_threshold` in a row are a
+    syllable if one of them reaches `threshold` (hysteresis; without `low_threshold` both are the same).
+    Syllables less than `min_gap` apart are one, what is then shorter than `min_duration` is dropped, and
+    those left that lie less than `call_gap` apart are one call. With `any_class` the classes are not told
+    apart: their probabilities are added up and every event is labelled "call".
+    """
+
+    threshold: float = 0.5
+    low_threshold: float | None = None
+    min_gap: float = 0.0
+    min_duration: float = 0.0
+    call_gap: float = 0.0
+    any_class: bool = False
+
+    def __post_init__(self):
+        low = self.threshold if self.low_threshold is None else self.low_threshold
+        if not 0 < low <= self.threshold <= 1:
+            raise ValueError(f"thresholds must be 0 < low <= threshold <= 1, not {low} and {self.threshold}")
+        if min(self.min_gap, self.min_duration, self.call_gap) < 0:
+            raise ValueError("gaps and the minimum duration cannot be negative")
+
+
+def detect(
+    model: "DENet",
+    paths: str | Path | Iterable[str | Path],
+    *,
+    hop: int | None = None,
+    batch_size: int | None = None,
+    time_expansion: float = 1,
+    **decoding,
+) -> pd.DataFrame:
+    """Find the calls of one recording or several: a row an event, with file, onset (s), offset (s), label, score.
+
+    `decoding`: fields of `Decoding` that replace those stored with the weights. The other arguments are
+    those of `frame_probabilities`. The score is the highest frame probability of the event. Raises
+    AudioError for a recording that cannot be used.
+    """
+    paths = [paths] if isinstance(paths, (str, Path)) else paths
+    chosen = stored_decoding(model, **decoding)
+    tables = []
+    for path in paths:
+        probabilities = frame_probabilities(
+            model, path, hop=hop, batch_size=batch_size, time_expansion=time_expansion
+        )
+        duration = probe(path, time_expansion).duration
+        tables.append(events(probabilities, model.samples / model.sr, duration, class_names(model), chosen, path))
+    return pd.concat(tables or [pd.DataFrame(columns=EVENT_COLUMNS)], ignore_index=True)
+
+
+def count_frames(model: "DENet", path: str | Path, time_expansion: float = 1) -> int:
+    """Number of frames of a recording. Raises AudioError if it is shorter than one."""
+    info = probe(path, time_expansion)
+    samples = resampled_length(info.frames, info.samplerate, model.sr)
+    if samples < model.samples:
+        frame = model.samples / model.sr
+        raise AudioError(f"{path}: is {info.duration:.4f} s long, shorter than one frame ({frame:.4f} s)")
+    return -(-samples // model.samples)
+
+
+@torch.inference_mode()
+def frame_probabilities(
+    model: "DENet",
+    path: str | Path,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    hop: int | None = None,
+    batch_size: int | None = None,
+    time_expansion: float = 1,
+    on_progress: Callable[[float], None] | None = None,
+) -> np.ndarray:
+    """Class probabilities (frames, n_classes), float32, of the frames `start` to `stop` of a recording.
+
+    They equal the same slice of the whole recording's. `hop`: frames from one sequence to the next, half a
+    sequence by default. `batch_size`: sequences computed at once (2 on a CPU, where more only cost memory, 64
+    on a GPU). Only their samples are held in memory. `on_progress` is called with the seconds of audio
+    done since the last call. Raises AudioError.
+    """
+    total = count_frames(model, path, time_expansion)
+    stop = total if stop is None else min(stop, total)
+    seq_len = min(model.seq_len, total)
+    hop = max(1, seq_len // 2) if hop is None else hop
+    if not 0 < hop <= model.seq_len:
+        raise ValueError(f"hop is {hop} frames; sequences of {model.seq_len} frames need 1 to {model.seq_len}")
+    parameter = next(model.parameters())
+    batch_size = batch_size or (2 if parameter.device.type == "cpu" else 64)
+
+    firsts = [*range(0, total - seq_len, hop), total - seq_len]
+    firsts = [first for first in firsts if first < stop and first + seq_len > start]
+    sums = np.zeros((stop - start, model.n_classes))
+    counts = np.zeros((stop - start, 1))
+    done = start
+    for batch in _batched(firsts, batch_size):
+        begin, end = batch[0], batch[-1] + seq_len
+        waveform = read(
+            path,
+            begin * model.samples,
+            (end - begin) * model.samples,
+            rate=model.sr,
+            time_expansion=time_expansion,
+        )
+        frames = np.zeros((end - begin, model.samples), np.float32)
+        frames.reshape(-1)[: len(waveform)] = waveform
+        x = np.stack([frames[first - begin :][:seq_len] for first in batch])  # (batch, seq_len, samples)
+        probabilities = model.predict_proba(torch.from_numpy(x).to(parameter)).float().cpu().numpy()
+        for first, sequence in zip(batch, probabilities, strict=True):
+            a, b = max(first, start), min(first + seq_len, stop)
+            sums[a - start : b - start] += sequence[a - first : b - first]
+            counts[a - start : b - start] += 1
+        if on_progress:
+            on_progress((min(end, stop) - done) * model.samples / model.sr)
+            done = min(end, stop)
+    return (sums / counts).astype(np.float32)
+
+
+def events(
+    probabilities: np.ndarray,
+    frame: float,
+    duration: float,
+    labels: list[str],
+    decoding: Decoding,
+    file: str | Path,
+) -> pd.DataFrame:
+    """Decode probabilities (frames, n_classes) of frames of `frame` seconds into a table of events.
+
+    Events are in order of onset, to the microsecond, and end at the latest at `duration` (s).
+    """
+    calls = probabilities[:, 1:]
+    if decoding.any_class:
+        calls, labels = calls.sum(axis=1, keepdims=True), [labels[0], "call"]
+    rows = []
+    for label, p in zip(labels[1:], calls.T, strict=True):
+        for start, stop in find_runs(p, frame, decoding):
+            score = float(p[start:stop].max())
+            onset, offset = round(start * frame, 6), round(min(stop * frame, duration), 6)
+            rows.append((str(file), onset, offset, label, score))
+    return pd.DataFrame(sorted(rows, key=lambda row: row[1:3]), columns=EVENT_COLUMNS)
+
+
+def find_runs(p: np.ndarray, frame: float, decoding: Decoding) -> np.ndarray:
+    """Runs of frames (events, 2), first and one past the last, that are events of one class with probabilities (frames,)."""
+    low = decoding.threshold if decoding.low_threshold is None else decoding.low_threshold
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], p >= low, [False]])))
+    runs = edges.reshape(-1, 2)
+    peaks = np.array([p[start:stop].max() for start, stop in runs])
+    runs = runs[peaks >= decoding.threshold] if len(runs) else runs
+    runs = _join(runs, _whole(decoding.min_gap, frame))
+    runs = runs[runs[:, 1] - runs[:, 0] >= _whole(decoding.min_duration, frame)]
+    return _join(runs, _whole(decoding.call_gap, frame))
+
+
+def class_names(model: "DENet") -> list[str]:
+    """Names of the model's classes, the background first: those stored with the weights, or general ones."""
+    stored = (getattr(model, "detection", None) or {}).get("labels")
+    if stored:
+        return list(stored)
+    if model.n_classes == 2:
+        return ["background", "call"]
+    return ["background", *(f"class {i}" for i in range(1, model.n_classes))]
+
+
+def stored_decoding(model: "DENet", **changes) -> Decoding:
+    """The decoding stored with the weights, else the default one, with `changes` to its fields."""
+    stored = {k: v for k, v in (getattr(model, "detection", None) or {}).items() if k != "labels"}
+    return replace(Decoding(**stored), **changes)
+
+
+def _batched(items: list, size: int) -> Iterable[list]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _whole(seconds: float, frame: float) -> int:
+    return int(np.ceil(seconds / frame - 1e-6))  # 0.15 s are three frames of 0.05 s
+
+
+def _join(runs: np.ndarray, gap: int) -> np.ndarray:
+    if not len(runs):
+        return runs
+    apart = runs[1:, 0] - runs[:-1, 1] >= gap
+    return np.stack([runs[np.r_[True, apart], 0], runs[np.r_[apart, True], 1]], axis=1)

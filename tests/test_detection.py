@@ -1,0 +1,152 @@
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import denet_torch
+from denet_torch import detection, get_denet
+from denet_torch.audio import AudioError
+from denet_torch.detection import Decoding, find_runs
+
+SR, SAMPLES, SEQ_LEN = 4000, 200, 6  # frames of 50 ms
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    sizes = dict(n_filters=4, gru_units=4, dense_units=(4, 4))
+    model = get_denet((SEQ_LEN, SAMPLES), 3, sr=SR, **sizes)
+    with torch.no_grad():  # spread the probabilities that random weights give
+        x = torch.randn(8, SEQ_LEN, SAMPLES) * torch.logspace(-3, -0.5, 8)[:, None, None]
+        model.dense3.weight.mul_(100)
+        model.eval().dense3.bias.sub_(model(x).mean(dim=(0, 1)))
+    return model
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    """5.03 s at 10 kHz of noise whose loudness comes and goes: resampled, and no whole number of frames."""
+    path = tmp_path_factory.mktemp("audio") / "noise.wav"
+    rng = np.random.default_rng(0)
+    loudness = np.repeat(10 ** rng.uniform(-3, -0.5, 51), 1000)[:50_300]
+    soundfile.write(path, rng.standard_normal(50_300) * loudness, 10_000, subtype="FLOAT")
+    return path
+
+
+def by_hand(model, path, hop):
+    """The same, all sequences at once from the waveform in memory."""
+    waveform = denet_torch.audio.read(path, rate=model.sr)
+    frames = -(-len(waveform) // SAMPLES)
+    waveform = np.pad(waveform, (0, frames * SAMPLES - len(waveform))).reshape(frames, SAMPLES)
+    seen = [[] for _ in range(frames)]
+    for first in sorted({*range(0, frames - SEQ_LEN, hop), frames - SEQ_LEN}):
+        x = torch.from_numpy(waveform[None, first : first + SEQ_LEN])
+        for i, p in enumerate(model.predict_proba(x)[0].numpy()):
+            seen[first + i].append(p)
+    return np.array([np.mean(p, axis=0) for p in seen])
+
+
+@pytest.mark.parametrize("hop", [1, 3, 6])
+def test_frames_are_the_mean_of_their_sequences(model, recording, hop):
+    p = detection.frame_probabilities(model, recording, hop=hop)
+    assert p.shape == (101, 3) and p.dtype == np.float32
+    np.testing.assert_allclose(p, by_hand(model, recording, hop), atol=1e-6)
+    np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(batch=st.integers(1, 50), cuts=st.lists(st.integers(1, 100), unique=True, max_size=6))
+def test_events_do_not_depend_on_the_cutting(model, recording, batch, cuts):
+    whole = detection.frame_probabilities(model, recording, batch_size=1000)
+    edges = [0, *sorted(cuts), None]
+    parts = [
+        detection.frame_probabilities(model, recording, start, stop, batch_size=batch)
+        for start, stop in zip(edges, edges[1:], strict=False)
+    ]
+    parts = np.concatenate(parts)
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
+    threshold = float(np.quantile(whole[:, 1], 0.7))
+    tables = [
+        detection.events(p, 0.05, 5.03, ["b", "x", "y"], Decoding(threshold), recording)
+        for p in (whole, parts)
+    ]
+    assert len(tables[0]) > 3
+    assert len(tables[0]) == len(tables[1])
+    np.testing.assert_allclose(tables[0].onset, tables[1].onset, atol=0.0501)
+    np.testing.assert_allclose(tables[0].offset, tables[1].offset, atol=0.0501)
+
+
+def test_a_recording_shorter_than_a_sequence(model, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(450), SR)
+    assert detection.frame_probabilities(model, tmp_path / "a.wav").shape == (3, 3)
+
+
+def test_a_recording_shorter_than_a_frame_is_one_line(model, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(199), SR)
+    with pytest.raises(AudioError, match=r"a\.wav: .*shorter than one frame") as error:
+        denet_torch.detect(model, tmp_path / "a.wav")
+    assert "\n" not in str(error.value)
+
+
+def test_progress_adds_up_to_the_recording(model, recording):
+    done = []
+    detection.frame_probabilities(model, recording, on_progress=done.append)
+    assert sum(done) == pytest.approx(101 * 0.05) and min(done) >= 0 and len(done) > 5
+
+
+def test_a_hop_that_leaves_frames_out_is_refused(model, recording):
+    with pytest.raises(ValueError, match="hop"):
+        detection.frame_probabilities(model, recording, hop=SEQ_LEN + 1)
+
+
+def runs(p, **decoding):
+    return find_runs(np.array(p), 0.05, Decoding(**decoding)).tolist()
+
+
+def test_threshold_hysteresis_gap_duration_and_grouping():
+    p = [0.9, 0.1, 0.4, 0.6, 0.4, 0.1, 0.1, 0.4, 0.4, 0.1, 0.5]
+    assert runs(p) == [[0, 1], [3, 4], [10, 11]]
+    assert runs(p, low_threshold=0.3) == [[0, 1], [2, 5], [10, 11]]
+    assert runs(p, low_threshold=0.3, min_gap=0.1) == [[0, 5], [10, 11]]
+    assert runs(p, low_threshold=0.3, min_gap=0.05) == [[0, 1], [2, 5], [10, 11]]
+    assert runs(p, low_threshold=0.3, min_duration=0.15) == [[2, 5]]
+    assert runs(p, min_duration=0.1, call_gap=10) == []  # short ones go before they are grouped
+    assert runs(p, call_gap=0.15) == [[0, 4], [10, 11]]
+    assert runs([0.0, 0.1]) == []
+    assert runs([]) == []
+
+
+def test_events_have_label_score_and_end_with_the_recording():
+    p = np.array([[0.1, 0.5, 0.4], [0.2, 0.7, 0.1], [0.9, 0.1, 0.0], [0.1, 0.2, 0.7]])
+    names = ["background", "a", "b"]
+    table = detection.events(p, 0.05, 0.17, names, Decoding(), "x.wav")
+    assert list(table.columns) == detection.EVENT_COLUMNS
+    assert table.values.tolist() == [["x.wav", 0, 0.1, "a", 0.7], ["x.wav", 0.15, 0.17, "b", 0.7]]
+    table = detection.events(p, 0.05, 0.17, names, Decoding(threshold=0.85, any_class=True), "x")
+    assert table.onset.tolist() == [0, 0.15] and set(table.label) == {"call"}
+    assert table.score.tolist() == pytest.approx([0.9, 0.9])
+
+
+def test_detect_takes_the_stored_decoding_and_changes_to_it(model, recording):
+    try:
+        model.detection = {"labels": ["background", "a", "b"], "threshold": 0.99999, "min_gap": 0.2}
+        strict = denet_torch.detect(model, recording)
+        both = [recording, recording]
+        loose = denet_torch.detect(model, both, threshold=0.5, min_gap=0)
+    finally:
+        model.detection = None
+    assert strict.empty and list(strict.columns) == detection.EVENT_COLUMNS
+    assert len(loose) > 2 and set(loose.label) <= {"a", "b"}
+    assert (loose.offset > loose.onset).all()
+    first, second = loose[: len(loose) // 2], loose[len(loose) // 2 :]
+    assert first.values.tolist() == second.values.tolist()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"threshold": 0}, {"threshold": 0.4, "low_threshold": 0.5}, {"min_gap": -1}]
+)
+def test_decoding_refuses_what_makes_no_sense(wrong):
+    with pytest.raises(ValueError):
+        Decoding(**wrong)

@@ -1,0 +1,71 @@
+"""The parity report: one row a layer, the largest error of each kind that the run saw."""
+
+import json
+import os
+from pathlib import Path
+
+COLUMNS = {
+    "forward float64": "forward, float64",
+    "gradient float64": "gradient, float64",
+    "forward float32": "forward, float32",
+    "gradient float32": "gradient, float32",
+    "forward tensorflow float32": "TensorFlow forward, float32",
+    "gradient tensorflow float32": "TensorFlow gradient, float32",
+    "median ratio": "median ratio",
+    "worst ratio": "worst ratio",
+    "forward recording": "forward, recordings",
+    "gradient recording": "gradient, recordings",
+    "cases": "cases",
+    "redrawn": "redrawn",
+}
+
+LEGEND = """\
+Errors are the largest difference relative to the largest magnitude of the array, the largest over all cases and arrays. float64 and float32
+are the port against reference_tf in float64; TensorFlow is reference_tf in float32 against itself in float64. The ratios compare the
+two float32 errors: of the medians over the cases, and the worst single case. Recordings are those of the original, in float32.
+Redrawn: drawn numbers that were replaced because a unit was within 1e-6 of a kink.
+"""
+
+
+class Report:
+    """Figures by layer and column; figures of several processes merge to the largest, counts to the sum."""
+
+    def __init__(self, rows: dict[str, dict[str, float]] | None = None):
+        self.rows = rows or {}
+
+    def add(self, layer: str, column: str, value: float) -> None:
+        row = self.rows.setdefault(layer, {})
+        row[column] = max(row.get(column, 0.0), value)
+
+    def count(self, layer: str, column: str, value: int) -> None:
+        row = self.rows.setdefault(layer, {})
+        row[column] = row.get(column, 0) + value
+
+    def merge(self, rows: dict[str, dict[str, float]]) -> None:
+        for layer, row in rows.items():
+            for column, value in row.items():
+                (self.count if isinstance(value, int) else self.add)(layer, column, value)
+
+    def sorted_rows(self) -> dict[str, dict[str, float]]:
+        """Rows in the order of `layers.py`, the whole model last."""
+        from parity_tests.cases import CASES
+
+        return {layer: self.rows[layer] for layer in CASES if layer in self.rows}
+
+    def markdown(self) -> str:
+        def text(value):
+            return "" if value is None else str(value) if isinstance(value, int) else f"{value:.2g}"
+
+        lines = [["layer", *COLUMNS.values()], ["---"] * (1 + len(COLUMNS))]
+        lines += [[layer, *(text(row.get(column)) for column in COLUMNS)] for layer, row in self.sorted_rows().items()]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n" + LEGEND
+
+    def write(self, folder: Path) -> None:
+        """Write parity_report.md and parity_report.json."""
+        for name, text in (
+            ("parity_report.md", self.markdown()),
+            ("parity_report.json", json.dumps(self.sorted_rows(), indent=1) + "\n"),
+        ):
+            part = folder / f"{name}.part"
+            part.write_text(text)
+            os.replace(part, folder / name)

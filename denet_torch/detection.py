@@ -100,7 +100,7 @@ def frame_probabilities(
 ) -> np.ndarray:
     """Class probabilities (frames, n_classes), float32, of the frames `start` to `stop` of a recording.
 
-    They equal the same slice of the whole recording's. `hop`: frames from one sequence to the next, half a
+    They equal the same slice of the whole recording's, bit for bit. `hop`: frames from one sequence to the next, half a
     sequence by default. `batch_size`: sequences computed at once (2 on a CPU, where more only cost memory, 64
     on a GPU). Only their samples are held in memory. `on_progress` is called with the seconds of audio
     done since the last call. Raises AudioError.
@@ -115,11 +115,13 @@ def frame_probabilities(
     batch_size = batch_size or (2 if parameter.device.type == "cpu" else 64)
 
     firsts = [*range(0, total - seq_len, hop), total - seq_len]
-    firsts = [first for first in firsts if first < stop and first + seq_len > start]
+    # The batches are those of the whole recording, so that the same bits come out of every slice.
+    batches = [firsts[i : i + batch_size] for i in range(0, len(firsts), batch_size)]
+    batches = [batch for batch in batches if batch[0] < stop and batch[-1] + seq_len > start]
     sums = np.zeros((stop - start, model.n_classes))
     counts = np.zeros((stop - start, 1))
     done = start
-    for batch in _batched(firsts, batch_size):
+    for batch in batches:
         begin, end = batch[0], batch[-1] + seq_len
         waveform = read(
             path,
@@ -134,8 +136,9 @@ def frame_probabilities(
         probabilities = model.predict_proba(torch.from_numpy(x).to(parameter)).float().cpu().numpy()
         for first, sequence in zip(batch, probabilities, strict=True):
             a, b = max(first, start), min(first + seq_len, stop)
-            sums[a - start : b - start] += sequence[a - first : b - first]
-            counts[a - start : b - start] += 1
+            if a < b:
+                sums[a - start : b - start] += sequence[a - first : b - first]
+                counts[a - start : b - start] += 1
         if on_progress:
             on_progress((min(end, stop) - done) * model.samples / model.sr)
             done = min(end, stop)
@@ -192,10 +195,6 @@ def stored_decoding(model: "DENet", **changes) -> Decoding:
     """The decoding stored with the weights, else the default one, with `changes` to its fields."""
     stored = {k: v for k, v in (getattr(model, "detection", None) or {}).items() if k != "labels"}
     return replace(Decoding(**stored), **changes)
-
-
-def _batched(items: list, size: int) -> Iterable[list]:
-    return (items[i : i + size] for i in range(0, len(items), size))
 
 
 def _whole(seconds: float, frame: float) -> int:

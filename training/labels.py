@@ -41,9 +41,11 @@ class Spans:
 
     def of(self, recording: int) -> "Spans":
         """Those of one recording."""
-        first, last = np.searchsorted(self.recording, [recording, recording + 1])
-        part = slice(first, last)
-        return Spans(self.recording[part], self.start[part], self.stop[part], self.label[part])
+        return self.select(slice(*np.searchsorted(self.recording, [recording, recording + 1])))
+
+    def select(self, rows: np.ndarray | slice) -> "Spans":
+        """Some of them."""
+        return Spans(self.recording[rows], self.start[rows], self.stop[rows], self.label[rows])
 
     def __len__(self) -> int:
         return len(self.recording)
@@ -106,6 +108,17 @@ class Labeller:
         covered = coverage(spans.start, spans.stop, edges)
         # Edges are seconds times a rate: a frame that is covered exactly as required stays a call.
         return covered >= self.min_overlap * np.diff(edges) - 1e-3
+
+
+def quiet_spans(collection: Collection) -> Spans:
+    """Stretches of recordings where neither source has a call, labelled background."""
+    frames = collection.recordings["frames"].to_numpy(np.int64)
+    everything = np.arange(len(frames)), np.zeros_like(frames), frames, np.zeros_like(frames)
+    calls = zip(
+        _joined(_as_spans(collection.voice)), _joined(_as_spans(collection.annotations)), strict=True
+    )
+    calls = [np.concatenate(ends) for ends in calls]
+    return _split(*subtract(*_joined(Spans(*everything)), *calls), BACKGROUND)
 
 
 def coverage(start: np.ndarray, stop: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -1,0 +1,266 @@
+"""Sequences of frames from a collection's recordings, read by seeking.
+
+    data = open_datasets("egyptian_fruit_bats")         # .train, .validation, .test, .classes, ...
+    data.train.set_epoch(3); data.train[0]
+
+An item is a dict: waveform (seq_len, samples) float32 at the model's rate, labels (seq_len,) int64 with
+IGNORE for frames that must not count, recording (row number in the collection) and start (seconds).
+
+`RandomWindows` draws; an item depends on (seed, epoch, index) alone, not on the worker that makes it or on
+what was made before, so a run resumes in mid-epoch by starting at a later index. `ExhaustiveWindows` covers
+recordings from end to end, for evaluation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from denet_torch import audio
+from training.collection import Collection, open_collection
+from training.labels import IGNORE, Labeller, Spans, quiet_spans
+from training.mixing import Mixer
+from training.splits import Split, split_collection
+from training.tables import CollectionError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Shares of random windows that are drawn on purpose; the rest lie anywhere.
+
+    call: around a call, each class as often as any other. boundary: with the onset or offset of a call
+    somewhere inside. quiet: where neither source has a call.
+    """
+
+    call: float = 0.4
+    boundary: float = 0.2
+    quiet: float = 0.0
+
+    def __post_init__(self) -> None:
+        shares = (self.call, self.boundary, self.quiet)
+        if min(shares) < 0 or sum(shares) > 1:
+            raise ValueError(f"sampling shares are {shares}; expected at least 0, together at most 1")
+
+
+class _Windows(Dataset):
+    """Windows of `seq_len` frames of `samples` samples at `rate` Hz of some recordings.
+
+    recordings: row numbers; those without labels, or shorter than a frame, are left out.
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        recordings: Sequence[int],
+        labeller: Labeller,
+        *,
+        rate: int = 16000,
+        samples: int = 800,
+        seq_len: int = 10,
+    ) -> None:
+        recordings = np.asarray(recordings, np.int64)
+        if collection.recordings["samplerate"].isna().any():
+            raise CollectionError(f"{collection.root}: was indexed without headers; index it again")
+        # Plain arrays: a data loader's workers share them instead of growing copies of their own.
+        self._samplerate = collection.recordings["samplerate"].to_numpy(np.int64)
+        self._frames = collection.recordings["frames"].to_numpy(np.int64)
+        self._files = np.array(collection.recordings["file"], dtype=np.bytes_)
+        self._root, self._time_expansion = collection.root, collection.time_expansion
+        self._labeller = labeller
+        self.rate, self.samples, self.seq_len = rate, samples, seq_len
+        long_enough = self._length(recordings) >= samples
+        self.recordings = recordings[labeller.known[recordings] & long_enough]
+        if not len(self.recordings):
+            raise CollectionError(
+                f"{collection.root}: none of {len(recordings)} recordings has labels and a whole frame"
+            )
+
+    @property
+    def window(self) -> int:
+        """Samples in a window, at the model's rate."""
+        return self.seq_len * self.samples
+
+    def _length(self, recordings: np.ndarray) -> np.ndarray:
+        """Lengths in samples at the model's rate."""
+        return self._frames[recordings] * self.rate // self._samplerate[recordings]
+
+    def _item(self, recording: int, start: int) -> dict:
+        """The window that begins at sample `start`, at the model's rate; silence after the end."""
+        path = self._root / self._files[recording].decode()
+        sound = audio.read(path, start, self.window, rate=self.rate, time_expansion=self._time_expansion)
+        waveform = np.zeros(self.window, np.float32)
+        waveform[: len(sound)] = sound
+        edges = np.arange(start, start + self.window + 1, self.samples)
+        edges_in_file = edges * (self._samplerate[recording] / self.rate)
+        labels = self._labeller(recording, edges_in_file)
+        labels[edges[1:] > self._length(np.array([recording]))] = IGNORE
+        return {
+            "waveform": waveform.reshape(self.seq_len, self.samples),
+            "labels": labels,
+            "recording": int(recording),
+            "start": start / self.rate,
+        }
+
+
+class ExhaustiveWindows(_Windows):
+    """Every whole frame of every recording, in windows that do not overlap, the last filled up."""
+
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **options)
+        counts = -(-(self._length(self.recordings) // self.samples) // self.seq_len)
+        self._last = np.cumsum(counts)
+
+    def __len__(self) -> int:
+        return int(self._last[-1])
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        place = int(np.searchsorted(self._last, index, side="right"))
+        first = self._last[place - 1] if place else 0
+        return self._item(self.recordings[place], int(index - first) * self.window)
+
+
+class RandomWindows(_Windows):
+    """`length` windows an epoch at drawn places, by `sampling`, through `mixer` if there is one."""
+
+    def __init__(
+        self,
+        collection: Collection,
+        recordings: Sequence[int],
+        labeller: Labeller,
+        *,
+        length: int,
+        seed: int = 0,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        mixer: Mixer | None = None,
+        **options,
+    ) -> None:
+        super().__init__(collection, recordings, labeller, **options)
+        self.length, self.seed, self.sampling, self.mixer = length, seed, sampling, mixer
+        # Shared, so that workers that live through several epochs see it change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._until = np.cumsum(self._length(self.recordings))
+        spans = labeller.spans
+        mine = np.isin(spans.recording, self.recordings) & (spans.label != IGNORE)
+        self._calls = spans.select(mine)
+        self._classes = np.unique(self._calls.label)
+        self._of_class = {c: np.flatnonzero(self._calls.label == c) for c in self._classes}
+        quiet = quiet_spans(collection)
+        lengths = (quiet.stop - quiet.start) * self.rate // self._samplerate[quiet.recording]
+        self._quiet = quiet.select(np.isin(quiet.recording, self.recordings) & (lengths >= self.window))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other windows; the same epoch gives the same ones."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        rng = np.random.default_rng([self.seed, int(self._epoch), index])
+        item = self._item(*self._place(rng))
+        if self.mixer is not None:
+            sound, item["labels"], item["mix"] = self.mixer(
+                rng, item["waveform"].reshape(-1), item["labels"], self.rate
+            )
+            item["waveform"] = sound.reshape(self.seq_len, self.samples)
+        return item
+
+    def _place(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Recording, and first sample at the model's rate."""
+        kind, sampling = rng.random(), self.sampling
+        if kind < sampling.call + sampling.boundary and len(self._calls):
+            if kind < sampling.call:
+                call = rng.choice(self._of_class[rng.choice(self._classes)])
+                # Half a frame of the call or more is inside.
+                first = self._at_rate(self._calls, call, "start") - self.window + self.samples // 2
+                last = self._at_rate(self._calls, call, "stop") - self.samples // 2
+            else:
+                call = rng.integers(len(self._calls))
+                last = self._at_rate(self._calls, call, rng.choice(["start", "stop"]))
+                first = last - self.window
+            recording = self._calls.recording[call]
+        elif kind < sampling.call + sampling.boundary + sampling.quiet and len(self._quiet):
+            gap = rng.integers(len(self._quiet))
+            recording = self._quiet.recording[gap]
+            first = self._at_rate(self._quiet, gap, "start") + 1
+            last = self._at_rate(self._quiet, gap, "stop") - self.window
+        else:
+            place = np.searchsorted(self._until, rng.integers(self._until[-1]), side="right")
+            recording = self.recordings[place]
+            first, last = 0, self._length(np.array([recording]))[0]
+        start = rng.integers(min(first, last), max(first, last) + 1)
+        latest = max(0, self._length(np.array([recording]))[0] - self.window)
+        return int(recording), int(np.clip(start, 0, latest))
+
+    def _at_rate(self, spans: Spans, place: int, end: str) -> int:
+        samplerate = self._samplerate[spans.recording[place]]
+        return int(getattr(spans, end)[place] * self.rate // samplerate)
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """A collection made ready for training."""
+
+    collection: Collection
+    split: Split
+    labeller: Labeller
+    train: RandomWindows
+    validation: ExhaustiveWindows
+    test: ExhaustiveWindows
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels, background first."""
+        return self.labeller.classes
+
+
+def open_datasets(
+    data_dir: str | Path,
+    *,
+    task: str = "call",
+    strategy: str = "voice",
+    min_overlap: float = 0.5,
+    mask_conflicts: bool = False,
+    split_by: Sequence[str] = ("day",),
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    subset: float = 1.0,
+    length: int = 1000,
+    seed: int = 0,
+    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    mixer: Mixer | None = None,
+    **window,
+) -> Datasets:
+    """Index (where there is none), label and split the collection in `data_dir`.
+
+    subset: share of the training side's recordings to train on, the same ones for a seed.
+    window: rate, samples and seq_len of all three datasets. Raises CollectionError, ValueError.
+    """
+    collection = open_collection(data_dir)
+    labeller = Labeller(collection, strategy, task, min_overlap, mask_conflicts)
+    split = split_collection(collection, split_by, fractions, seed)
+    order = np.random.default_rng(seed).permutation(len(split.train))
+    train = np.sort(split.train[order[: max(1, round(subset * len(order)))]])
+    return Datasets(
+        collection,
+        split,
+        labeller,
+        RandomWindows(
+            collection,
+            train,
+            labeller,
+            length=length,
+            seed=seed,
+            sampling=sampling,
+            mixer=mixer,
+            **window,
+        ),
+        ExhaustiveWindows(collection, split.validation, labeller, **window),
+        ExhaustiveWindows(collection, split.test, labeller, **window),
+    )

@@ -255,6 +255,6 @@ class BatchNorm(layers.Layer):
         self.local_step.assign_add(1)
         self.biased_mean.assign_sub((1 - self.momentum) * (self.biased_mean - mean))
         self.biased_variance.assign_sub((1 - self.momentum) * (self.biased_variance - variance * (n / (n - 1.001))))
-        unbias = 1 - tf.cast(self.momentum, self.dtype) ** self.local_step
+        unbias = 1 - tf.constant(self.momentum, self.dtype) ** self.local_step
         self.moving_mean.assign(self.biased_mean / unbias)
         self.moving_variance.assign(self.biased_variance / unbias)

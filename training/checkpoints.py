@@ -1,0 +1,69 @@
+"""Checkpoints of a run: complete or absent, checked before use, the newest few kept.
+
+A checkpoint is called step-STEP-DIGEST.ckpt after the first 16 digits of its own SHA-256, so that one rename makes both the file
+and its checksum appear.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import TrainingError
+
+PARTIAL = ".partial.ckpt"
+
+
+def save(folder: Path, state: dict[str, Any], step: int, keep: int) -> Path:
+    """Write `state` as the checkpoint of `step` and remove all but the newest `keep`.
+
+    What has a state_dict is saved by it. Raises TrainingError if the file cannot be written; the earlier ones stay.
+    """
+    state = {name: item.state_dict() if hasattr(item, "state_dict") else item for name, item in state.items()}
+    partial = folder / PARTIAL
+    try:
+        with open(partial, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        path = folder / f"step-{step:09d}-{_digest(partial)}.ckpt"
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        partial.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise TrainingError(f"{folder}: the checkpoint of step {step} cannot be written ({reason})") from None
+    for old in newest_first(folder)[keep:]:
+        old.unlink()
+    return path
+
+
+def load(path: Path, state: dict[str, Any]) -> None:
+    """Restore the items of `state` from a checkpoint; those without load_state_dict are replaced."""
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    for name, item in state.items():
+        if hasattr(item, "load_state_dict"):
+            item.load_state_dict(saved[name])
+        else:
+            state[name] = saved[name]
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`."""
+    return sorted(folder.glob("step-*-*.ckpt"), reverse=True)
+
+
+def find(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The newest undamaged checkpoint in `folder`, or None, and the damaged ones that are newer, renamed to *.damaged."""
+    damaged = []
+    for path in newest_first(folder):
+        if _digest(path) == path.stem.split("-")[2]:
+            return path, damaged
+        damaged.append(path.rename(path.with_suffix(".damaged")))
+    return None, damaged
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

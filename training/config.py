@@ -1,0 +1,228 @@
+"""What a training run is told: one dataclass, every field an option and a key of the YAML file."""
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jsonargparse
+
+
+class TrainingError(ValueError):
+    """A run that cannot start or go on; the message is one line for the user."""
+
+
+def option(default, text: str):
+    """A field with its help text; `default` may be a list."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": text})
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclass
+class Config:
+    """Settings of a run. Lengths in seconds, rates in Hz."""
+
+    # data
+    data_dir: Path | None = option(
+        None, "folder in the flying-fox layout; without it a synthetic set is written and used"
+    )
+    recordings: int = option(160, "recordings of the synthetic set")
+    task: Literal["call", "context", "emitter"] = option(
+        "call", "what a frame is labelled with: call, context or emitter"
+    )
+    labels: Literal["voice", "annotation", "intersection", "union"] = option(
+        "voice", "which table labels the frames: voice, annotation, intersection or union"
+    )
+    seq_len: int = option(10, "frames in a sequence")
+    frame_seconds: float = option(0.05, "length of a frame")
+    sample_rate: int = option(16000, "sampling rate of the model; recordings are resampled to it")
+    split_by: list[str] = option(["day"], "groups never on two sides of the split: day, treatment, cage, emitter")
+    call_share: float = option(0.4, "share of training windows drawn around a call, each class as often as any other")
+    boundary_share: float = option(0.2, "share of training windows drawn at an onset or offset; the rest lie anywhere")
+    backgrounds: Path | None = option(None, "folder of other sounds, mixed under half of the training windows and alone in a tenth")
+    subset: float = option(1.0, "train on this reproducible share of the training recordings")
+    overfit: int = option(
+        0, "train on this many batches only, again and again, to see whether the model can learn"
+    )
+    workers: int = option(0, "processes that load data; 0 loads in the training process")
+
+    # model
+    model: str = option("denet", "name of the model")
+    init_from: Path | None = option(
+        None, "start from these weights (.safetensors, see tools.convert_weights)"
+    )
+    train_attention: bool = option(
+        True, "train the attention branch; the original leaves it as it was initialised"
+    )
+    before_pooling: bool = option(True, "attention before the first pooling, otherwise after it")
+    dropout: float = option(0.3, "rate of every dropout of a fresh model")
+    n_filters: int = option(80, "sinc filters of a fresh model")
+    gru_units: int = option(2048, "units of each GRU of a fresh model")
+    dense_units: list[int] = option(
+        [1024, 512], "units of the two hidden dense layers of a fresh model"
+    )
+
+    # training
+    epochs: int = option(8, "passes over the training windows")
+    epoch_windows: int = option(160, "sequences drawn in an epoch")
+    batch_size: int = option(8, "sequences in a batch of one device")
+    accumulate: int = option(1, "batches whose gradients are summed before a step of the optimizer")
+    loss: str = option("cross_entropy", "name of the loss: cross_entropy or focal")
+    class_weights: list[float] = option(
+        [], "weight of each class in the loss; none weighs all alike"
+    )
+    optimizer: str = option("adam", "name of the optimizer: adam, adamw, sgd or rmsprop")
+    learning_rate: float = option(3e-4, "learning rate at its highest")
+    weight_decay: float = option(0.0, "weight decay of the optimizer")
+    schedule: str = option(
+        "cosine", "course of the learning rate: constant, cosine or linear, after the warm-up"
+    )
+    warmup_steps: int = option(10, "steps in which the learning rate rises from 0")
+    clip_norm: float = option(1.0, "gradients are scaled down to this norm")
+    on_nonfinite: Literal["stop", "skip"] = option(
+        "stop", "at a loss or gradient that is not finite: stop the run or skip the batch"
+    )
+    seed: int = option(0, "seed of weights, windows and dropout")
+
+    # machine
+    amp: bool = option(
+        False, "mixed precision: float16 with gradient scaling on CUDA, bfloat16 on the CPU"
+    )
+    amp_dtype: Literal["auto", "float16", "bfloat16"] = option(
+        "auto", "with --amp: auto, float16 or bfloat16"
+    )
+    accelerator: Literal["auto", "cpu", "gpu"] = option("auto", "auto, cpu or gpu")
+    devices: int = option(1, "devices, or processes with --accelerator cpu, on this machine")
+    nodes: int = option(1, "machines, started with torchrun")
+    compile: bool = option(False, "torch.compile the model")
+    threads: int = option(0, "CPU threads of a process; 0 leaves PyTorch's choice")
+
+    # run
+    out: Path | None = option(
+        None, "folder of the run; without it a new one in runs/, or with --resume the newest there"
+    )
+    resume: bool = option(
+        False,
+        "go on from the newest undamaged checkpoint in the folder; start afresh where there is none",
+    )
+    checkpoint_steps: int = option(
+        0, "save a checkpoint also after every so many steps; 0 only after epochs"
+    )
+    keep: int = option(2, "checkpoints kept beside the best weights")
+    profile: bool = option(False, "write a torch profiler trace of the first steps")
+    report: bool = option(True, "write report.html at the end")
+    detect: list[Path] = option([], "recordings whose events are printed at the end")
+
+    def __post_init__(self):
+        """Raise TrainingError for a value outside its range."""
+        for name, least in AT_LEAST.items():
+            if getattr(self, name) < least:
+                raise TrainingError(
+                    f"{flag(name)} is {getattr(self, name)}; it must be at least {least}"
+                )
+        for name in ABOVE_0:
+            if not getattr(self, name) > 0:
+                raise TrainingError(f"{flag(name)} is {getattr(self, name)}; it must be above 0")
+        if self.subset > 1:
+            raise TrainingError(f"--subset is {self.subset}; it must be at most 1")
+
+
+AT_LEAST = {
+    **dict.fromkeys(
+        [
+            "seq_len",
+            "batch_size",
+            "accumulate",
+            "devices",
+            "nodes",
+            "keep",
+            "epochs",
+            "epoch_windows",
+        ],
+        1,
+    ),
+    **dict.fromkeys(
+        ["overfit", "workers", "warmup_steps", "checkpoint_steps", "threads", "weight_decay"], 0
+    ),
+}
+ABOVE_0 = ("learning_rate", "clip_norm", "frame_seconds", "sample_rate", "subset")
+# What may differ from the run that a checkpoint was written by, because the weights do not depend on it.
+FREE_ON_RESUME = (
+    "out",
+    "resume",
+    "checkpoint_steps",
+    "keep",
+    "profile",
+    "report",
+    "detect",
+    "workers",
+    "threads",
+    "init_from",
+)
+
+
+def flag(name: str) -> str:
+    """The option of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def get_parser(config_class: type = Config, **texts) -> jsonargparse.ArgumentParser:
+    """Parser whose options are the fields of `config_class`, and --config FILE.yaml."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, **texts)
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="YAML file with any of these options; what follows it overrides it",
+    )
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        text, kind = field.metadata["help"], hints[field.name]
+        default = (
+            field.default if field.default is not dataclasses.MISSING else field.default_factory()
+        )
+        if kind is bool:
+            parser.add_argument(
+                flag(field.name),
+                action=jsonargparse.ActionYesNo(no_prefix="no-"),
+                default=default,
+                help=text,
+            )
+        elif typing.get_origin(kind) is list:
+            (item,) = typing.get_args(kind)
+            parser.add_argument(
+                flag(field.name),
+                type=item,
+                nargs="*",
+                default=default,
+                help=text,
+                metavar=field.name.upper(),
+            )
+        else:
+            parser.add_argument(
+                flag(field.name), type=kind, default=default, help=text, metavar=field.name.upper()
+            )
+    return parser
+
+
+def parse(argv: list[str] | None, config_class: type = Config, **texts):
+    """An instance of `config_class` from command line words; TrainingError says which option is wrong."""
+    parser = get_parser(config_class, **texts)
+    try:
+        values = parser.parse_args(argv).as_dict()
+    except jsonargparse.ArgumentError as error:
+        raise TrainingError(" ".join(str(error).split())) from None
+    values.pop("config")
+    return config_class(**values)
+
+
+def as_dict(config: Config) -> dict:
+    """The fields as plain values that YAML and JSON can hold."""
+
+    def plain(value):
+        if isinstance(value, Path):
+            return str(value)
+        return [plain(item) for item in value] if isinstance(value, list) else value
+
+    return {name: plain(value) for name, value in vars(config).items()}

@@ -1,0 +1,149 @@
+"""A model's answers over whole recordings, and their scores."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset, default_collate
+from tqdm import tqdm
+
+from denet_torch.detection import EVENT_COLUMNS, Decoding, events
+
+from .collection import Collection
+from .labels import IGNORE, Labeller
+from .metrics import best_threshold, event_scores, frame_scores, rates, segment_scores
+from .windows import ExhaustiveWindows
+
+FRAME_KEYS = ("waveform", "labels", "recording", "start")
+MIN_DURATIONS = (0.0, 0.1)  # s, tried by `choose_decoding`
+MIN_GAPS = (0.0, 0.1)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Frames of whole recordings, in order: probabilities (frames, n_classes), labels, recording and start (s) of each."""
+
+    probabilities: Tensor
+    labels: Tensor
+    recording: np.ndarray
+    start: np.ndarray
+    frame: float  # s
+
+    def of(self, recording: int) -> Tensor:
+        """Probabilities of one recording, from its first frame on."""
+        first, last = np.searchsorted(self.recording, [recording, recording + 1])
+        return self.probabilities[first:last]
+
+
+def collate(items: list[dict]) -> dict[str, Tensor]:
+    return default_collate([{key: item[key] for key in FRAME_KEYS} for item in items])
+
+
+@torch.no_grad()
+def predict(
+    fabric: Fabric,
+    model: nn.Module,
+    windows: ExhaustiveWindows,
+    batch_size: int,
+    workers: int = 0,
+    check: Callable[[], None] = lambda: None,
+    title: str = "evaluation",
+) -> Predictions:
+    """Run `model` in evaluation mode over all windows, shared out among the ranks; every rank gets the whole.
+
+    `check` is called after each batch and may raise.
+    """
+    # Ranks get equally many, the last few windows twice if need be: what is computed twice is kept once.
+    ranks, total = fabric.world_size, len(windows)
+    per_rank = -(-total // ranks)
+    mine = [min(fabric.global_rank * per_rank + i, total - 1) for i in range(per_rank)]
+    loader = DataLoader(Subset(windows, mine), batch_size=batch_size, num_workers=workers, collate_fn=collate)
+    was_training = model.training
+    model.eval()
+    parts = []
+    try:
+        for batch in tqdm(loader, desc=title, unit="batch", leave=False, disable=not fabric.is_global_zero):
+            logits = model(fabric.to_device(batch["waveform"]))
+            parts.append([logits.float().softmax(dim=-1).cpu(), *(batch[key] for key in FRAME_KEYS[1:])])
+            check()
+    finally:
+        model.train(was_training)
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    if ranks > 1:
+        columns = [fabric.all_gather(column).flatten(0, 1)[:total].cpu() for column in columns]
+    probabilities, labels, recording, start = columns
+    frame = windows.samples / windows.rate
+    seq_len = labels.shape[1]
+    # (windows, seq_len) -> (frames,)
+    start = (start[:, None] + frame * torch.arange(seq_len)).flatten().numpy()
+    return Predictions(
+        probabilities.flatten(0, 1), labels.flatten(), recording.repeat_interleave(seq_len).numpy(), start, frame
+    )
+
+
+def choose_decoding(predictions: Predictions, labeller: Labeller, collection: Collection) -> Decoding:
+    """The threshold with the best frame F1, then the smoothing with the best event F1."""
+    threshold = best_threshold(predictions.probabilities, predictions.labels)
+    choices = [Decoding(threshold, min_gap=gap, min_duration=length) for gap in MIN_GAPS for length in MIN_DURATIONS]
+    reference = reference_events(predictions, labeller, collection)
+
+    def score(decoding: Decoding) -> float:
+        found = event_scores(reference, estimated_events(predictions, labeller, collection, decoding))
+        return np.nan_to_num(found["f1"])
+
+    return max(choices, key=score)  # of equal ones the first, the least smoothing
+
+
+def reference_events(predictions: Predictions, labeller: Labeller, collection: Collection) -> pd.DataFrame:
+    """The calls of the recordings, by the labels' strategy; those of unknown class are left out."""
+    spans = labeller.spans
+    spans = spans.select(np.isin(spans.recording, predictions.recording) & (spans.label != IGNORE))
+    rate = collection.recordings["samplerate"].to_numpy(np.float64)[spans.recording]
+    return pd.DataFrame(
+        {
+            "file": collection.recordings["file"].to_numpy()[spans.recording],
+            "onset": spans.start / rate,
+            "offset": spans.stop / rate,
+            "label": np.array(labeller.classes)[spans.label],
+        }
+    )
+
+
+def estimated_events(
+    predictions: Predictions, labeller: Labeller, collection: Collection, decoding: Decoding
+) -> pd.DataFrame:
+    """The events that the probabilities show, for all recordings."""
+    tables = [
+        events(predictions.of(i).numpy(), predictions.frame, duration, list(labeller.classes), decoding, file)
+        for i, file, duration in _recordings(predictions, collection)
+    ]
+    return pd.concat(tables or [pd.DataFrame(columns=EVENT_COLUMNS)], ignore_index=True)
+
+
+def scores(
+    predictions: Predictions, labeller: Labeller, collection: Collection, decoding: Decoding
+) -> dict[str, dict[str, float]]:
+    """Scores of frames, events and segments, and the paper's rates; see training/metrics.py."""
+    reference = reference_events(predictions, labeller, collection)
+    estimated = estimated_events(predictions, labeller, collection, decoding)
+    durations = {file: duration for _, file, duration in _recordings(predictions, collection)}
+    background_frames = int((predictions.labels == 0).sum())
+    return {
+        "frames": frame_scores(predictions.probabilities, predictions.labels, decoding.threshold),
+        "events": event_scores(reference, estimated),
+        "segments": segment_scores(reference, estimated, durations),
+        "rates": rates(reference, estimated, background_frames * predictions.frame),
+    }
+
+
+def _recordings(predictions: Predictions, collection: Collection) -> list[tuple[int, str, float]]:
+    """Row number, file and duration (s) of each recording."""
+    rows = collection.recordings
+    return [
+        (int(i), rows["file"].iat[i], rows["frames"].iat[i] / rows["samplerate"].iat[i])
+        for i in np.unique(predictions.recording)
+    ]

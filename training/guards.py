@@ -1,0 +1,57 @@
+"""What goes wrong in training, said plainly with what to try."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import TrainingError
+from .labels import IGNORE
+
+
+def save_batch(path: Path, batch: dict[str, Tensor], loss: float, norm: float) -> None:
+    """Write a batch that gave a loss or gradient that is not finite, for torch.load."""
+    torch.save({"loss": loss, "gradient_norm": norm} | {k: v.cpu() for k, v in batch.items()}, path)
+
+
+def nonfinite(step: int, loss: float, norm: float, path: Path) -> TrainingError:
+    what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
+    return TrainingError(
+        f"step {step}: {what}; the batch lies in {path}. Try a lower --learning-rate, or leave out such batches with "
+        "--on-nonfinite skip"
+    )
+
+
+def split_warnings(name: str, present: np.ndarray, classes: tuple[str, ...]) -> list[str]:
+    """Classes that a split lacks; `present` (classes,) says which it has."""
+    missing = [label for label, there in zip(classes, present, strict=True) if not there]
+    if not missing:
+        return []
+    return [f"the {name} split has no {', '.join(missing)}: nothing is learned or scored there; try another --seed or more data"]
+
+
+def epoch_warnings(losses: list[float], first: list[float], single_class: int) -> list[str]:
+    """After an epoch with the `losses` of its steps: divergence from the `first` losses of the run, batches of one class only."""
+    found = []
+    mean = float(np.mean(losses[-10:]))
+    if mean > 2 * float(np.mean(first)):
+        found.append(f"the loss has risen to {mean:.3g}: the learning rate is too high; try a tenth of it")
+    if single_class:
+        found.append(
+            f"{single_class} batches hold frames of one class only: try a larger --batch-size or another --call-share"
+        )
+    return found
+
+
+def one_answer(predicted: Tensor, labels: Tensor, classes: tuple[str, ...]) -> list[str]:
+    """Whether a model gives one answer only to frames that are not all alike."""
+    predicted, labels = predicted[labels != IGNORE], labels[labels != IGNORE]
+    if len(predicted) and bool((predicted == predicted[0]).all()) and not bool((labels == labels[0]).all()):
+        answer = classes[int(predicted[0])]
+        return [
+            f"the model answers {answer!r} for every validation frame. In the first epochs that is usual; if it stays, try "
+            "another --learning-rate, --class-weights, or --overfit 4 to see whether it can learn at all"
+        ]
+    return []

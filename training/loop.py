@@ -1,0 +1,440 @@
+"""The training run: set-up, steps, validation, checkpoints, the last evaluation.
+
+What a step draws (windows, dropout) depends on the seed, the step and the rank alone. So the state of a run is its weights, its
+optimizer and how far it has come, and one that was killed and resumed ends with the weights of one that was not.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from denet_torch import DENet, checkpoint
+from denet_torch.detection import Decoding
+
+from . import checkpoints, guards
+from .collection import INDEX_NAME, open_collection, replacing
+from .config import Config, TrainingError
+from .evaluation import Predictions, choose_decoding, collate, predict, scores
+from .labels import IGNORE
+from .losses import frame_weights
+from .metrics import predict as answers
+from .mixing import Mixer, find_backgrounds
+from .registry import get_loss, get_model, get_optimizer, get_schedule
+from .runs import Stopped, describe, on_zero, run_folder, sigterm
+from .synthetic import make_dataset
+from .windows import Datasets, Sampling, open_datasets
+
+WEIGHTS = "weights.safetensors"
+SKIPS_IN_A_ROW = 50  # more steps left out one after another than this end the run
+
+
+@dataclass
+class Progress:
+    """How far a run has come: optimizer steps, whole epochs and steps of the epoch after them; and what it saw on the way."""
+
+    step: int = 0
+    epoch: int = 0
+    epoch_step: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    decoding: dict = field(default_factory=dict)  # chosen with the best weights
+    initial_filters: list[list[float]] = field(default_factory=list)  # sinc.filt_b1, sinc.filt_band
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    single_class: int = 0
+    losses: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    epochs: list[dict] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def state_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def load_state_dict(self, state: dict) -> None:
+        vars(self).update(state)
+
+
+@dataclass
+class Result:
+    """What a run ends with: the weights best on the validation split and their scores on recordings never seen."""
+
+    out: Path
+    weights: Path
+    model: DENet
+    data: Datasets
+    progress: Progress
+    test: dict[str, dict[str, float]]
+    predictions: Predictions
+
+
+def train(config: Config) -> Result:
+    """Train, validate, evaluate on the test split, write everything to the run's folder.
+
+    Raises TrainingError, CollectionError, AudioError or CheckpointError with one line for the user, and Stopped after SIGTERM.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    fabric = get_fabric(config)
+    fabric.launch()
+    with run_folder(fabric, config) as out, sigterm() as asked_to_stop:
+        trainer = Trainer(config, fabric, out, asked_to_stop)
+        trainer.run()
+        return trainer.result()
+
+
+def get_fabric(config: Config) -> Fabric:
+    """Devices and precision as the configuration says."""
+    on_gpu = config.accelerator == "gpu" or config.accelerator == "auto" and torch.cuda.is_available()
+    if on_gpu and not torch.cuda.is_available():
+        raise TrainingError("--accelerator gpu: PyTorch sees no GPU on this machine")
+    dtype = config.amp_dtype if config.amp_dtype != "auto" else "float16" if on_gpu else "bfloat16"
+    if config.amp and dtype == "float16" and not on_gpu:
+        raise TrainingError("--amp-dtype float16 needs a GPU; on the CPU use bfloat16")
+    precision = {"float16": "16-mixed", "bfloat16": "bf16-mixed"}[dtype] if config.amp else "32-true"
+    return Fabric(
+        accelerator="cuda" if on_gpu else "cpu", devices=config.devices, num_nodes=config.nodes, precision=precision
+    )
+
+
+def data_root(config: Config) -> Path:
+    """Folder of the collection."""
+    return config.data_dir or Path("data") / f"synthetic-{config.recordings}"
+
+
+def prepare_data(config: Config) -> None:
+    """Write what is missing of the synthetic collection and the index, which all ranks then read."""
+    root = data_root(config)
+    if config.data_dir is None and not root.exists():
+        make_dataset(root, config.recordings)
+    open_collection(root)
+
+
+def open_data(config: Config) -> Datasets:
+    """The collection, labelled and split."""
+    mixer = None
+    if config.backgrounds is not None:
+        mixer = Mixer(find_backgrounds(config.backgrounds), under=0.5, alone=0.1)
+    try:
+        sampling = Sampling(config.call_share, config.boundary_share)
+    except ValueError as error:
+        raise TrainingError(f"--call-share, --boundary-share: {error}") from None
+    return open_datasets(
+        data_root(config),
+        task=config.task,
+        strategy=config.labels,
+        split_by=config.split_by,
+        subset=config.subset,
+        length=config.epoch_windows,
+        seed=config.seed,
+        sampling=sampling,
+        mixer=mixer,
+        rate=config.sample_rate,
+        samples=round(config.frame_seconds * config.sample_rate),
+        seq_len=config.seq_len,
+    )
+
+
+class Trainer:
+    """One process of a run."""
+
+    def __init__(self, config: Config, fabric: Fabric, out: Path, asked_to_stop):
+        self.config, self.fabric, self.out, self.asked_to_stop = config, fabric, out, asked_to_stop
+        self.loss = get_loss(config.loss)  # names are looked up before any work is done
+        on_zero(fabric, prepare_data, config)
+        self.data = open_data(config)
+        n_classes = len(self.data.classes)
+        if config.class_weights and len(config.class_weights) != n_classes:
+            raise TrainingError(f"--class-weights has {len(config.class_weights)} numbers; there are {n_classes} classes")
+        self.class_weights = torch.tensor(config.class_weights, device=fabric.device) if config.class_weights else None
+        torch.manual_seed(config.seed)
+        self.model = self._initial_model(n_classes)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = get_optimizer(config.optimizer, parameters, config.learning_rate, config.weight_decay)
+
+        global_batch = config.batch_size * config.accumulate * fabric.world_size
+        self.epoch_steps = config.overfit or max(1, config.epoch_windows // global_batch)
+        self.steps = self.epoch_steps * config.epochs
+        self.schedule = get_schedule(config.schedule, optimizer, config.warmup_steps, self.steps)
+        cuts = (self.model.sinc.filt_b1, self.model.sinc.filt_band)
+        self.progress = Progress(initial_filters=[cut.tolist() for cut in cuts])
+        self.precision = fabric.strategy.precision
+        self.state = {
+            "model": self.model,
+            "optimizer": optimizer,
+            "schedule": self.schedule,
+            "precision": self.precision,
+            "progress": self.progress,
+        }
+        module = torch.compile(self.model) if config.compile else self.model
+        self.module, self.optimizer = fabric.setup(module, optimizer)
+        if config.resume:
+            self._resume()
+        on_zero(fabric, self._describe)
+        if fabric.is_global_zero:
+            # TensorBoard imports TensorFlow where it is installed, for seconds, unless this module exists.
+            sys.modules["tensorboard.compat.notf"] = types.ModuleType("notf")
+            self.logger = TensorBoardLogger(out, name="tensorboard", version="", purge_step=self.progress.step)
+
+    # set-up
+
+    def _initial_model(self, n_classes: int) -> DENet:
+        config = self.config
+        if config.init_from is None:
+            return get_model(config.model, config, n_classes)
+        model = checkpoint.load(config.init_from)
+        samples = round(config.frame_seconds * config.sample_rate)
+        if (model.samples, model.sr) != (samples, config.sample_rate):
+            raise TrainingError(
+                f"{config.init_from}: has frames of {model.samples} samples at {model.sr} Hz, not {samples} at "
+                f"{config.sample_rate} Hz; set --sample-rate {model.sr} --frame-seconds {model.samples / model.sr:g}"
+            )
+        if model.n_classes != n_classes:
+            raise TrainingError(f"{config.init_from}: has {model.n_classes} classes, the data have {n_classes}")
+        model.attention.requires_grad_(config.train_attention)
+        model.config["train_attention"] = config.train_attention
+        return model.train()
+
+    def _resume(self) -> None:
+        path, damaged = on_zero(self.fabric, checkpoints.find, self.out)
+        for bad in damaged:
+            self.say(f"warning: {bad} is damaged; using the one before")
+        if path is None:
+            self.say(f"{self.out} has no checkpoint; starting from the beginning")
+            return
+        checkpoints.load(path, self.state)
+        self.say(f"resuming from {path}")
+
+    def _describe(self) -> None:
+        index = self.data.collection.root / INDEX_NAME
+        describe(self.out, self.config, hashlib.sha256(index.read_bytes()).hexdigest(), self.data.split.version)
+
+    # the run
+
+    def run(self) -> None:
+        """Train from where the run is to its end."""
+        self._check_splits()
+        progress = self.progress
+        bar = tqdm(total=self.steps, initial=progress.step, desc="training", unit="step", disable=not self.fabric.is_global_zero)
+        with bar, self._profiler() as profiler:
+            while progress.epoch < self.config.epochs:
+                self.module.train()
+                for batches in self._epoch_batches():
+                    loss = self._step(batches)
+                    if profiler:
+                        profiler.step()
+                    bar.set_postfix(loss=f"{loss:.3f}", epoch=progress.epoch + 1, refresh=False)
+                    bar.update()
+                    every = self.config.checkpoint_steps
+                    if every and progress.step % every == 0:
+                        self._save()
+                    self._stop_if_asked()
+                self._validate()
+                self._save()
+
+    def _epoch_batches(self) -> Iterator[list[dict[str, Tensor]]]:
+        """For each step of the epoch that is left: this rank's batches, whose gradients are summed."""
+        config, fabric = self.config, self.fabric
+        data = self.data.train
+        data.set_epoch(0 if config.overfit else self.progress.epoch)
+        per_step = config.batch_size * config.accumulate * fabric.world_size
+        first = self.progress.epoch_step * per_step
+        # A step's windows lie side by side; each rank has its part of each batch, so the whole is the same for any number of ranks.
+        indices = []
+        for start in range(first, self.epoch_steps * per_step, config.batch_size * fabric.world_size):
+            start += config.batch_size * fabric.global_rank
+            indices.append([(start + i) % len(data) for i in range(config.batch_size)])
+        loader = DataLoader(data, batch_sampler=indices, num_workers=config.workers, collate_fn=collate)
+        batches = []
+        for batch in loader:
+            batches.append({key: fabric.to_device(value) for key, value in batch.items()})
+            if len(batches) == config.accumulate:
+                yield batches
+                batches = []
+
+    def _step(self, batches: list[dict[str, Tensor]]) -> float:
+        """One step of the optimizer; returns the mean loss of all ranks."""
+        fabric, config, progress = self.fabric, self.config, self.progress
+        progress.rates.append(self.schedule.get_last_lr()[0])
+        weight = sum(frame_weights(batch["labels"], self.class_weights).sum() for batch in batches)
+        weight = fabric.all_reduce(weight, reduce_op="sum").clamp(min=1e-9)
+        total = torch.zeros((), device=fabric.device)
+        for number, batch in enumerate(batches):
+            self._seed(number)
+            with fabric.no_backward_sync(self.module, enabled=number < len(batches) - 1):
+                losses = self.loss(self.module(batch["waveform"]), batch["labels"], self.class_weights)
+                share = losses.sum() / weight
+                fabric.backward(share * fabric.world_size)  # DDP takes the mean over the ranks
+            total += share.detach()
+            progress.single_class += len(batch["labels"][batch["labels"] != IGNORE].unique()) < 2
+        loss = float(fabric.all_reduce(total, reduce_op="sum"))
+        norm = float(
+            fabric.clip_gradients(self.module, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
+        )
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.optimizer.step()
+            progress.skipped_in_a_row = 0
+        else:
+            self._nonfinite(batches, loss, norm)
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        progress.step += 1
+        progress.epoch_step += 1
+        progress.losses.append(loss)
+        self._log({"loss": loss, "learning_rate": progress.rates[-1], "gradient_norm": norm})
+        return loss
+
+    def _nonfinite(self, batches: list[dict[str, Tensor]], loss: float, norm: float) -> None:
+        """Leave the step out, or end the run."""
+        progress = self.progress
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        scaler = getattr(self.precision, "scaler", None)
+        if scaler is not None:  # too large a scale shows as gradients that are not finite: the scaler lowers it
+            self.optimizer.step()
+        expected = scaler is not None and math.isfinite(loss)
+        if progress.skipped_in_a_row <= SKIPS_IN_A_ROW and (expected or self.config.on_nonfinite == "skip"):
+            return
+        path = self.out / f"nonfinite-step{progress.step}-rank{self.fabric.global_rank}.pt"
+        batch = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+        guards.save_batch(path, batch, loss, norm)
+        raise guards.nonfinite(progress.step, loss, norm, path)
+
+    def _seed(self, number: int) -> None:
+        """Start the generators for a batch."""
+        words = [self.config.seed, self.progress.step, number, self.fabric.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
+
+    def _validate(self) -> None:
+        """Score the validation split at the end of an epoch; keep the weights if they are the best so far."""
+        progress, data = self.progress, self.data
+        predictions = self._predict(data.validation, "validation")
+        decoding = choose_decoding(predictions, data.labeller, data.collection)
+        found = scores(predictions, data.labeller, data.collection, decoding)
+        steps = progress.losses[-self.epoch_steps :]
+        record = {
+            "epoch": progress.epoch + 1,
+            "step": progress.step,
+            "train_loss": float(np.mean(steps)),
+            "validation_loss": self._mean_loss(predictions),
+            "validation": found,
+        }
+        for warning in (
+            guards.epoch_warnings(steps, progress.losses[:10], progress.single_class)
+            + guards.one_answer(answers(predictions.probabilities), predictions.labels, data.classes)
+        ):
+            self.warn(f"epoch {record['epoch']}: {warning}")
+        frames, events = found["frames"], found["events"]
+        self.say(
+            f"epoch {record['epoch']}: loss {record['train_loss']:.3f}, validation loss {record['validation_loss']:.3f}, "
+            f"frame F1 {frames['f1']:.3f}, average precision {frames['average_precision']:.3f}, event F1 {events['f1']:.3f}"
+        )
+        self._log(
+            {f"validation/{group}/{name}": value for group, values in found.items() for name, value in values.items()}
+            | {"validation/loss": record["validation_loss"]}
+        )
+        score = np.nan_to_num(frames.get("macro_f1", frames["f1"]))
+        if score > progress.best:
+            progress.best, progress.best_epoch = float(score), record["epoch"]
+            progress.decoding = dataclasses.asdict(decoding)
+            self.model.detection = {"labels": list(data.classes)} | progress.decoding
+            on_zero(self.fabric, checkpoint.save, self.model, self.out / WEIGHTS)
+        progress.epochs.append(record)
+        progress.epoch, progress.epoch_step, progress.single_class = progress.epoch + 1, 0, 0
+
+    def _predict(self, windows, title: str) -> Predictions:
+        config = self.config
+        return predict(self.fabric, self.module, windows, config.batch_size, config.workers, self._stop_if_asked, title)
+
+    def _mean_loss(self, predictions: Predictions) -> float:
+        labels = predictions.labels
+        weights = None if self.class_weights is None else self.class_weights.cpu()
+        losses = self.loss(predictions.probabilities.clamp(min=1e-12).log(), labels, weights)
+        return float(losses.sum() / frame_weights(labels, weights).sum())
+
+    def _stop_if_asked(self) -> None:
+        stop = self.asked_to_stop()
+        if self.fabric.world_size > 1:
+            stop = bool(self.fabric.all_reduce(torch.tensor(float(stop)), reduce_op="sum"))
+        if stop:
+            self._save()
+            raise Stopped(f"stopped at step {self.progress.step} of {self.steps}; --out {self.out} --resume goes on")
+
+    def _save(self) -> None:
+        on_zero(self.fabric, checkpoints.save, self.out, self.state, self.progress.step, self.config.keep)
+
+    def result(self) -> Result:
+        """Evaluate the best weights on the test split and write scores.json."""
+        weights = self.out / WEIGHTS
+        best = checkpoint.load(weights).state_dict()
+        self.model.load_state_dict(best)
+        self.model.detection = {"labels": list(self.data.classes)} | self.progress.decoding
+        data, progress = self.data, self.progress
+        predictions = self._predict(data.test, "test")
+        test = scores(predictions, data.labeller, data.collection, Decoding(**progress.decoding))
+        validation = progress.epochs[progress.best_epoch - 1]["validation"]
+        record = {
+            "best_epoch": progress.best_epoch,
+            "decoding": progress.decoding,
+            "validation": validation,
+            "test": test,
+            "skipped_steps": progress.skipped,
+            "warnings": progress.warnings,
+        }
+        on_zero(self.fabric, _write_json, self.out / "scores.json", record)
+        return Result(self.out, weights, self.model.eval(), data, progress, test, predictions)
+
+    def _check_splits(self) -> None:
+        """Name classes without a frame in a split."""
+        data = self.data
+        for name in ("train", "validation", "test"):
+            calls = data.labeller.spans
+            calls = calls.select(np.isin(calls.recording, getattr(data, name).recordings))
+            present = np.isin(np.arange(1, len(data.classes)), calls.label)
+            for warning in guards.split_warnings(name, present, data.classes[1:]):
+                self.warn(warning)
+
+    def _profiler(self):
+        """A profiler of steps 3 to 5 of this process, or nothing."""
+        if not self.config.profile:
+            return contextlib.nullcontext()
+        return torch.profiler.profile(
+            schedule=torch.profiler.schedule(wait=1, warmup=1, active=3, repeat=1),
+            on_trace_ready=lambda profiler: profiler.export_chrome_trace(str(self.out / "trace.json")),
+            record_shapes=True,
+        )
+
+    def _log(self, values: dict[str, float]) -> None:
+        if self.fabric.is_global_zero:
+            self.logger.log_metrics(values, self.progress.step)
+
+    # talk
+
+    def say(self, line: str) -> None:
+        if self.fabric.is_global_zero:
+            tqdm.write(line)
+
+    def warn(self, line: str) -> None:
+        """Say it once in a run and keep it for the report."""
+        if line not in self.progress.warnings:
+            self.progress.warnings.append(line)
+            self.say(f"warning: {line}")
+
+
+def _write_json(path: Path, values: dict) -> None:
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(values, indent=2) + "\n")

@@ -1,0 +1,178 @@
+"""Scores of frames and of events, and the choice of a decoding on the validation split.
+
+Frame scores come from torchmetrics. Segment-based and event-based scores follow Mesaros, Heittola, Virtanen, "Metrics for
+polyphonic sound event detection", Applied Sciences 6(6), 2016, and equal those of sed_eval on the same lists. Events are tables
+with columns file, onset, offset (s), label.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+import torch
+import torchmetrics.functional as tm
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
+from torch import Tensor
+
+from .labels import BACKGROUND, IGNORE
+
+
+def frame_scores(probabilities: Tensor, labels: Tensor, threshold: float = 0.5) -> dict[str, float]:
+    """Precision, recall, F1, average precision and area under the ROC of the frames of any call, and accuracy over all classes.
+
+    `probabilities` (frames, n_classes), class 0 the background; `labels` (frames,), IGNORE where masked. With more than two
+    classes `macro_f1` is the mean F1 of the classes that occur. `majority_accuracy` and `majority_f1` are the scores of
+    always answering the commonest class. Average precision and ROC are NaN where only calls or no calls occur.
+    """
+    probabilities, labels = seen(probabilities, labels)
+    call, is_call = 1 - probabilities[:, BACKGROUND], (labels != BACKGROUND).long()
+    predicted = predict(probabilities, threshold)
+    both = 0 < int(is_call.sum()) < len(is_call)
+    share = float(is_call.float().mean()) if len(is_call) else float("nan")
+    commonest = int(labels.bincount().argmax()) if len(labels) else BACKGROUND
+    found = (predicted != BACKGROUND).long()
+    scores = {
+        "precision": float(tm.classification.binary_precision(found, is_call)),
+        "recall": float(tm.classification.binary_recall(found, is_call)),
+        "f1": float(tm.classification.binary_f1_score(found, is_call)),
+        "average_precision": float(tm.classification.binary_average_precision(call, is_call)) if both else float("nan"),
+        "roc_auc": float(tm.classification.binary_auroc(call, is_call)) if both else float("nan"),
+        "accuracy": float((predicted == labels).float().mean()),
+        "majority_accuracy": float((labels == commonest).float().mean()),
+        "majority_f1": 0.0 if commonest == BACKGROUND else 2 * share / (1 + share),
+    }
+    if probabilities.shape[1] > 2:
+        scores["macro_f1"] = float(
+            tm.classification.multiclass_f1_score(predicted, labels, probabilities.shape[1], average="macro")
+        )
+    return scores
+
+
+def predict(probabilities: Tensor, threshold: float = 0.5) -> Tensor:
+    """Class of each frame: the likeliest call class where the calls together reach `threshold`, otherwise the background."""
+    is_call = 1 - probabilities[..., BACKGROUND] >= threshold
+    return torch.where(is_call, 1 + probabilities[..., 1:].argmax(dim=-1), BACKGROUND)
+
+
+def seen(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The frames that are not masked."""
+    return probabilities[labels != IGNORE], labels[labels != IGNORE]
+
+
+def confusion(probabilities: Tensor, labels: Tensor, threshold: float = 0.5) -> np.ndarray:
+    """Frames of each class (rows) that were called each class (columns)."""
+    probabilities, labels = seen(probabilities, labels)
+    n_classes = probabilities.shape[1]
+    return tm.classification.multiclass_confusion_matrix(predict(probabilities, threshold), labels, n_classes).numpy()
+
+
+def best_threshold(probabilities: Tensor, labels: Tensor) -> float:
+    """The threshold between 0.05 and 0.95 whose F1 of call frames is highest; of several the one nearest to their middle."""
+    probabilities, labels = seen(probabilities, labels)
+    thresholds = torch.arange(0.05, 0.951, 0.01)
+    call, is_call = 1 - probabilities[:, BACKGROUND], labels != BACKGROUND
+    found = call[:, None] >= thresholds  # (frames, thresholds)
+    hits = (found & is_call[:, None]).sum(dim=0)
+    f1 = 2 * hits / (found.sum(dim=0) + is_call.sum()).clamp(min=1)
+    best = thresholds[f1 == f1.max()]
+    return round(float(best[len(best) // 2]), 2)
+
+
+def rates(reference: pd.DataFrame, estimated: pd.DataFrame, background_seconds: float, resolution: float = 1.0) -> dict:
+    """The paper's rates (Greco et al., 2021, section 4): each reference event is
+
+    recognised   an estimated event of its class overlaps it                      recognition_rate = recognised / events
+    wrong        only estimated events of other classes overlap it                error_rate = wrong / events
+    missed       no estimated event overlaps it                                   miss_rate = missed / events
+
+    so that the three sum to 1. false_positive_rate = estimated events that overlap no reference event / intervals of
+    `resolution` seconds in the background, whose length is `background_seconds`. NaN where there is nothing to divide by.
+    """
+    recognised = wrong = false_positives = 0
+    for ours, theirs in _by_file(reference, estimated):
+        overlap = _overlap(ours, theirs)
+        same = ours["label"].to_numpy()[:, None] == theirs["label"].to_numpy()
+        right = (overlap & same).any(axis=1)
+        recognised += right.sum()
+        wrong += (overlap.any(axis=1) & ~right).sum()
+        false_positives += (~overlap.any(axis=0)).sum()
+    events = len(reference)
+    return {
+        "recognition_rate": _ratio(recognised, events),
+        "error_rate": _ratio(wrong, events),
+        "miss_rate": _ratio(events - recognised - wrong, events),
+        "false_positive_rate": _ratio(false_positives, background_seconds / resolution),
+    }
+
+
+def event_scores(
+    reference: pd.DataFrame, estimated: pd.DataFrame, collar: float = 0.2, length_share: float = 0.5
+) -> dict[str, float]:
+    """Event-based precision, recall and F1 over all classes.
+
+    An estimated event is right if it has the label of a reference event, begins within `collar` (s) of it and ends within the
+    larger of `collar` and `length_share` of the reference's length. Each event counts once: the largest matching.
+    """
+    hits = 0
+    for ours, theirs in _by_file(reference, estimated):
+        onset, offset = (ours[name].to_numpy()[:, None] for name in ("onset", "offset"))  # (reference, 1)
+        fits = ours["label"].to_numpy()[:, None] == theirs["label"].to_numpy()
+        fits &= np.abs(onset - theirs["onset"].to_numpy()) <= collar
+        fits &= np.abs(offset - theirs["offset"].to_numpy()) <= np.maximum(collar, length_share * (offset - onset))
+        if fits.any():
+            hits += (maximum_bipartite_matching(csr_array(fits)) >= 0).sum()
+    return _precision_recall(hits, len(estimated), len(reference))
+
+
+def segment_scores(
+    reference: pd.DataFrame, estimated: pd.DataFrame, durations: dict[str, float], resolution: float = 1.0
+) -> dict[str, float]:
+    """Segment-based precision, recall, F1 and error rate over all classes.
+
+    Recordings, `durations` (s) by file, are cut into segments of `resolution` seconds; a class is active in each that one of its
+    events touches. Error rate = (substitutions + deletions + insertions) / active reference segments.
+    """
+    classes = sorted({*reference["label"], *estimated["label"]})
+    hits = ours_total = theirs_total = errors = 0
+    files = {file: group for file, group in reference.groupby("file")}, {file: group for file, group in estimated.groupby("file")}
+    for file, duration in durations.items():
+        segments = int(np.ceil(duration / resolution))
+        ours, theirs = (_roll(events.get(file), classes, segments, resolution) for events in files)
+        hits += (ours & theirs).sum()
+        ours_total, theirs_total = ours_total + ours.sum(), theirs_total + theirs.sum()
+        errors += (np.maximum(ours.sum(axis=1), theirs.sum(axis=1)) - (ours & theirs).sum(axis=1)).sum()
+    return _precision_recall(hits, theirs_total, ours_total) | {"error_rate": _ratio(errors, ours_total)}
+
+
+def _roll(events: pd.DataFrame | None, classes: list[str], segments: int, resolution: float) -> np.ndarray:
+    """Whether a class is active in a segment, (segments, classes)."""
+    roll = np.zeros((segments, len(classes)), bool)
+    for event in [] if events is None else events.itertuples():
+        first, last = np.floor(event.onset / resolution), np.ceil(event.offset / resolution)
+        roll[int(first) : int(last), classes.index(event.label)] = True
+    return roll
+
+
+def _by_file(reference: pd.DataFrame, estimated: pd.DataFrame) -> Iterable[tuple[pd.DataFrame, pd.DataFrame]]:
+    """Reference and estimated events of each file that has either."""
+    groups = dict(list(reference.groupby("file"))), dict(list(estimated.groupby("file")))
+    for file in groups[0].keys() | groups[1].keys():
+        yield groups[0].get(file, reference[:0]), groups[1].get(file, estimated[:0])
+
+
+def _overlap(ours: pd.DataFrame, theirs: pd.DataFrame) -> np.ndarray:
+    start = np.maximum(ours["onset"].to_numpy()[:, None], theirs["onset"].to_numpy())
+    return start < np.minimum(ours["offset"].to_numpy()[:, None], theirs["offset"].to_numpy())
+
+
+def _precision_recall(hits: int, estimated: int, reference: int) -> dict[str, float]:
+    return {
+        "precision": _ratio(hits, estimated),
+        "recall": _ratio(hits, reference),
+        "f1": _ratio(2 * hits, estimated + reference),
+    }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part) / float(whole) if whole else float("nan")

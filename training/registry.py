@@ -1,0 +1,81 @@
+"""Models, losses, optimizers and schedules by name."""
+
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from torch import nn
+
+from denet_torch import get_denet
+
+from .config import Config, TrainingError
+from .losses import cross_entropy, focal
+
+
+def _denet(config: Config, n_classes: int) -> nn.Module:
+    samples = round(config.frame_seconds * config.sample_rate)
+    return get_denet(
+        (config.seq_len, samples),
+        n_classes,
+        sr=config.sample_rate,
+        before_pooling=config.before_pooling,
+        dropout=config.dropout,
+        train_attention=config.train_attention,
+        n_filters=config.n_filters,
+        gru_units=config.gru_units,
+        dense_units=tuple(config.dense_units),
+    )
+
+
+MODELS = {"denet": _denet}
+LOSSES = {"cross_entropy": cross_entropy, "focal": focal}
+OPTIMIZERS = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": partial(torch.optim.SGD, momentum=0.9),
+}
+# Factor of the learning rate at a share (0 to 1) of the steps after the warm-up.
+SCHEDULES = {
+    "constant": lambda share: 1.0,
+    "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * min(1.0, share))),
+    "linear": lambda share: 1 - min(1.0, share),
+}
+
+
+def get_model(name: str, config: Config, n_classes: int) -> nn.Module:
+    """A fresh model: (batch, seq_len, samples) -> logits (batch, seq_len, n_classes)."""
+    try:
+        return _find("model", MODELS, name)(config, n_classes)
+    except (ValueError, TypeError) as error:  # sizes that do not fit together
+        raise TrainingError(f"the model cannot be built: {error}") from None
+
+
+def get_loss(name: str) -> Callable:
+    """A function of logits (..., n_classes), labels (...) and class weights or None; see training/losses.py."""
+    return _find("loss", LOSSES, name)
+
+
+def get_optimizer(name: str, parameters: Iterable, learning_rate: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+    return _find("optimizer", OPTIMIZERS, name)(parameters, lr=learning_rate, weight_decay=weight_decay)
+
+
+def get_schedule(
+    name: str, optimizer: torch.optim.Optimizer, warmup_steps: int, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate rises from 0 for `warmup_steps`, then follows the named course until `steps`."""
+    course = _find("schedule", SCHEDULES, name)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        return course((step - warmup_steps) / max(1, steps - warmup_steps))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _find(kind: str, registry: dict, name: str):
+    if name not in registry:
+        raise TrainingError(f"no {kind} is called {name!r}; there are {', '.join(sorted(registry))}")
+    return registry[name]

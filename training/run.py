@@ -1,0 +1,51 @@
+"""Train DENet and see what it learned: python -m training.run --amp
+
+Without --data-dir a synthetic collection in the flying-fox layout is written first. The run's folder gets checkpoints,
+TensorBoard logs, the weights best on the validation split, their scores on recordings never seen, and report.html.
+"""
+
+import sys
+
+from denet_torch import detect
+from denet_torch.audio import AudioError
+from denet_torch.checkpoint import CheckpointError
+
+from .config import TrainingError, parse
+from .loop import Result, train
+from .runs import Stopped
+from .tables import CollectionError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run and print; 0, or 2 after a one-line error."""
+    try:
+        config = parse(argv, prog="python -m training.run", description=__doc__)
+        result = train(config)
+        print(summary(result))
+        if config.detect:
+            print(detect(result.model, config.detect).to_string(index=False))
+    except Stopped as stopped:
+        print(stopped)
+    except (TrainingError, CollectionError, AudioError, CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def summary(result: Result) -> str:
+    """The scores on the test split beside those of always answering the commonest class, and where the results lie."""
+    frames, events = result.test["frames"], result.test["events"]
+    return "\n".join(
+        [
+            f"recordings never seen ({len(result.data.test.recordings)}), weights of epoch {result.progress.best_epoch}:",
+            f"  frame F1 of calls {frames['f1']:.3f} (precision {frames['precision']:.3f}, recall {frames['recall']:.3f}), "
+            f"accuracy {frames['accuracy']:.3f}",
+            f"  always answering the commonest class: F1 {frames['majority_f1']:.3f}, accuracy {frames['majority_accuracy']:.3f}",
+            f"  event F1 {events['f1']:.3f} (200 ms collar)",
+            f"results in {result.out}: weights.safetensors, scores.json, tensorboard/",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""The folder of a run: made or found, locked, described; and what stops a run from outside."""
+
+import fcntl
+import json
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning_fabric import Fabric
+
+from .collection import replacing
+from .config import FREE_ON_RESUME, Config, TrainingError, as_dict
+
+RUNS = Path("runs")
+CONFIG = "config.yaml"
+PACKAGES = ("torch", "torchaudio", "numpy", "lightning-fabric", "torchmetrics")
+
+
+class Stopped(Exception):
+    """The run was told to stop by SIGTERM and has saved a checkpoint."""
+
+
+def on_zero(fabric: Fabric, function: Callable, *arguments) -> Any:
+    """Call `function` on rank 0 and return its result, or raise its one-line error, on every rank."""
+    result = error = None
+    if fabric.is_global_zero:
+        try:
+            result = function(*arguments)
+        except (ValueError, OSError) as raised:
+            error = raised
+    result, error = fabric.broadcast((result, error))
+    if error is not None:
+        raise error
+    return result
+
+
+@contextmanager
+def run_folder(fabric: Fabric, config: Config) -> Iterator[Path]:
+    """The run's folder, locked against a second run. Raises TrainingError if it cannot be used."""
+    out, lock = None, None
+
+    def claim() -> Path:
+        nonlocal lock
+        folder = _choose(config)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = open(folder / ".lock", "w")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(f"{folder}: another run is at work in this folder; choose another --out") from None
+        except OSError as error:
+            raise TrainingError(f"{folder}: cannot be written ({error.strerror})") from None
+        if config.resume:
+            _check_same(folder, config)
+        elif (folder / CONFIG).exists():
+            raise TrainingError(f"{folder}: already holds a run; give --resume to go on with it, or another --out")
+        return folder
+
+    try:
+        out = on_zero(fabric, claim)
+        yield out
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def describe(folder: Path, config: Config, data_index: str, split: str) -> None:
+    """Write config.yaml, which `--config` reads, and run.json: command, versions, commit, hash of the data's index and split."""
+    with replacing(folder / CONFIG) as path:
+        path.write_text(yaml.safe_dump(as_dict(config) | {"resume": False}, sort_keys=False))
+    facts = {
+        "command": [sys.executable, *sys.orig_argv[1:]],
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "versions": {name: version(name) for name in PACKAGES},
+        "data_index_sha256": data_index,
+        "split": split,
+    }
+    with replacing(folder / "run.json") as path:
+        path.write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def commit() -> str:
+    """The git commit of this code, with + where files were changed since; empty outside of a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + "+" * bool(changed)
+
+
+@contextmanager
+def sigterm() -> Iterator[Callable[[], bool]]:
+    """A function that says whether SIGTERM has come, while the block runs."""
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _choose(config: Config) -> Path:
+    if config.out is not None:
+        return config.out
+    if config.resume:
+        runs = sorted(path.parent for path in RUNS.glob(f"*/{CONFIG}"))
+        if not runs:
+            raise TrainingError(f"{RUNS}/ holds no run to resume; name its folder with --out")
+        return runs[-1]
+    return RUNS / datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def _check_same(folder: Path, config: Config) -> None:
+    """Raise TrainingError if the run in `folder` was started with settings that make other weights."""
+    if not (folder / CONFIG).exists():
+        return
+    before, now = yaml.safe_load((folder / CONFIG).read_text()), as_dict(config)
+    for name in now:
+        if name not in FREE_ON_RESUME and before.get(name) != now[name]:
+            raise TrainingError(
+                f"{folder}: was started with {name} {before.get(name)}, not {now[name]}; resume with the same settings "
+                f"(--config {folder / CONFIG} --resume)"
+            )

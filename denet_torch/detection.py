@@ -27,11 +27,10 @@ EVENT_COLUMNS = ["file", "onset", "offset", "label", "score"]
 class Decoding:
     """How frame probabilities become events. Times are in seconds and rounded up to whole frames.
 
-    Class 0 is the background. For each other class, frames at or above `low_threshold` in a row are a
-    syllable if one of them reaches `threshold` (hysteresis; without `low_threshold` both are the same).
-    Syllables less than `min_gap` apart are one, what is then shorter than `min_duration` is dropped, and
-    those left that lie less than `call_gap` apart are one call. With `any_class` the classes are not told
-    apart: their probabilities are added up and every event is labelled "call".
+    A frame's call probability is that of all classes but the background, class 0. Frames at or above
+    `low_threshold` in a row are a syllable if one of them reaches `threshold` (hysteresis; without
+    `low_threshold` both are the same). Syllables less than `min_gap` apart are one, what is then shorter
+    than `min_duration` is dropped, and those left that lie less than `call_gap` apart are one call.
     """
 
     threshold: float = 0.5
@@ -39,7 +38,6 @@ class Decoding:
     min_gap: float = 0.0
     min_duration: float = 0.0
     call_gap: float = 0.0
-    any_class: bool = False
 
     def __post_init__(self):
         low = self.threshold if self.low_threshold is None else self.low_threshold
@@ -61,8 +59,8 @@ def detect(
     """Find the calls of one recording or several: a row an event, with file, onset (s), offset (s), label, score.
 
     `decoding`: fields of `Decoding` that replace those stored with the weights. The other arguments are
-    those of `frame_probabilities`. The score is the highest frame probability of the event. Raises
-    AudioError for a recording that cannot be used.
+    those of `frame_probabilities`, labels and scores those of `events`. Raises AudioError for a recording
+    that cannot be used.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     chosen = stored_decoding(model, **decoding)
@@ -73,7 +71,7 @@ def detect(
         )
         duration = probe(path, time_expansion).duration
         tables.append(events(probabilities, model.samples / model.sr, duration, class_names(model), chosen, path))
-    return pd.concat(tables or [pd.DataFrame(columns=EVENT_COLUMNS)], ignore_index=True)
+    return pd.concat([event_table([]), *tables], ignore_index=True)
 
 
 def count_frames(model: "DENet", path: str | Path, time_expansion: float = 1) -> int:
@@ -155,22 +153,26 @@ def events(
 ) -> pd.DataFrame:
     """Decode probabilities (frames, n_classes) of frames of `frame` seconds into a table of events.
 
-    Events are in order of onset, to the microsecond, and end at the latest at `duration` (s).
+    An event's label is the class with the highest mean probability in it, its score the highest call
+    probability. Events are in order, to the microsecond, and end at the latest at `duration` (s).
     """
-    calls = probabilities[:, 1:]
-    if decoding.any_class:
-        calls, labels = calls.sum(axis=1, keepdims=True), [labels[0], "call"]
+    call = probabilities[:, 1:].sum(axis=1)
     rows = []
-    for label, p in zip(labels[1:], calls.T, strict=True):
-        for start, stop in find_runs(p, frame, decoding):
-            score = float(p[start:stop].max())
-            onset, offset = round(start * frame, 6), round(min(stop * frame, duration), 6)
-            rows.append((str(file), onset, offset, label, score))
-    return pd.DataFrame(sorted(rows, key=lambda row: row[1:3]), columns=EVENT_COLUMNS)
+    for start, stop in find_runs(call, frame, decoding):
+        onset, offset = round(start * frame, 6), round(min(stop * frame, duration), 6)
+        label = labels[1 + probabilities[start:stop, 1:].mean(axis=0).argmax()]
+        rows.append((str(file), onset, offset, label, float(call[start:stop].max())))
+    return event_table(rows)
+
+
+def event_table(rows: list[tuple]) -> pd.DataFrame:
+    """A table of events from rows of file, onset, offset, label, score."""
+    table = pd.DataFrame(rows, columns=EVENT_COLUMNS)
+    return table.astype({"file": "str", "onset": float, "offset": float, "label": "str", "score": float})
 
 
 def find_runs(p: np.ndarray, frame: float, decoding: Decoding) -> np.ndarray:
-    """Runs of frames (events, 2), first and one past the last, that are events of one class with probabilities (frames,)."""
+    """Events as runs of frames (events, 2), the first and one past the last, of call probabilities `p` (frames,)."""
     low = decoding.threshold if decoding.low_threshold is None else decoding.low_threshold
     edges = np.flatnonzero(np.diff(np.concatenate([[False], p >= low, [False]])))
     runs = edges.reshape(-1, 2)

@@ -1,0 +1,101 @@
+"""Find calls in recordings of any length and sampling rate.
+
+PATH is a recording, a folder (searched to the bottom), a pattern in quotes, or a .txt list of those. The
+results lie in the folder given by --output:
+
+  events.csv      a row an event: file, onset (s), offset (s), label, score (highest frame probability)
+  recordings.csv  a row a recording: file, duration (s), samplerate (Hz), events
+  parts/          the frame probabilities; run the same command again after a stop and only the missing
+                  ones are computed, or with another threshold and none are
+
+Examples:
+  python -m tools.detect night.wav --weights weights.safetensors
+  python -m tools.detect recordings/ --weights weights.safetensors --threshold 0.7 --call-gap 0.1
+  torchrun --nproc-per-node 4 -m tools.detect recordings/ --weights weights.safetensors
+
+Exit code: 0, or 2 if a recording could not be used or nothing could be done.
+"""
+
+import argparse
+import sys
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import torch
+
+from tools import detect_batch, event_formats
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
+    job = detect_batch.Job(
+        args.weights, args.output, args.hop, args.batch_size, args.time_expansion, args.device
+    )
+    decoding = {name: getattr(args, name) for name in DECODING if getattr(args, name) is not None}
+    try:
+        paths = detect_batch.collect(args.paths)
+        results = detect_batch.run(job, paths, args.jobs, **decoding)
+        if results is None:  # not the first of torchrun's ranks
+            return 0
+        if len(results.recordings):
+            event_formats.write(results, args.output, args.formats, args.time_expansion)
+    except BrokenProcessPool:
+        print("error: a process died, perhaps for want of memory; try fewer --jobs", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for reason in results.failures.values():
+        print(f"error: {reason}", file=sys.stderr)
+    if not len(results.recordings):
+        return 2
+    seconds = results.recordings.duration.sum()
+    print(f"{len(results.events)} events in {len(results.recordings)} recordings, {seconds:.1f} s of audio")
+    print(f"real-time factor {results.real_time_factor:.3f}; results in {args.output}")
+    return 2 if results.failures else 0
+
+
+DECODING = {
+    "threshold": "an event has a frame of at least this call probability",
+    "low_threshold": "and goes on while frames have at least this one (hysteresis)",
+    "min_gap": "s; events less than this apart are one",
+    "min_duration": "s; shorter events are then dropped",
+    "call_gap": "s; events (syllables) less than this apart are then one call",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH")
+    parser.add_argument(
+        "--weights", type=Path, required=True, metavar="FILE", help="a model (.safetensors)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("detections"), metavar="DIR")
+    parser.add_argument(
+        "--formats", nargs="*", default=[], choices=event_formats.WRITERS, help="further results"
+    )
+    for name, text in DECODING.items():
+        text += " (default: what is stored with the weights)"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=text)
+    parser.add_argument(
+        "--hop", type=int, metavar="FRAMES", help="between sequences (default: half a sequence)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="sequences at once (default: 2, on a GPU 64)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--time-expansion",
+        type=float,
+        default=1,
+        metavar="FACTOR",
+        help="recordings were slowed down by this factor: true rate = header's rate * FACTOR",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""Detection in many recordings: several processes, several machines, and a restart.
+
+The work is cut into parts, a minute of a recording each. The probabilities of a finished part are a file
+in FOLDER/parts, named by a digest of everything they depend on: a restart finds what is done, and other
+weights or a changed recording never mix with it. Events are decoded from the parts, so that another
+threshold costs no computation.
+"""
+
+import glob
+import hashlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache, partial
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.distributed
+from tqdm import tqdm
+
+import denet_torch
+from denet_torch import audio
+from denet_torch.detection import (
+    Decoding,
+    class_names,
+    count_frames,
+    event_table,
+    events,
+    frame_probabilities,
+    stored_decoding,
+)
+from training.collection import replacing
+
+PART_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Job:
+    """How probabilities are computed, and the folder that keeps them; see `frame_probabilities`."""
+
+    weights: Path
+    folder: Path
+    hop: int | None = None
+    batch_size: int | None = None
+    time_expansion: float = 1
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The frames `start` to `stop` of a recording; `file` holds their probabilities once computed."""
+
+    path: Path
+    start: int
+    stop: int
+    file: Path
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was found: events (a row each), the recordings searched and the reasons of the others.
+
+    `recordings` has the columns file, duration (s), samplerate (Hz) and events; `frame` is in seconds;
+    `real_time_factor` is the time taken per time of audio computed now, NaN if all was there already.
+    """
+
+    events: pd.DataFrame
+    recordings: pd.DataFrame
+    failures: dict[Path, str]
+    parts: dict[Path, list[Part]]
+    labels: list[str]
+    frame: float
+    decoding: Decoding
+    real_time_factor: float
+
+    def probabilities(self, path: str | Path) -> np.ndarray:
+        """Class probabilities (frames, n_classes) of a recording."""
+        return _load(self.parts[Path(path)])
+
+
+def collect(paths: Iterable[str]) -> list[Path]:
+    """Recordings in the order given, each once: files, folders with all below, patterns, and lists.
+
+    A list is a .txt file with one of the others a line. Raises AudioError for what finds nothing.
+    """
+    found = []
+    for path in paths:
+        if Path(path).is_dir():
+            matches = audio.find(path)
+        elif path.lower().endswith(".txt"):
+            matches = collect(filter(None, map(str.strip, Path(path).read_text().splitlines())))
+        elif glob.has_magic(path) and not Path(path).exists():
+            matches = sorted(map(Path, glob.glob(path, recursive=True)))
+        else:
+            matches = [Path(path)]  # if missing, it is reported with the other bad files
+        if not matches:
+            raise audio.AudioError(f"{path}: no recordings here")
+        found += matches
+    return list(dict.fromkeys(found))
+
+
+def run(job: Job, paths: list[Path], processes: int = 1, **decoding) -> Results | None:
+    """Compute what `job.folder` does not hold yet and decode all of it.
+
+    Under torchrun the parts are shared out among the ranks, which see the same folder; the first returns
+    the results of all, the others None. A recording that cannot be used is one of `failures` and stops
+    nothing. `decoding`: fields of `Decoding` that replace those stored with the weights. Raises
+    CheckpointError, and ValueError for a hop or a decoding that makes no sense.
+    """
+    model = _model(job)
+    chosen = stored_decoding(model, **decoding)
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    recordings, failures = _plan(job, model, paths)
+    mine = [part for parts in recordings.values() for part in parts][rank::ranks]
+    broken, real_time_factor = _compute(job, mine, processes)
+    failures |= broken
+    if ranks > 1:
+        failures = _gather(failures)
+    if rank > 0:
+        return None
+    recordings = {path: parts for path, parts in recordings.items() if path not in failures}
+    frame = model.samples / model.sr
+    tables, rows = [], []
+    for path, parts in tqdm(recordings.items(), desc="decode", unit="file", leave=False):
+        info = audio.probe(path, job.time_expansion)
+        table = events(_load(parts), frame, info.duration, class_names(model), chosen, path)
+        tables.append(table)
+        rows.append((str(path), info.duration, info.samplerate, len(table)))
+    return Results(
+        pd.concat([event_table([]), *tables], ignore_index=True),
+        pd.DataFrame(rows, columns=["file", "duration", "samplerate", "events"]),
+        failures,
+        recordings,
+        class_names(model),
+        frame,
+        chosen,
+        real_time_factor,
+    )
+
+
+@lru_cache(maxsize=1)
+def _model(job: Job) -> denet_torch.DENet:
+    device = job.device
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun: one GPU a rank
+    return denet_torch.load(job.weights).to(device)
+
+
+def _load(parts: list[Part]) -> np.ndarray:
+    return np.concatenate([np.load(part.file, allow_pickle=False) for part in parts])
+
+
+def _plan(
+    job: Job, model: denet_torch.DENet, paths: list[Path]
+) -> tuple[dict[Path, list[Part]], dict[Path, str]]:
+    """Parts of each recording, and the reasons why there are none."""
+    with open(job.weights, "rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    length = round(PART_SECONDS * model.sr / model.samples)
+    recordings, failures = {}, {}
+    for path in paths:
+        try:
+            total = count_frames(model, path, job.time_expansion)
+        except audio.AudioError as error:
+            failures[path] = str(error)
+            continue
+        stat = path.stat()
+        depends = (weights, job.hop, job.time_expansion, str(path), stat.st_size, stat.st_mtime_ns)
+        recordings[path] = []
+        for start in range(0, total, length):
+            stop = min(start + length, total)
+            name = hashlib.sha256(repr((*depends, start, stop)).encode()).hexdigest()
+            file = job.folder / "parts" / f"{name[:32]}.npy"
+            recordings[path].append(Part(path, start, stop, file))
+    return recordings, failures
+
+
+def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, str], float]:
+    """Compute the parts that have no file yet; the reasons of those that fail, and the real-time factor."""
+    frame = _model(job).samples / _model(job).sr
+    todo = [part for part in parts if not part.file.exists()]
+    failures, factor = {}, float("nan")
+    executor = None
+    if processes > 1:
+        threads = max(1, torch.get_num_threads() // processes)
+        executor = ProcessPoolExecutor(processes, get_context("spawn"), _start, (threads,))
+    bar = tqdm(
+        desc="detect",
+        total=frame * sum(part.stop - part.start for part in parts),
+        initial=frame * sum(part.stop - part.start for part in set(parts) - set(todo)),
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s {remaining} left{postfix}",
+    )
+    try:
+        outcomes = (executor.map if executor else map)(partial(_work, job), todo)
+        started = time.perf_counter()
+        for part, failure in zip(todo, outcomes, strict=True):
+            if failure:
+                failures[part.path] = failure
+            bar.update(frame * (part.stop - part.start))
+            factor = (time.perf_counter() - started) / (bar.n - bar.initial)
+            bar.set_postfix_str(f"real-time factor {factor:.3f}")
+    finally:
+        bar.close()
+        if executor:
+            executor.shutdown(cancel_futures=True)
+    return failures, factor
+
+
+def _start(threads: int) -> None:
+    """Set up a worker: its share of the threads, Ctrl-C left to the parent, an end when the parent ends."""
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _work(job: Job, part: Part) -> str | None:
+    """Compute one part; the reason if its recording cannot be read."""
+    try:
+        probabilities = frame_probabilities(
+            _model(job),
+            part.path,
+            part.start,
+            part.stop,
+            hop=job.hop,
+            batch_size=job.batch_size,
+            time_expansion=job.time_expansion,
+        )
+    except audio.AudioError as error:
+        return str(error)
+    with replacing(part.file) as file, open(file, "wb") as stream:
+        np.save(stream, probabilities)
+
+
+def _gather(failures: dict[Path, str]) -> dict[Path, str]:
+    """Failures of all ranks, once all are done, however much later than the first."""
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    everyone = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, failures)
+    torch.distributed.destroy_process_group()
+    return {path: reason for each in everyone for path, reason in each.items()}

@@ -7,7 +7,7 @@ import argparse
 import sys
 
 from denet_torch.audio import AudioError
-from training.synthetic import make_dataset
+from training.synthetic import make_dataset, make_tables
 
 
 def main() -> int:
@@ -22,8 +22,17 @@ def main() -> int:
     parser.add_argument(
         "--background", metavar="DIR", help="real clips to put behind half of the recordings"
     )
+    parser.add_argument(
+        "--tables-only",
+        action="store_true",
+        help="write only tables, one row a recording; 293238 is the real collection's size",
+    )
     args = parser.parse_args()
     try:
+        if args.tables_only:
+            annotations = round(args.recordings * 91_080 / 293_238)
+            print(make_tables(args.out, args.recordings, annotations, args.seed))
+            return 0
         out = make_dataset(
             args.out,
             args.recordings,

@@ -91,6 +91,7 @@ class Labeller:
         if not self.known[recording]:
             return np.full(frames, IGNORE)
         spans = self.spans.of(recording)
+        spans = spans.select((spans.start < edges[-1]) & (spans.stop > edges[0]))
         labels = np.zeros(frames, np.int64)
         most = np.zeros(frames)
         for label in np.unique(spans.label):

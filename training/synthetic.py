@@ -109,6 +109,33 @@ def make_dataset(
     return out
 
 
+def make_tables(
+    out: str | Path, recordings: int = 293_238, annotations: int = 91_080, seed: int = 0
+) -> Path:
+    """Write only FileInfo.csv and Annotations.csv, by default at the size of the real collection.
+
+    Recordings have 1 to 47 voiced segments, three on average. FileExistsError if `out` is there already.
+    """
+    out = Path(out)
+    out.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    segments = np.minimum(rng.geometric(1 / 3, recordings), 47)
+    file_info = []
+    for index in range(recordings):
+        edges = np.sort(rng.integers(1, 34 * SAMPLERATE, 2 * segments[index]))
+        time = datetime(2012, 6, 1) + timedelta(seconds=60 * index)
+        name, folder = f"{time:%y%m%d%H%M%S}{index:06d}.WAV", f"files{101 + index // 10_000}"
+        row = [index + 1, 1 + index // 5000, name, folder, 1 + index % 2, f"{time}"]
+        file_info.append(row + edges.tolist())
+    codes = rng.integers([-150, 0, 0, 0, 0, 0, 0], [151, 151, 13, 4, 4, 4, 4], (annotations, 7))
+    file_id = 1 + np.sort(rng.choice(recordings, annotations, replace=False))
+    edges = np.sort(rng.integers(1, 34 * SAMPLERATE, (annotations, 2)), axis=1)
+    spans = np.column_stack([file_id, codes, edges]).tolist()
+    _write_csv(out / "FileInfo.csv", FILE_INFO_HEADER, file_info)
+    _write_csv(out / "Annotations.csv", ANNOTATIONS_HEADER, spans)
+    return out
+
+
 def make_call(rng: np.random.Generator, emitter: int, context: int, samples: int) -> np.ndarray:
     """One call of unit power, float32 (samples,): syllables of a harmonic stack, gliding in pitch."""
     seconds = np.arange(samples) / SAMPLERATE

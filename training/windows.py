@@ -87,10 +87,15 @@ class _Windows(Dataset):
         """Lengths in samples at the model's rate."""
         return self._frames[recordings] * self.rate // self._samplerate[recordings]
 
+    def _read(self, path: Path, start: int) -> np.ndarray:
+        return audio.read(
+            path, start, self.window, rate=self.rate, time_expansion=self._time_expansion
+        )
+
     def _item(self, recording: int, start: int) -> dict:
         """The window that begins at sample `start`, at the model's rate; silence after the end."""
         path = self._root / self._files[recording].decode()
-        sound = audio.read(path, start, self.window, rate=self.rate, time_expansion=self._time_expansion)
+        sound = self._read(path, start)
         waveform = np.zeros(self.window, np.float32)
         waveform[: len(sound)] = sound
         edges = np.arange(start, start + self.window + 1, self.samples)

@@ -31,7 +31,10 @@ def save(model: "denet_torch.DENet", path: str | Path) -> None:
     metadata = {"format": "pt", "denet": config, "sha256": checksum(config, tensors)}
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata)
+        temporary.chmod(mode)  # safetensors makes its files private
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -66,7 +69,10 @@ def load(path: str | Path) -> "denet_torch.DENet":
 
 
 def save_pretrained(model: "denet_torch.DENet", folder: str | Path) -> None:
-    """Write `model` to `folder` as model.safetensors and config.json, the layout of the Hugging Face Hub (`hf upload NAME FOLDER`)."""
+    """Write `model` to `folder` as model.safetensors and config.json, as the Hugging Face Hub has them.
+
+    `hf upload NAME FOLDER` publishes the folder.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save(model, folder / WEIGHTS_FILE)

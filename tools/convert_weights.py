@@ -1,0 +1,59 @@
+"""Convert DENet's weights between PyTorch, Keras, TensorFlow, numpy and ONNX files.
+
+    python -m tools.convert_weights original.h5 model.safetensors --attention attention.npz
+
+The endings tell the formats. Everything that the weights determine is inferred and checked against the options
+given. The original's .h5 files lack the attention branch, which Keras never saved: give it with --attention.
+Neither TensorFlow nor PyTorch is needed for .h5, .keras, .npz and .safetensors.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tools.weights import WeightsError
+from tools.weights.convert import READERS, WRITERS, convert
+
+POSITIONS = {"before": True, "after": False}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.convert_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help=f"file to read: {' '.join(READERS)}")
+    parser.add_argument("target", type=Path, metavar="TARGET", help=f"file to write: {' '.join(WRITERS)}")
+    parser.add_argument("--attention", metavar="FILE.npz|init", help="the attention weights that SOURCE lacks, or start them fresh")
+    parser.add_argument("--attention-position", choices=POSITIONS, help="attention before or after the first pooling")
+    parser.add_argument("--classes", type=int, metavar="N", help="number of classes, checked")
+    parser.add_argument("--samples", type=int, metavar="N", help="frame length; weights tell it up to the pooling's rounding")
+    parser.add_argument("--seq-len", type=int, metavar="N", help="frames in a sequence (default 10)")
+    parser.add_argument("--sr", type=int, metavar="HZ", help="sampling rate that the model was made for (default 16000)")
+    parser.add_argument("--dropout", type=float, metavar="RATE", help="rate for training on (default 0.3)")
+    options = parser.parse_args(arguments)
+    asked = {
+        "n_classes": options.classes,
+        "sr": options.sr,
+        "seq_len": options.seq_len,
+        "samples": options.samples,
+        "before_pooling": POSITIONS.get(options.attention_position),
+        "dropout": options.dropout,
+    }
+    try:
+        weights, config, notes = convert(
+            options.source, options.target, options.attention, {key: value for key, value in asked.items() if value is not None}
+        )
+    except WeightsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, tensor in weights.tensors.items():
+        print(f"{name:34} {str(tensor.shape):14} {weights.origin[name]}")
+    print("architecture: " + ", ".join(f"{key}={value}" for key, value in config.items()))
+    for note in notes:
+        print(f"note: {note}")
+    print(f"wrote {options.target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""Readers and writers of DENet's weights, one module per format family, and `convert`, which joins them.
+
+All of them meet in one form: a dict from the port's names ("conv1.weight") to numpy arrays in the port's layout, beside
+`DENet`'s arguments. Nothing here imports PyTorch or TensorFlow before a format needs it: a conversion between HDF5, npz and
+safetensors takes neither their seconds nor their memory.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+class WeightsError(ValueError):
+    """A weight file that cannot be converted; the message is one line that names the file and the trouble."""
+
+
+@dataclass
+class Weights:
+    """What a file holds: `tensors` by the port's names, the `origin` of each (its name in the file), and the arguments of
+    DENet that the file states (`known`), `input_shape` as `seq_len` and `samples`."""
+
+    path: Path
+    tensors: dict[str, np.ndarray]
+    origin: dict[str, str]
+    known: dict = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)

@@ -1,0 +1,224 @@
+"""The architecture behind a set of weights: what they determine, what has to be said, and whether they fit it."""
+
+import numpy as np
+
+from . import Weights, WeightsError
+from .names import ATTENTION, NAMES
+
+OPTIONS = {  # argument of DENet -> option of tools.convert_weights
+    "n_classes": "--classes",
+    "sr": "--sr",
+    "seq_len": "--seq-len",
+    "samples": "--samples",
+    "before_pooling": "--attention-position",
+    "dropout": "--dropout",
+}
+DEFAULTS = {"sr": 16000, "seq_len": 10, "dropout": 0.3, "train_attention": True, "attention_dropout": False}
+TYPES = {
+    "n_classes": int,
+    "sr": (int, float),
+    "seq_len": int,
+    "samples": int,
+    "before_pooling": bool,
+    "dropout": (int, float),
+    "train_attention": bool,
+    "attention_dropout": bool,
+    "n_filters": int,
+    "gru_units": int,
+    "dense_units": list,
+}
+
+
+def conv_steps(samples: int) -> int:
+    """Steps that reach the GRU from a frame, 60 features each (`DENet.conv_steps`)."""
+    return ((samples // 3 - 4) // 3 - 4) // 3
+
+
+def attention_steps(samples: int, before_pooling: bool) -> int:
+    """Steps that the attention's convolutions leave of a frame, 10 features each (`DELayer.conv_steps`)."""
+    steps = samples if before_pooling else samples // 3
+    for stride in (2, 3, 3):
+        steps = (steps - 7) // stride + 1
+    return steps
+
+
+def shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """Shape of every weight of DENet(**config), in the port's layout."""
+    samples, filters, units = config["input_shape"][1], config["n_filters"], config["gru_units"]
+    dense1, dense2 = config["dense_units"]
+    features = 60 * conv_steps(samples)
+    result = {"sinc.filt_b1": (filters,), "sinc.filt_band": (filters,)}
+    kernels = {
+        "attention.conv1": (30, 1, 7),
+        "attention.conv2": (30, 30, 7),
+        "attention.conv3": (10, 30, 7),
+        "attention.dense1": (128, 10 * attention_steps(samples, config["before_pooling"])),
+        "attention.dense2": (64, 128),
+        "attention.dense3": (1, 64),
+        "conv1": (60, 1, 5),
+        "conv2": (60, 60, 5),
+        "dense1": (dense1, units),
+        "dense2": (dense2, dense1),
+        "dense3": (config["n_classes"], dense2),
+    }
+    for layer, shape in kernels.items():
+        result |= {f"{layer}.weight": shape, f"{layer}.bias": shape[:1]}
+    for layer in ("norm1", "norm2"):
+        result |= {f"{layer}.scale": (60,), f"{layer}.bias": (60,)}
+    for layer in ("gru.forward_gru", "gru.backward_gru"):
+        result |= {f"{layer}.kernel": (features, 3 * units), f"{layer}.recurrent_kernel": (units, 3 * units)}
+        result |= {f"{layer}.bias": (3 * units,)}
+    for layer, units in (("batch_norm1", dense1), ("batch_norm2", dense2)):
+        result |= {f"{layer}.{leaf}": (units,) for leaf in ("gamma", "beta", "moving_mean", "moving_variance")}
+    return {name: result[name] for name in NAMES}
+
+
+def facts(path, config: dict) -> dict:
+    """`config`, as a file states it, in the form of `Weights.known`, keys that DENet does not have left out.
+
+    Raises WeightsError on values that no DENet can have.
+    """
+    config = dict(config)
+    shape = config.pop("input_shape", None)
+    if shape is not None:
+        if not isinstance(shape, list | tuple) or len(shape) not in (2, 3) or tuple(shape[2:]) not in ((), (1,)):
+            raise WeightsError(f"{path}: states the input shape {shape!r}; expected [seq_len, samples, 1]")
+        config |= {key: size for key, size in zip(("seq_len", "samples"), shape[:2], strict=True) if size is not None}
+    known = {key: config[key] for key in TYPES if key in config}
+    for key, value in known.items():
+        numbers = value if isinstance(value, list) and len(value) == 2 else [value]
+        right = isinstance(value, TYPES[key]) and (TYPES[key] is bool) == isinstance(value, bool)
+        low = -1e-9 if key == "dropout" else 0
+        if not right or not all(type(n) in (int, float, bool) and low < n < 1e9 for n in numbers if TYPES[key] is not bool):
+            raise WeightsError(f"{path}: states {key} = {value!r}, which no DENet has")
+    return known
+
+
+def resolve(weights: Weights, asked: dict) -> tuple[dict, list[str]]:
+    """The arguments of DENet for `weights`, and a line for each that neither they nor `asked` (what the user says) determine.
+
+    Raises WeightsError where the weights, the file's statements and the user contradict each other, and where the attention's
+    position is still open.
+    """
+    measured = _measured(weights)
+    for key, value in measured.items():
+        if weights.known.get(key, value) != value:
+            raise WeightsError(f"{weights.path}: states {key} = {weights.known[key]}, but its weights have {value}")
+    said = weights.known | measured
+    for key, value in asked.items():
+        if said.get(key, value) != value:
+            held = _shown(key, said[key])
+            raise WeightsError(f"{weights.path}: {OPTIONS[key]} is {_shown(key, value)}, but the file has {held}")
+    said |= asked
+    said |= _frame(weights, said)
+    notes = []
+    if "samples" not in weights.known and "samples" not in asked:
+        notes.append(f"frame length {said['samples']} samples, the roundest that fits; {OPTIONS['samples']} says otherwise")
+    for key, value in DEFAULTS.items():
+        if key not in said:
+            said[key] = value
+            if key in OPTIONS:
+                notes.append(f"{key} = {value}, not in the file; {OPTIONS[key]} says otherwise")
+    config = {"input_shape": [said.pop("seq_len"), said.pop("samples"), 1]}
+    order = "n_classes sr before_pooling dropout train_attention attention_dropout n_filters gru_units dense_units".split()
+    return config | {key: said[key] for key in order}, notes
+
+
+def check(weights: Weights, config: dict) -> None:
+    """Raise WeightsError unless `weights` are exactly the finite float32 or float64 weights of DENet(**config)."""
+    for name, shape in shapes(config).items():
+        if name not in weights.tensors:
+            raise WeightsError(f"{weights.path}: {name} is missing")
+        tensor = weights.tensors[name]
+        if tensor.shape != shape:
+            raise WeightsError(f"{weights.path}: {_where(weights, name)} is {tensor.shape} in the file, {shape} expected")
+        if not np.isfinite(tensor).all():
+            raise WeightsError(f"{weights.path}: {_where(weights, name)} holds values that are not finite numbers")
+    if extra := weights.tensors.keys() - set(NAMES):
+        raise WeightsError(f"{weights.path}: {min(extra)} is no weight of a DENet")
+
+
+def check_types(weights: Weights) -> None:
+    """Raise WeightsError unless all of `weights` are float32 or all float64, with as many axes as DENet's have."""
+    axes = {name: len(shape) for name, shape in shapes(_ANY).items()}
+    first = next(iter(weights.tensors.values())).dtype
+    for name, tensor in weights.tensors.items():
+        if tensor.dtype not in (np.float32, np.float64) or tensor.dtype != first:
+            expected = "float32 or float64, the same for every weight"
+            raise WeightsError(f"{weights.path}: {_where(weights, name)} is {tensor.dtype}; expected {expected}")
+        if tensor.ndim != axes[name]:
+            expected = f"{axes[name]} axes expected"
+            if name.startswith("gru.") and tensor.ndim == 2:
+                expected += " (two biases: a GRU with reset_after=True, which computes something else)"
+            raise WeightsError(f"{weights.path}: {_where(weights, name)} is {tensor.shape} in the file, {expected}")
+
+
+_ANY = {"input_shape": [1, 400, 1], "n_classes": 2, "before_pooling": True, "n_filters": 1, "gru_units": 1, "dense_units": [1, 1]}
+
+
+def _measured(weights: Weights) -> dict:
+    def size(name: str, axis: int) -> int:
+        if name not in weights.tensors:
+            raise WeightsError(f"{weights.path}: {name} is missing")
+        return weights.tensors[name].shape[axis]
+
+    return {
+        "n_classes": size("dense3.bias", 0),
+        "n_filters": size("sinc.filt_b1", 0),
+        "gru_units": size("gru.forward_gru.recurrent_kernel", 0),
+        "dense_units": [size("dense1.bias", 0), size("dense2.bias", 0)],
+    }
+
+
+def _frame(weights: Weights, said: dict) -> dict:
+    """`samples` and `before_pooling` that give the GRU and the attention network inputs of the sizes that they have."""
+    gru = weights.tensors["gru.forward_gru.kernel"]
+    steps, odd = divmod(gru.shape[0], 60)
+    where = f"{weights.path}: {_where(weights, 'gru.forward_gru.kernel')} is {gru.shape} in the file"
+    if odd or steps < 1:
+        raise WeightsError(f"{where}, but its rows come in 60 features for each step")
+    lowest = 27 * steps + 48  # conv_steps of this and of the 26 lengths after it is `steps`
+    lengths = [n for n in range(lowest, lowest + 27) if said.get("samples", n) == n]
+    if not lengths:
+        raise WeightsError(f"{where}, which fits frames of {lowest} to {lowest + 26} samples, not {said['samples']}")
+    positions = [said["before_pooling"]] if "before_pooling" in said else [True, False]
+    fits = [(n, p) for n in lengths for p in positions if attention_steps(n, p) >= 1]
+    if "attention.dense1.weight" in weights.tensors:
+        shape = weights.tensors["attention.dense1.weight"].shape
+        expected = sorted({(128, 10 * attention_steps(n, p)) for n, p in fits})
+        fits = [(n, p) for n, p in fits if 10 * attention_steps(n, p) == shape[1]]
+        if not fits:
+            listed = " or ".join(map(str, expected)) or "nothing (frames too short)"
+            name = _where(weights, "attention.dense1.weight")
+            raise WeightsError(f"{weights.path}: {name} is {shape} in the file, {listed} expected")
+    if not fits:
+        raise WeightsError(f"{where}: frames of {lengths[0]} samples are too short for the attention network")
+    if len({p for _, p in fits}) > 1:
+        raise WeightsError(
+            f"{weights.path}: does not tell whether the attention comes before or after the pooling; "
+            f"say {OPTIONS['before_pooling']} before or {OPTIONS['before_pooling']} after"
+        )
+    samples, before_pooling = min(fits, key=lambda fit: (-_roundness(fit[0]), fit[0]))
+    return {"samples": samples, "before_pooling": before_pooling}
+
+
+def _roundness(n: int) -> int:
+    """The largest of 1000, 500, 100, 50, ... that divides n."""
+    return next(unit for unit in (1000, 500, 100, 50, 20, 10, 5, 2, 1) if n % unit == 0)
+
+
+def _where(weights: Weights, name: str) -> str:
+    origin = weights.origin.get(name, name)
+    return name if origin == name else f"{name} ({origin})"
+
+
+def _shown(key: str, value) -> str:
+    return {True: "before", False: "after"}[value] if key == "before_pooling" else str(value)
+
+
+def lacks_attention(weights: Weights) -> bool:
+    """True if `weights` hold none of the attention branch. Raises WeightsError if they hold a part of it."""
+    missing = [name for name in ATTENTION if name not in weights.tensors]
+    if missing and len(missing) < len(ATTENTION):
+        raise WeightsError(f"{weights.path}: {missing[0]} is missing")
+    return bool(missing)

@@ -1,0 +1,90 @@
+"""From any format to any other: read, find the architecture, check, write."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from . import Weights, WeightsError
+from .architecture import attention_steps, check, lacks_attention, resolve
+from .files import replacing
+from .keras_h5 import read_keras_h5, write_keras_h5
+from .names import ATTENTION
+from .npz import read_attention_npz, read_npz, write_npz
+from .safetensors_file import read_safetensors, write_safetensors
+
+READERS = {
+    ".safetensors": read_safetensors,
+    ".h5": read_keras_h5,
+    ".h5.gz": read_keras_h5,
+    ".npz": read_npz,
+}
+WRITERS = {
+    ".safetensors": write_safetensors,
+    ".h5": write_keras_h5,
+    ".npz": write_npz,
+}
+
+
+def convert(
+    source: Path, target: Path, attention: str | None = None, asked: dict | None = None
+) -> tuple[Weights, dict, list[str]]:
+    """Convert the weights in `source` to `target`, whose names' endings tell the formats.
+
+    `attention`: a .npz with the attention's weights, or "init" to start them fresh. `asked`: what the user says of
+    DENet's arguments (the keys of `architecture.OPTIONS`), checked against the file. Returns the weights, the
+    configuration and what the user should know. Raises WeightsError; `target` is then as it was.
+    """
+    write = _by_ending(WRITERS, target, "written")
+    if not target.absolute().parent.is_dir():
+        raise WeightsError(f"{target}: there is no folder {target.parent}")
+    weights, config, notes = read_whole(source, attention, asked or {})
+    with replacing(target) as temporary:
+        write(weights.tensors, config, temporary)
+    if write is write_keras_h5:
+        notes.append("the original's .h5 has no place for the attention's weights; convert to .npz too to keep them")
+    return weights, config, notes
+
+
+def read_whole(source: Path, attention: str | None, asked: dict) -> tuple[Weights, dict, list[str]]:
+    """The weights of `source`, attention included, their configuration, and what was assumed. Raises WeightsError."""
+    weights = _by_ending(READERS, source, "read")(source)
+    if not lacks_attention(weights):
+        if attention:
+            raise WeightsError(f"{source}: has attention weights of its own; --attention is for files without")
+    elif attention is None:
+        raise WeightsError(
+            f"{source}: holds no attention weights: the original does not register them with its layer, so that Keras "
+            "never saves them. Give them with --attention FILE.npz (tools/keras224_export.py writes one in the session "
+            "that owns the model), or start them fresh with --attention init and train the model further"
+        )
+    elif attention != "init":
+        supplied = read_attention_npz(Path(attention))
+        weights.tensors |= supplied.tensors
+        weights.origin |= {name: f"{attention}: {origin}" for name, origin in supplied.origin.items()}
+        weights.known = supplied.known | weights.known
+    config, notes = resolve(weights, asked)
+    if attention == "init":
+        weights.tensors |= _fresh_attention(config, weights.tensors["conv1.weight"].dtype)
+        weights.origin |= {name: "drawn from its initial distribution" for name in ATTENTION}
+    check(weights, config)
+    return weights, config, weights.notes + notes
+
+
+def _fresh_attention(config: dict, dtype: np.dtype) -> dict[str, np.ndarray]:
+    import torch
+
+    from denet_torch.layers import DELayer
+
+    samples = config["input_shape"][1]
+    assert attention_steps(samples, config["before_pooling"]) >= 1
+    torch.manual_seed(0)
+    layer = DELayer(samples if config["before_pooling"] else samples // 3)
+    return {f"attention.{name}": tensor.numpy().astype(dtype) for name, tensor in layer.state_dict().items()}
+
+
+def _by_ending(functions: dict[str, Callable], path: Path, verb: str) -> Callable:
+    matching = [ending for ending in functions if path.name.endswith(ending)]
+    if not matching:
+        raise WeightsError(f"{path}: formats are told by their ending, and only {' '.join(functions)} can be {verb}")
+    return functions[max(matching, key=len)]

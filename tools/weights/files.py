@@ -1,0 +1,81 @@
+"""Reading and writing files with care: bounded reading, safe archives, no half-written target."""
+
+import contextlib
+import gzip
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import WeightsError
+
+MAX_RATIO = 20  # weights are noise: none pack by more than a few times; what unpacks to more is no weight file
+
+
+def line(error: BaseException) -> str:
+    """The first line of an error's message, or its name if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def existing(path: Path) -> Path:
+    """`path` if it is a file that holds something; WeightsError otherwise."""
+    if path.is_dir():
+        raise WeightsError(f"{path}: is a folder, not a weight file")
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise WeightsError(f"{path}: is empty (0 bytes)")
+    return path
+
+
+def read_bytes(path: Path) -> bytes:
+    """The contents of `path`, unpacked if its name ends in .gz."""
+    existing(path)
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    limit = MAX_RATIO * path.stat().st_size
+    try:
+        with gzip.open(path) as file:
+            data = file.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise WeightsError(f"{path}: cannot be unpacked ({line(error)})") from None
+    if len(data) > limit:
+        raise WeightsError(f"{path}: unpacks to more than {MAX_RATIO} times its size, which no weight file does")
+    return data
+
+
+def unzip(path: Path, wanted=lambda name: True) -> dict[str, bytes]:
+    """Members of the zip archive `path` for whose names `wanted` holds, after checking sizes (before unpacking) and CRCs."""
+    existing(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > MAX_RATIO * path.stat().st_size:
+                raise WeightsError(f"{path}: unpacks to more than {MAX_RATIO} times its size, which no weight file does")
+            if len({member.filename for member in members}) < len(members):
+                raise WeightsError(f"{path}: holds two members of one name")
+            for member in members:
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise WeightsError(f"{path}: {member.filename} is packed in a way that no weight file is")
+            return {member.filename: archive.read(member) for member in members if wanted(member.filename)}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path}: cannot be read as a zip archive ({line(error)})") from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`: its file replaces `path` if the block ends well and vanishes otherwise."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # safetensors makes its files private
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

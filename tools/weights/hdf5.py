@@ -1,0 +1,119 @@
+"""Reading HDF5 files that nobody vouches for.
+
+The HDF5 library crashes or loops on some damaged files. It therefore sees a file only in a child process with little time,
+which reports where each dataset's bytes lie; the bytes themselves are taken from the file as they are. Links that leave the
+file, external storage, filters (which may load plug-ins) and anything else that Keras does not write are refused.
+"""
+
+import faulthandler
+import io
+import math
+import multiprocessing
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from . import WeightsError
+from .files import line
+
+SECONDS = 4  # the structure of a whole model takes 0.01 s
+MAX_ATTRIBUTE = 1 << 20  # bytes
+MAX_OBJECTS, MAX_DEPTH = 10_000, 20
+
+
+@dataclass
+class Tree:
+    """`datasets` by path, as read-only arrays over the file's bytes, and the attributes of the root ("") and of each group."""
+
+    datasets: dict[str, np.ndarray]
+    attributes: dict[str, dict]
+
+
+def read_tree(path: Path, data: bytes) -> Tree:
+    """The groups, attributes and datasets of the HDF5 file `data`. Raises WeightsError naming `path`."""
+    if not data.startswith(b"\x89HDF\r\n\x1a\n"):
+        raise WeightsError(f"{path}: is not an HDF5 file")
+    # fork shares `data` with the child for nothing; where there is none (Windows) it is sent
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_report, args=(data, sender), daemon=True)
+    child.start()
+    sender.close()
+    try:
+        answer = receiver.recv() if receiver.poll(SECONDS) else "its structure is damaged"
+    except EOFError:  # the library crashed
+        answer = "its structure is damaged"
+    finally:
+        child.kill()
+        child.join()
+        receiver.close()
+    if isinstance(answer, str):
+        raise WeightsError(f"{path}: cannot be read as HDF5 ({answer})")
+    places, attributes = answer
+    datasets = {}
+    for name, (shape, dtype, offset) in places.items():
+        count = math.prod(shape)
+        if offset is None and count or offset is not None and offset + count * np.dtype(dtype).itemsize > len(data):
+            raise WeightsError(f"{path}: {name} is {tuple(shape)}, more than the file holds")
+        datasets[name] = np.frombuffer(data, dtype, count, offset or 0).reshape(shape)
+    return Tree(datasets, attributes)
+
+
+def _report(data: bytes, sender) -> None:
+    faulthandler.disable()  # a crash here is an answer, not an accident
+    try:
+        with h5py.File(io.BytesIO(data), "r") as file:
+            answer = _index(file)
+    except Exception as error:  # whatever the library makes of a damaged file
+        answer = line(error)
+    sender.send(answer)
+
+
+def _index(file: h5py.File) -> tuple[dict, dict]:
+    """({dataset: (shape, dtype, offset in the file)}, {group: {attribute: value}})"""
+    places, attributes, pending, seen = {}, {"": _attributes(file)}, [("", file, 0)], 0
+    while pending:
+        prefix, group, depth = pending.pop()
+        for key in group:
+            seen += 1
+            if seen > MAX_OBJECTS or depth > MAX_DEPTH:
+                raise ValueError("its groups are too many or too deep")
+            name = f"{prefix}{key}"
+            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+                raise ValueError(f"{name} is a link to another place; only the file itself is read")
+            item = group[key]
+            if isinstance(item, h5py.Group):
+                attributes[name] = _attributes(item)
+                pending.append((f"{name}/", item, depth + 1))
+            elif isinstance(item, h5py.Dataset):
+                places[name] = _place(name, item)
+            else:
+                raise ValueError(f"{name} is neither a group nor a dataset")
+    return places, attributes
+
+
+def _attributes(group: h5py.Group) -> dict:
+    values = {}
+    for key in ("layer_names", "weight_names", "backend", "keras_version", "model_config"):
+        if key in group.attrs:
+            attribute = group.attrs.get_id(key)
+            if math.prod(attribute.shape) * attribute.get_type().get_size() > MAX_ATTRIBUTE:
+                raise ValueError(f"the attribute {key} is too large")
+            value = group.attrs[key]
+            if key.endswith("_names"):
+                values[key] = [v.decode() if isinstance(v, bytes) else str(v) for v in np.asarray(value).ravel().tolist()]
+            else:
+                values[key] = value.decode() if isinstance(value, bytes) else str(value)
+    return values
+
+
+def _place(name: str, dataset: h5py.Dataset) -> tuple:
+    creation = dataset.id.get_create_plist()
+    if creation.get_external_count():
+        raise ValueError(f"{name} is stored outside the file")
+    if creation.get_layout() != h5py.h5d.CONTIGUOUS or dataset.dtype.kind not in "fiu":
+        raise ValueError(f"{name} is not stored as Keras stores weights (plain numbers in one piece)")
+    return dataset.shape, dataset.dtype.str, dataset.id.get_offset()

@@ -1,0 +1,92 @@
+"""Our .npz: Keras's layout, names like "attention/conv1/kernel" (see `keras224_export`), DENet's arguments as JSON in "config".
+
+Other .npz files can supply the attention: twelve arrays "attention/..." in Keras's order.
+"""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from . import Weights, WeightsError
+from .architecture import check_types, facts
+from .files import line, unzip
+from .names import ATTENTION, NAMES, PORT_NAMES, keras_name, transposed
+
+
+def read_npz(path: Path) -> Weights:
+    """Weights of an .npz that `keras224_export.export` or `write_npz` wrote. Raises WeightsError."""
+    arrays = read_arrays(path)
+    known = _known(path, arrays.pop("config", None))
+    if unknown := [name for name in arrays if name not in PORT_NAMES]:
+        raise WeightsError(f"{path}: {unknown[0]} is no weight of a DENet")
+    weights = Weights(path, {}, {}, known)
+    for origin, array in arrays.items():
+        name = PORT_NAMES[origin]
+        weights.tensors[name], weights.origin[name] = transposed(name, array), origin
+    if not arrays:
+        raise WeightsError(f"{path}: holds no weights")
+    check_types(weights)
+    return weights
+
+
+def read_attention_npz(path: Path) -> Weights:
+    """The attention's weights in an .npz, which may hold other things too. Raises WeightsError."""
+    arrays = read_arrays(path)
+    found = {name: array for name, array in arrays.items() if name.startswith("attention/") and array.size}
+    if len(found) != len(ATTENTION):
+        raise WeightsError(f'{path}: has {len(found)} arrays named "attention/..."; the attention network has {len(ATTENTION)}')
+    if set(found) == {keras_name(name) for name in ATTENTION}:
+        found = {keras_name(name): found[keras_name(name)] for name in ATTENTION}
+    weights = Weights(path, {}, {}, _known(path, arrays.get("config")))
+    for name, (origin, array) in zip(ATTENTION, found.items(), strict=True):
+        weights.tensors[name], weights.origin[name] = transposed(name, array), origin
+    check_types(weights)
+    if "x" in arrays and arrays["x"].ndim == 4:  # what the live model was tried on: (batch, seq_len, samples, 1)
+        weights.known = {"seq_len": arrays["x"].shape[1], "samples": arrays["x"].shape[2]} | weights.known
+    return weights
+
+
+def write_npz(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None:
+    """Every weight and the architecture; `keras224_export.restore` puts them into a live original model."""
+    arrays = {keras_name(name): transposed(name, tensors[name]) for name in NAMES}
+    with open(path, "wb") as file:
+        np.savez(file, config=np.array(json.dumps(config)), **arrays)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of plain numbers and text in an .npz, none larger than its bytes in the file. Raises WeightsError."""
+    arrays = {}
+    for member, data in unzip(path).items():
+        name, buffer = member.removesuffix(".npy"), io.BytesIO(data)
+        try:
+            version = np.lib.format.read_magic(buffer)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = header(buffer)
+        except (ValueError, EOFError, SyntaxError, RecursionError, MemoryError) as error:
+            raise WeightsError(f"{path}: {name} is not a numpy array ({line(error)})") from None
+        if dtype.kind not in "fiubU":
+            raise WeightsError(f"{path}: {name} is {dtype}, not numbers or text")
+        count = math.prod(shape)
+        if min(shape, default=0) < 0 or count * dtype.itemsize != len(data) - buffer.tell():
+            raise WeightsError(f"{path}: {name} says that it is {shape}, but its bytes are fewer or more")
+        if count:
+            array = np.frombuffer(data, dtype, count, buffer.tell())
+            arrays[name] = array.reshape(shape, order="F" if fortran else "C")
+        else:
+            arrays[name] = np.empty(shape, dtype)
+    return arrays
+
+
+def _known(path: Path, config: np.ndarray | None) -> dict:
+    if config is None:
+        return {}
+    try:
+        stated = json.loads(str(config))
+        if not isinstance(stated, dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: its config cannot be read ({line(error)})") from None
+    return facts(path, stated)

@@ -1,0 +1,55 @@
+"""Our .safetensors, the format of `denet_torch.checkpoint`, read and written without PyTorch."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from . import Weights, WeightsError
+from .architecture import check_types, facts
+from .files import existing, line
+from .names import NAMES
+
+
+def read_safetensors(path: Path) -> Weights:
+    """Weights and architecture of a file that `denet_torch.save` wrote, its checksum checked. Raises WeightsError."""
+    try:
+        with safe_open(existing(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path}: cannot be read as safetensors ({line(error)})") from None
+    if not {"denet", "sha256"} <= metadata.keys():
+        raise WeightsError(f"{path}: has no DENet architecture in its metadata")
+    if checksum(metadata["denet"], tensors) != metadata["sha256"]:
+        raise WeightsError(f"{path}: damaged, its checksum does not match")
+    if unknown := tensors.keys() - set(NAMES):
+        raise WeightsError(f"{path}: {min(unknown)} is no weight of a DENet")
+    try:
+        config = dict(json.loads(metadata["denet"]))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise WeightsError(f"{path}: its architecture cannot be read ({line(error)})") from None
+    weights = Weights(path, tensors, {name: name for name in tensors}, facts(path, config))
+    check_types(weights)
+    return weights
+
+
+def write_safetensors(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None:
+    """The file that `denet_torch.load` rebuilds the model from."""
+    tensors = {name: np.ascontiguousarray(tensors[name]) for name in NAMES}
+    text = json.dumps(config)
+    save_file(tensors, path, {"format": "pt", "denet": text, "sha256": checksum(text, tensors)})
+
+
+def checksum(config: str, tensors: dict[str, np.ndarray]) -> str:
+    """`denet_torch.checkpoint.checksum` of arrays."""
+    digest = hashlib.sha256(config.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        digest.update(tensor.reshape(-1).view(np.uint8))
+    return digest.hexdigest()

@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, default=Path("detections"), metavar="DIR")
     parser.add_argument(
-        "--formats", nargs="*", default=[], choices=event_formats.WRITERS, help="further results"
+        "--formats", nargs="*", default=[], choices=[*event_formats.TABLES, *event_formats.PROGRAMS], help="further results"
     )
     for name, text in DECODING.items():
         text += " (default: what is stored with the weights)"

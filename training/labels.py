@@ -99,16 +99,14 @@ class Labeller:
             covered = coverage(spans.start[mine], spans.stop[mine], edges)
             labels = np.where(covered > most, label, labels)
             most = np.maximum(covered, most)
-        labels[~self._is_call(spans, edges)] = BACKGROUND
+        labels[~self._calls(spans, edges)] = BACKGROUND
         if self._sources is not None and self._masked[recording]:
             voice, annotated = (spans.of(recording) for spans in self._sources)
-            labels[self._is_call(voice, edges) != self._is_call(annotated, edges)] = IGNORE
+            labels[self._calls(voice, edges) != self._calls(annotated, edges)] = IGNORE
         return labels
 
-    def _is_call(self, spans: Spans, edges: np.ndarray) -> np.ndarray:
-        covered = coverage(spans.start, spans.stop, edges)
-        # Edges are seconds times a rate: a frame that is covered exactly as required stays a call.
-        return covered >= self.min_overlap * np.diff(edges) - 1e-3
+    def _calls(self, spans: Spans, edges: np.ndarray) -> np.ndarray:
+        return is_call(spans.start, spans.stop, edges, self.min_overlap)
 
 
 def quiet_spans(collection: Collection) -> Spans:
@@ -120,6 +118,14 @@ def quiet_spans(collection: Collection) -> Spans:
     )
     calls = [np.concatenate(ends) for ends in calls]
     return _split(*subtract(*_joined(Spans(*everything)), *calls), BACKGROUND)
+
+
+def is_call(
+    start: np.ndarray, stop: np.ndarray, edges: np.ndarray, min_overlap: float
+) -> np.ndarray:
+    """Frames (frames,) of which at least `min_overlap` lies in the spans; see `coverage`."""
+    # Edges are seconds times a rate: a frame that is covered exactly as required stays a call.
+    return coverage(start, stop, edges) >= min_overlap * np.diff(edges) - 1e-3
 
 
 def coverage(start: np.ndarray, stop: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -194,7 +194,7 @@ def _clip(rng: np.random.Generator, clip: np.ndarray, samples: int) -> np.ndarra
     """A stretch of a real clip, repeated where it is too short, of unit power."""
     sound = np.resize(np.roll(clip, -rng.integers(len(clip))), samples)
     power = np.mean(sound**2)
-    return sound / np.sqrt(power) if power > 1e-12 else make_background(rng, samples)
+    return sound / np.sqrt(power) if power > 0 else make_background(rng, samples)
 
 
 def _add_clicks(rng: np.random.Generator, sound: np.ndarray) -> None:
@@ -208,20 +208,24 @@ def _add_clicks(rng: np.random.Generator, sound: np.ndarray) -> None:
 def make_recording(
     rng: np.random.Generator, samples: int, clips: list[np.ndarray] | None = None
 ) -> tuple[np.ndarray, list[Call]]:
-    """One recording, int16 (samples,), and its calls in order; about one in six has none."""
+    """One recording, int16 (samples,), and its calls in order; about one in six has none.
+
+    The signal-to-noise ratio is a call's power to the mean power of the recording's background.
+    """
     if clips and rng.random() < 0.5:
         sound = _clip(rng, clips[rng.integers(len(clips))], samples)
     else:
         sound = make_background(rng, samples)
-    steady = sound.copy()
+    # A microphone is never silent, real clips may be: 40 dB below the background.
+    sound = sound + 0.01 * rng.standard_normal(samples, dtype=np.float32)
     _add_clicks(rng, sound)
     calls = []
     for start, stop in _call_places(rng, samples):
         context, emitter = int(rng.choice(CONTEXTS, p=CONTEXT_WEIGHTS)), int(rng.choice(EMITTERS))
         snr_db = float(rng.uniform(*SNR_DB))
-        noise_power = np.mean(steady[start:stop] ** 2)
-        gain = np.sqrt(noise_power * 10 ** (snr_db / 10))
-        sound[start:stop] += gain * make_call(rng, emitter, context, stop - start)
+        # The background's power is 1.
+        call = make_call(rng, emitter, context, stop - start)
+        sound[start:stop] += 10 ** (snr_db / 20) * call
         calls.append(Call(start, stop, snr_db, context, emitter))
     level = rng.uniform(0.1, 0.9) / np.abs(sound).max()
     return np.round(sound * level * 32767).astype(np.int16), calls

@@ -1,0 +1,43 @@
+"""Show where FileInfo.csv and Annotations.csv contradict each other: a table, and pictures.
+
+Without --recording, writes conflicts.csv (a row for each kind) and a picture of one example of each kind
+to the output folder. With it, draws that recording: waveform, spectrogram, both annotations and the frame
+labels of every strategy.
+
+Examples:
+  python -m tools.conflicts egyptian_fruit_bats --output conflicts
+  python -m tools.conflicts egyptian_fruit_bats --recording 120601011047196133.WAV --output call.png
+"""
+
+import argparse
+import sys
+
+from denet_torch.audio import AudioError
+from training.conflicts import draw_by_name, write_report
+from training.tables import CollectionError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", metavar="DIR", help="the collection; indexed if it is not yet")
+    parser.add_argument("--recording", metavar="NAME", help="draw this recording only")
+    parser.add_argument(
+        "--output", required=True, metavar="PATH", help="folder, or with --recording an image file"
+    )
+    args = parser.parse_args()
+    try:
+        if args.recording:
+            draw_by_name(args.folder, args.recording, args.output)
+            print(args.output)
+        else:
+            print(write_report(args.folder, args.output).to_string(float_format="%.1f"))
+    except (CollectionError, AudioError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

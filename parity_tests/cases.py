@@ -1,4 +1,8 @@
-"""The cases of each layer, drawn by hypothesis: both sides of a layer with the same arguments."""
+"""The cases of each layer, drawn by hypothesis: both sides of a layer with the same arguments.
+
+Sizes start where an array has some dozens of entries: the largest of a handful of rounding errors is luck, and the float32
+errors of both sides are compared case by case. The whole model takes the smallest sizes (one class, two filters).
+"""
 
 from hypothesis import strategies as st
 
@@ -29,8 +33,8 @@ def sinc(draw):
 
 @st.composite
 def dense(draw):
-    features, units = draw(st.integers(2, 64)), draw(st.integers(1, 64))
-    shape = draw(st.integers(1, 4)), draw(st.integers(1, 8)), features
+    features, units = draw(st.integers(4, 64)), draw(st.integers(4, 64))
+    shape = draw(st.integers(2, 4)), draw(st.integers(3, 8)), features
     return Case(
         {"units": units, "shape": shape},
         lambda: port.Dense(features, units),
@@ -41,8 +45,8 @@ def dense(draw):
 
 @st.composite
 def conv(draw):
-    channels, filters, taps, stride = (draw(st.integers(1, n)) for n in (30, 60, 7, 3))
-    shape = draw(st.integers(1, 4)), draw(st.integers(taps, 60)), channels
+    channels, filters, taps, stride = (draw(st.integers(1, 30)), draw(st.integers(4, 60)), *(draw(st.integers(1, n)) for n in (7, 3)))
+    shape = draw(st.integers(1, 4)), draw(st.integers(20, 60)), channels
     return Case(
         {"filters": filters, "taps": taps, "stride": stride, "shape": shape},
         lambda: port.Conv1D(channels, filters, taps, stride=stride),
@@ -53,7 +57,7 @@ def conv(draw):
 
 @st.composite
 def layer_norm(draw):
-    shape = draw(st.integers(1, 4)), draw(st.integers(1, 30)), draw(st.integers(4, 80))
+    shape = draw(st.integers(1, 4)), draw(st.integers(5, 30)), draw(st.integers(8, 80))
     return Case(
         {"shape": shape},
         lambda: port.LayerNorm(shape[-1]),
@@ -104,9 +108,9 @@ def de_layer(draw):
 
 @st.composite
 def gru(draw):
-    shape = draw(st.integers(1, 4)), draw(st.integers(1, 10)), draw(st.integers(2, 40))
+    shape = draw(st.integers(1, 4)), draw(st.integers(3, 10)), draw(st.integers(4, 40))
     units, rate, backwards, training = (
-        draw(s) for s in (st.integers(2, 32), DROPOUT, st.booleans(), st.booleans())
+        draw(s) for s in (st.integers(8, 32), DROPOUT, st.booleans(), st.booleans())
     )
     return Case(
         {"units": units, "dropout": rate, "go_backwards": backwards, "training": training, "shape": shape},
@@ -119,8 +123,8 @@ def gru(draw):
 
 @st.composite
 def bidirectional(draw):
-    shape = draw(st.integers(1, 4)), draw(st.integers(1, 10)), draw(st.integers(2, 40))
-    units, rate, training = draw(st.integers(2, 32)), draw(DROPOUT), draw(st.booleans())
+    shape = draw(st.integers(1, 4)), draw(st.integers(3, 10)), draw(st.integers(4, 40))
+    units, rate, training = draw(st.integers(8, 32)), draw(DROPOUT), draw(st.booleans())
     return Case(
         {"units": units, "dropout": rate, "training": training, "shape": shape},
         lambda: port.Bidirectional(shape[2], units, rate),
@@ -132,7 +136,7 @@ def bidirectional(draw):
 
 @st.composite
 def batch_norm(draw):
-    shape = draw(st.integers(2, 4)), draw(st.integers(2, 8)), draw(st.integers(2, 40))
+    shape = draw(st.integers(2, 4)), draw(st.integers(2, 8)), draw(st.integers(8, 40))
     training = draw(st.booleans())
     warmup = draw(st.integers(0, 4)) if training else 0
     return Case(
@@ -150,7 +154,7 @@ def function(name):
 
     @st.composite
     def cases(draw):
-        shape = draw(st.integers(1, 4)), draw(st.integers(3, 40)), draw(st.integers(1, 40))
+        shape = draw(st.integers(2, 4)), draw(st.integers(3, 40)), draw(st.integers(8, 40))
         return Case(
             {"shape": shape},
             lambda: lambda x: getattr(port, name)(4 * x),  # wide enough to saturate the hard sigmoid

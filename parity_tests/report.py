@@ -16,14 +16,15 @@ COLUMNS = {
     "forward recording": "forward, recordings",
     "gradient recording": "gradient, recordings",
     "cases": "cases",
-    "redrawn": "redrawn",
+    "near a kink": "near a kink",
 }
 
 LEGEND = """\
 Errors are the largest difference relative to the largest magnitude of the array, the largest over all cases and arrays. float64 and float32
 are the port against reference_tf in float64; TensorFlow is reference_tf in float32 against itself in float64. The ratios compare the
 two float32 errors: of the medians over the cases, and the worst single case. Recordings are those of the original, in float32.
-Redrawn: drawn numbers that were replaced because a unit was within 1e-6 of a kink.
+Near a kink: cases with a unit within 1e-6 of one (a ReLU's zero, a tie of a pool, an end of the hard sigmoid), where float32 may decide either
+way; their float32 gradients are left out.
 """
 
 

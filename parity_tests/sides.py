@@ -5,7 +5,6 @@ went into, `grad/x` and `grad/NAME` the gradients of sum(y * cotangent). All in 
 """
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +20,6 @@ import reference_tf
 from parity_tests import weights
 
 Result = dict[str, np.ndarray]
-
-# No unit of a drawn case lies closer to a kink than this part of its array's largest magnitude (see `kink_margin`).
-MARGIN = 1e-6
 
 
 @dataclass
@@ -46,11 +42,15 @@ class Case:
 
 @dataclass
 class Numbers:
-    """What a case is run on, all of it exact in float32: weights by name, one input for each step, seeds of what is drawn later."""
+    """What a case is run on, all of it exact in float32: weights by name and one input for each step.
+
+    `seed` is that of the dropout masks and of the cotangent, unless one is given.
+    """
 
     state: dict[str, np.ndarray]
     inputs: list[np.ndarray]
     seed: int
+    cotangent: np.ndarray | None = None
 
 
 def draw(case: Case, state: dict[str, np.ndarray], seed: int) -> Numbers:
@@ -76,7 +76,8 @@ def draw_weight(rng: np.random.RandomState, name: str, initial: np.ndarray) -> n
     elif initial.ndim == 1:
         values = 0.2 * values
     else:
-        values = values * np.sqrt(2 / (initial.size / max(initial.shape[0], initial.shape[-1])))
+        fan_in = initial[0].size if leaf == "weight" else len(initial)  # the GRU's kernels are (in, out)
+        values = values * np.sqrt(2 / fan_in)
     return values.astype("float32")
 
 
@@ -85,6 +86,11 @@ def compared_state(module: Callable) -> dict[str, np.ndarray]:
     if not isinstance(module, nn.Module):
         return {}
     return {k: v.numpy().copy() for k, v in module.state_dict().items() if not k.endswith("local_step")}
+
+
+def gradient_names(module: Callable) -> list[str]:
+    """The trained weights of a port's layer."""
+    return [k for k, p in module.named_parameters() if p.requires_grad] if isinstance(module, nn.Module) else []
 
 
 def build_port(case: Case) -> Callable:
@@ -101,20 +107,18 @@ def run_port(case: Case, numbers: Numbers, dtype: str) -> Result:
     """Run the port in `dtype`, "float32" or "float64"."""
     layer = build_port(case)
     result = {f"initial/{k}": compared_state(layer)[k].astype(dtype) for k in case.initial}
-    parameters = {}
     if isinstance(layer, nn.Module):
         layer.load_state_dict({k: torch.tensor(v) for k, v in numbers.state.items()}, strict=False)
         layer.to(getattr(torch, dtype)).train(case.training)
-        parameters = {k: p for k, p in layer.named_parameters() if p.requires_grad}
+    names = gradient_names(layer)
     with fed_masks(numbers.seed):
         for x in numbers.inputs:
             x = torch.tensor(x.astype(dtype), requires_grad=True)
             y = layer(x)
     result["y"] = y.detach().numpy()
-    gradients = torch.autograd.grad(
-        (y * torch.tensor(cotangent(numbers, y.shape, dtype))).sum(), [x, *parameters.values()]
-    )
-    for name, gradient in zip(["x", *parameters], gradients, strict=True):
+    total = (y * torch.tensor(cotangent(numbers, y.shape, dtype))).sum()
+    gradients = torch.autograd.grad(total, [x, *(layer.get_parameter(name) for name in names)])
+    for name, gradient in zip(["x", *names], gradients, strict=True):
         result[f"grad/{name}"] = gradient.numpy()
     if case.training:
         result |= {f"state/{k}": v for k, v in compared_state(layer).items() if "moving_" in k}
@@ -145,7 +149,8 @@ def run_reference(case: Case, numbers: Numbers, dtype: str, names: list[str]) ->
 def build_reference(case: Case, numbers: Numbers, dtype: str) -> Callable:
     layer = case.reference(dtype)
     if isinstance(layer, tf.Module):
-        layer(tf.zeros(case.shape, dtype))  # creates the weights
+        if not layer.built:
+            layer(tf.zeros(case.shape, dtype))  # creates the weights
         weights.set_reference(layer, numbers.state)
     return layer
 
@@ -155,7 +160,10 @@ def initial_reference(case: Case, dtype: str, name: str) -> np.ndarray:
 
 
 def cotangent(numbers: Numbers, shape, dtype: str) -> np.ndarray:
-    return normal(np.random.RandomState(numbers.seed + 1), tuple(shape)).astype(dtype)
+    drawn = numbers.cotangent
+    if drawn is None:
+        drawn = normal(np.random.RandomState(numbers.seed + 1), tuple(shape))
+    return drawn.astype(dtype)
 
 
 @contextlib.contextmanager
@@ -176,23 +184,21 @@ def fed_masks(seed: int) -> Iterator[None]:
         yield
 
 
-def kink_margin(case: Case, numbers: Numbers) -> float:
-    """Distance of the nearest unit from a kink, as a part of its array's largest magnitude; in float64, on the reference.
+@contextlib.contextmanager
+def kink_margins() -> Iterator[list[float]]:
+    """Collect the distance of the nearest unit from a kink, as a part of its array's largest magnitude, while the reference runs.
 
     Kinks are the zero of ReLU and LeakyReLU, a tie of the two largest entries of a pool, and both ends of the hard sigmoid. Within
     rounding of one, float32 decides by its last bit which of two gradients a unit has, and two correct programs differ by whole
-    units. Units exactly on a kink (what dropout emptied) are on it in float32, too, and not counted.
+    units. Units that are on a kink by construction (equal entries in a frame that dropout emptied), here up to float64's rounding,
+    are not counted: there both decisions give the same gradients.
     """
     margins = [np.inf]
 
-    def note(distance, x):
-        distance = np.abs(distance)
-        if (distance > 0).any():
-            margins.append(distance[distance > 0].min() / np.abs(x).max())
-
     def watch(function, distance):
         def watched(x, *args, **kwargs):
-            note(distance(x.numpy()), x.numpy())
+            away = np.abs(distance(x.numpy())) / (np.abs(x).max() or 1)
+            margins.append(away.min(initial=np.inf, where=away > 1e-12))
             return function(x, *args, **kwargs)
 
         return watched
@@ -201,21 +207,18 @@ def kink_margin(case: Case, numbers: Numbers) -> float:
         windows = np.sort(x[:, : x.shape[1] // 3 * 3].reshape(len(x), -1, 3, x.shape[2]), axis=2)
         return windows[:, :, 2] - windows[:, :, 1]
 
-    watched = {
-        "leaky_relu": watch(reference_tf.layers.leaky_relu, lambda x: x),
-        "max_pool": watch(reference_tf.layers.max_pool, pool_gap),
-        "hard_sigmoid": watch(reference_tf.layers.hard_sigmoid, lambda x: np.abs(x) - 2.5),
-    }
+    patches = [
+        (module, name, watch(getattr(module, name), distance))
+        for module, name, distance in (
+            (reference_tf, "leaky_relu", lambda x: x),
+            (reference_tf, "max_pool", pool_gap),
+            (reference_tf.layers, "leaky_relu", lambda x: x),
+            (reference_tf.layers, "max_pool", pool_gap),
+            (reference_tf.layers, "hard_sigmoid", lambda x: np.abs(x) - 2.5),
+            (tf.nn, "relu", lambda x: x),
+        )
+    ]
     with contextlib.ExitStack() as stack:
-        for module, (name, function) in itertools.product((reference_tf, reference_tf.layers), watched.items()):
-            if hasattr(module, name):
-                stack.enter_context(mock.patch.object(module, name, function))
-        stack.enter_context(mock.patch.object(tf.nn, "relu", watch(tf.nn.relu, lambda x: x)))
-        stack.enter_context(fed_masks(numbers.seed))
-        layer = build_reference(case, numbers, "float64")
-        kwargs = {"training": case.training} if isinstance(layer, tf.Module) else {}
-        margins.clear()  # building ran the layer, too
-        margins.append(np.inf)
-        for x in numbers.inputs:
-            layer(tf.constant(x.astype("float64")), **kwargs)
-    return min(margins)
+        for patch in patches:
+            stack.enter_context(mock.patch.object(*patch))
+        yield margins

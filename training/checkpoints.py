@@ -16,7 +16,7 @@ from .config import TrainingError
 PARTIAL = ".partial.ckpt"
 
 
-def save(folder: Path, state: dict[str, Any], step: int, keep: int) -> Path:
+def save(folder: Path, state: dict[str, Any], step: int, keep: int) -> None:
     """Write `state` as the checkpoint of `step` and remove all but the newest `keep`.
 
     What has a state_dict is saved by it. Raises TrainingError if the file cannot be written; the earlier ones stay.
@@ -34,9 +34,10 @@ def save(folder: Path, state: dict[str, Any], step: int, keep: int) -> Path:
         partial.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise TrainingError(f"{folder}: the checkpoint of step {step} cannot be written ({reason})") from None
-    for old in newest_first(folder)[keep:]:
-        old.unlink()
-    return path
+    earlier = [other for other in newest_first(folder) if other != path]
+    same_step = [other for other in earlier if other.name.startswith(f"step-{step:09d}-")]
+    for other in {*same_step, *earlier[keep - 1 :]}:
+        other.unlink()
 
 
 def load(path: Path, state: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ class Config:
     split_by: list[str] = option(["day"], "groups never on two sides of the split: day, treatment, cage, emitter")
     call_share: float = option(0.4, "share of training windows drawn around a call, each class as often as any other")
     boundary_share: float = option(0.2, "share of training windows drawn at an onset or offset; the rest lie anywhere")
-    backgrounds: Path | None = option(None, "folder of other sounds, mixed under half of the training windows and alone in a tenth")
+    backgrounds: Path | None = option(None, "folder of other sounds: under half of the training windows, alone in a tenth")
     subset: float = option(1.0, "train on this reproducible share of the training recordings")
     overfit: int = option(
         0, "train on this many batches only, again and again, to see whether the model can learn"

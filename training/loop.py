@@ -341,7 +341,8 @@ class Trainer:
         frames, events = found["frames"], found["events"]
         self.say(
             f"epoch {record['epoch']}: loss {record['train_loss']:.3f}, validation loss {record['validation_loss']:.3f}, "
-            f"frame F1 {frames['f1']:.3f}, average precision {frames['average_precision']:.3f}, event F1 {events['f1']:.3f}"
+            f"frame F1 {frames['f1']:.3f}, average precision {frames['average_precision']:.3f}, "
+            f"event F1 {events['f1']:.3f}"
         )
         self._log(
             {f"validation/{group}/{name}": value for group, values in found.items() for name, value in values.items()}

@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help=f"file to read: {' '.join(READERS)}")
     parser.add_argument("target", type=Path, metavar="TARGET", help=f"file to write: {' '.join(WRITERS)}")
-    parser.add_argument("--attention", metavar="FILE.npz|init", help="the attention weights that SOURCE lacks, or start them fresh")
+    parser.add_argument("--attention", metavar="FILE.npz|init", help="the attention weights that SOURCE lacks")
     parser.add_argument("--attention-position", choices=POSITIONS, help="attention before or after the first pooling")
     parser.add_argument("--classes", type=int, metavar="N", help="number of classes, checked")
     parser.add_argument("--samples", type=int, metavar="N", help="frame length; weights tell it up to the pooling's rounding")

@@ -1,5 +1,6 @@
 """From any format to any other: read, find the architecture, check, write."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,20 +10,37 @@ from . import Weights, WeightsError
 from .architecture import attention_steps, check, lacks_attention, resolve
 from .files import replacing
 from .keras_h5 import read_keras_h5, write_keras_h5
+from .keras_v3 import read_keras, read_weights_h5, write_keras, write_weights_h5
 from .names import ATTENTION
 from .npz import read_attention_npz, read_npz, write_npz
 from .safetensors_file import read_safetensors, write_safetensors
+
+
+def _later(module: str, function: str) -> Callable:
+    """`function` of a module that imports a library which takes seconds, imported when it is called."""
+    return lambda *arguments: getattr(importlib.import_module(f".{module}", __package__), function)(*arguments)
+
 
 READERS = {
     ".safetensors": read_safetensors,
     ".h5": read_keras_h5,
     ".h5.gz": read_keras_h5,
+    ".weights.h5": read_weights_h5,
+    ".keras": read_keras,
     ".npz": read_npz,
+    ".pt": _later("torch_files", "read_pt"),
+    ".index": _later("tensorflow_files", "read_checkpoint"),
+    "folder": _later("tensorflow_files", "read_saved_model"),
 }
 WRITERS = {
     ".safetensors": write_safetensors,
     ".h5": write_keras_h5,
+    ".weights.h5": write_weights_h5,
+    ".keras": write_keras,
     ".npz": write_npz,
+    ".pt": _later("torch_files", "write_pt"),
+    ".pt2": _later("torch_files", "write_pt2"),
+    ".onnx": _later("onnx_file", "write_onnx"),
 }
 
 
@@ -84,6 +102,8 @@ def _fresh_attention(config: dict, dtype: np.dtype) -> dict[str, np.ndarray]:
 
 
 def _by_ending(functions: dict[str, Callable], path: Path, verb: str) -> Callable:
+    if path.is_dir() and "folder" in functions:
+        return functions["folder"]
     matching = [ending for ending in functions if path.name.endswith(ending)]
     if not matching:
         raise WeightsError(f"{path}: formats are told by their ending, and only {' '.join(functions)} can be {verb}")

@@ -80,14 +80,14 @@ def write_keras_h5(tensors: dict[str, np.ndarray], config: dict, path: Path) -> 
     """The file that the original's `save_weights` writes for this architecture in a fresh process: without the attention."""
     with h5py.File(path, "w") as file:
         layers = _original_layers(config["dropout"])
-        file.attrs["layer_names"] = [name.encode() for name, _ in layers]
+        file.attrs["layer_names"] = np.array([name.encode() for name, _ in layers])
         file.attrs["backend"] = b"tensorflow"
         file.attrs["keras_version"] = b"2.2.4"
         for layer, block in layers:
             group = file.create_group(layer)
             names = [f"{part}.{leaf}" for part in BLOCKS.get(block, ()) for leaf in LAYERS[part]]
             stored = [_original_name(layer, name) for name in names]
-            group.attrs["weight_names"] = [name.encode() for name in stored]
+            group.attrs["weight_names"] = np.array([name.encode() for name in stored])
             for name, original in zip(names, stored, strict=True):
                 group[original] = np.ascontiguousarray(transposed(name, tensors[name]))
 
@@ -133,7 +133,8 @@ def _known(path: Path, model_config: str) -> dict:
         rates = [layer["config"]["rate"] for layer in wrapped if layer["class_name"] in ("SpatialDropout1D", "Dropout")]
         known["dropout"] = float(rates[0]) if rates else 0.0
         sinc = wrapped[kinds.index("SincConv1D")]["config"] if "SincConv1D" in kinds else {}
-        known |= {"sr": sinc[key] for key in ("fs", "sr") if key in sinc}
+        if rate := sinc.get("fs", sinc.get("sr")):
+            known["sr"] = rate
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{path}: its model_config cannot be read ({line(error)})") from None
     return facts(path, known)

@@ -1,0 +1,71 @@
+"""PyTorch's own files: a state dict (.pt) and a `torch.export` program (.pt2)."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import denet_torch
+from denet_torch.layers import softmax
+
+from . import Weights, WeightsError
+from .architecture import check_types
+from .files import line, unzip
+from .names import NAMES
+
+
+def read_pt(path: Path) -> Weights:
+    """Weights of a state dict that `torch.save` wrote. Raises WeightsError. Nothing in the file is executed."""
+    if not unzip(path, lambda name: name.endswith("/data.pkl")):  # checks sizes and CRCs before PyTorch reads
+        raise WeightsError(f"{path}: is no archive that torch.save wrote")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError, IndexError) as error:
+        raise WeightsError(f"{path}: is no state dict, or damaged ({line(error)})") from None
+    if not isinstance(state, dict) or not state:
+        raise WeightsError(f"{path}: is no state dict")
+    weights, size = Weights(path, {}, {}), path.stat().st_size
+    for name, tensor in state.items():
+        if isinstance(name, str) and name.endswith("local_step"):  # training state, no weight
+            continue
+        if name not in NAMES or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+            raise WeightsError(f"{path}: {name} is no weight of a DENet")
+        if tensor.numel() * tensor.element_size() > size:
+            raise WeightsError(f"{path}: {name} is {tuple(tensor.shape)}, more than the file holds")
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise WeightsError(f"{path}: {name} is {tensor.dtype}; expected float32 or float64")
+        weights.tensors[name], weights.origin[name] = tensor.detach().numpy(), name
+    check_types(weights)
+    return weights
+
+
+def write_pt(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None:
+    """A state dict that `DENet(**config).load_state_dict(torch.load(path))` takes."""
+    torch.save(model(tensors, config).state_dict(), path)
+
+
+def write_pt2(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None:
+    """A `torch.export` program: waveforms (any batch, seq_len, samples) of the configured length to logits."""
+    net = exportable(tensors, config)
+    example = torch.zeros(2, net.seq_len, net.samples, dtype=net.conv1.weight.dtype)
+    program = torch.export.export(net, (example,), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
+    with open(path, "wb") as file:
+        torch.export.save(program, file)
+
+
+def model(tensors: dict[str, np.ndarray], config: dict) -> denet_torch.DENet:
+    """DENet(**config) with these weights, in evaluation mode."""
+    with torch.device("meta"):
+        result = denet_torch.DENet(**config)
+    state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
+    state |= {name: torch.zeros((), dtype=torch.int64) for name in result.state_dict() if name.endswith("local_step")}
+    result.load_state_dict(state, assign=True)
+    return result.eval()
+
+
+def exportable(tensors: dict[str, np.ndarray], config: dict) -> denet_torch.DENet:
+    """`model`, its attention computed for a whole batch at once: a graph would keep the number of the layer's parts."""
+    net = model(tensors, config)
+    net.attention.attention = lambda x: softmax(net.attention.scores(x))
+    return net

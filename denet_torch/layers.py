@@ -9,6 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 LEAKY_SLOPE = 0.3  # Keras's default; PyTorch's is 0.01
 
@@ -91,8 +92,23 @@ class SincConv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         filters = sinc_filters(self.filt_b1, self.filt_band, self.sr, self.taps)
-        y = F.conv1d(x.transpose(1, 2), filters[:, None], padding=self.taps // 2)  # (batch, filters, steps)
-        return y.transpose(1, 2)
+        return convolve_waveform(x[..., 0], filters)
+
+
+def convolve_waveform(x: Tensor, filters: Tensor, block: int = 8) -> Tensor:
+    """Convolution ("same") of waveforms (batch, steps) with `filters` (filters, taps) -> (batch, steps, filters).
+
+    One matrix product makes `block` consecutive samples of every filter from one window of taps + block - 1 samples: windows are
+    copied `block` times less often than for a product per sample, at the price of (taps + block - 1) / taps operations.
+    """
+    batch, steps = x.shape
+    count, taps = filters.shape
+    blocks = -(-steps // block)
+    x = F.pad(x, (taps // 2, taps // 2 + blocks * block - steps))
+    windows = x.unfold(1, taps + block - 1, block)  # (batch, blocks, taps + block - 1)
+    shifted = torch.stack([F.pad(filters, (shift, block - 1 - shift)) for shift in range(block)])
+    y = windows @ shifted.flatten(0, 1).T  # (batch, blocks, block * filters)
+    return y.view(batch, blocks * block, count)[:, :steps]
 
 
 class Dense(nn.Linear):
@@ -114,7 +130,14 @@ class Conv1D(nn.Conv1d):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+        return conv1d(x, self.weight, self.bias, self.stride[0])
+
+
+def conv1d(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+    """`torch.nn.functional.conv1d` of channels-last x, as a channels-last 2-D convolution: on a CPU twice as fast."""
+    weight = weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)  # (out, in, 1, taps)
+    y = F.conv2d(x.transpose(1, 2).unsqueeze(2), weight, bias, stride=(1, stride))
+    return y.squeeze(2).transpose(1, 2)
 
 
 class LayerNorm(nn.Module):
@@ -131,8 +154,8 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.scale.dtype)  # 1e-6 is lost in half precision
-        centred = x - x.mean(dim=-1, keepdim=True)
-        variance = centred.square().mean(dim=-1, keepdim=True)
+        variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
+        centred = x - mean
         constant = variance == 0
         std = torch.where(constant, 1, variance).sqrt()  # sqrt has no gradient at 0
         centred = torch.where(constant, 0, centred)
@@ -192,19 +215,49 @@ class DELayer(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         """Attention weights (batch, bands) of x (batch, steps, bands); each row sums to 1."""
+        if torch.compiler.is_exporting():
+            return softmax(self.scores(x))  # a loop over chunks would fix the batch size
+        # A few frames at a time, each recomputed in the backward pass: what is kept does not grow with the 30 features,
+        # and what is worked on stays near the cache of a CPU.
+        budget = 2**21 if x.device.type == "cpu" else 2**27  # numbers in the output of conv1
+        chunks = x.split(max(1, budget // (15 * x.shape[1] * x.shape[2])))
+        if torch.is_grad_enabled():
+            return softmax(torch.cat([checkpoint(self.scores, chunk, use_reentrant=False) for chunk in chunks]))
+        return softmax(torch.cat([self.scores(chunk) for chunk in chunks]))
+
+    def scores(self, x: Tensor) -> Tensor:
+        """One number for each band, x (batch, steps, bands) -> (batch, bands)."""
         batch, steps, bands = x.shape
-        h = x.transpose(1, 2).reshape(batch * bands, steps, 1)
-        h = F.relu(self.conv1(h))
+        h = x.transpose(1, 2).reshape(batch * bands, steps)
+        h = F.relu(strided_conv(h, self.conv1.weight, self.conv1.bias))
         h = F.relu(self.conv2(h))
-        h = F.relu(self.conv3(h))  # (batch * bands, conv_steps, 10)
+        h = F.relu(self.conv3(h))[:, : self.conv_steps(steps)]  # (batch * bands, conv_steps, 10)
         h = h.flatten(1)
         h = F.relu(self.dense1(h))
         h = F.relu(self.dense2(h))
-        return softmax(self.dense3(h).view(batch, bands))
+        return self.dense3(h).view(batch, bands)
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.dropout(self.attention(x))
-        return (x * weights[:, None, :]).sum(dim=2, keepdim=True)
+        return x @ weights[:, :, None].to(x.dtype)  # (batch, steps, bands) @ (batch, bands, 1)
+
+
+def strided_conv(x: Tensor, weight: Tensor, bias: Tensor, block: int = 4) -> Tensor:
+    """Convolution of x (batch, steps) with `weight` (out, 1, 7) in steps of 2 -> (batch, at least (steps - 7) // 2 + 1, out).
+
+    Up to `block` further steps follow the valid ones, made of zero padding; the caller cuts them off where it is cheapest.
+    A convolution of one channel leaves a CPU's vector units idle, above all backwards; so `block` output steps are made by one
+    step of a convolution whose channels are 2 * block consecutive samples in and block * out features out.
+    """
+    batch, steps = x.shape
+    out, _, taps = weight.shape
+    width = 2 * block  # a window of 2 (block - 1) + taps samples spans two steps of this width
+    blocks = -(-((steps - taps) // 2 + 1) // block)
+    x = F.pad(x, (0, (blocks + 1) * width - steps)).view(batch, blocks + 1, width)
+    shifted = [F.pad(weight[:, 0], (2 * shift, 2 * width - taps - 2 * shift)) for shift in range(block)]
+    kernel = torch.stack(shifted).view(block * out, 2, width).transpose(1, 2)  # (out channels, in channels, taps)
+    y = conv1d(x, kernel, bias.repeat(block), stride=1)  # (batch, blocks, block * out)
+    return y.reshape(batch, blocks * block, out)
 
 
 class GRU(nn.Module):
@@ -233,18 +286,80 @@ class GRU(nn.Module):
         else:
             inputs = x @ self.kernel
         inputs = inputs + self.bias  # (batch, steps, 3 * units)
-        recurrent_zr, recurrent_h = self.recurrent_kernel.split([2 * self.units, self.units], dim=1)
-        h = inputs.new_zeros(batch, self.units)
-        outputs = []
-        for step in reversed(range(steps)) if self.go_backwards else range(steps):
-            inputs_zr, inputs_h = inputs[:, step].split([2 * self.units, self.units], dim=1)
-            z, r = hard_sigmoid(inputs_zr + h @ recurrent_zr).chunk(2, dim=1)
-            hh = torch.tanh(inputs_h + (r * h) @ recurrent_h)
-            h = z * h + (1 - z) * hh
-            outputs.append(h)
         if self.go_backwards:
-            outputs.reverse()  # Keras's Bidirectional hands the backward outputs on in the order of time
-        return torch.stack(outputs, dim=1)
+            inputs = inputs.flip(1)
+        fast = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        y = GRURecurrence.apply(inputs, self.recurrent_kernel) if fast else gru_steps(inputs, self.recurrent_kernel)
+        return y.flip(1) if self.go_backwards else y  # Keras's Bidirectional hands both on in the order of time
+
+
+def gru_steps(inputs: Tensor, recurrent_kernel: Tensor) -> Tensor:
+    """States (batch, steps, units) of a GRU from its input products `inputs` (batch, steps, 3 * units), starting at 0."""
+    batch, steps, _ = inputs.shape
+    units = recurrent_kernel.shape[0]
+    recurrent_zr, recurrent_h = recurrent_kernel.split([2 * units, units], dim=1)
+    h = inputs.new_zeros(batch, units)
+    outputs = []
+    for step in range(steps):
+        inputs_zr, inputs_h = inputs[:, step].split([2 * units, units], dim=1)
+        z, r = hard_sigmoid(inputs_zr + h @ recurrent_zr).chunk(2, dim=1)
+        hh = torch.tanh(inputs_h + (r * h) @ recurrent_h)
+        h = z * h + (1 - z) * hh
+        outputs.append(h)
+    return torch.stack(outputs, dim=1)
+
+
+class GRURecurrence(torch.autograd.Function):
+    """`gru_steps` with a backward pass of its own: the gradient of the recurrent kernel is one product over all steps.
+
+    Autograd would add up one gradient of units x 3 units for each step, which costs more than all the products.
+    """
+
+    @staticmethod
+    def forward(ctx, inputs: Tensor, recurrent_kernel: Tensor) -> Tensor:
+        batch, steps, _ = inputs.shape
+        units = recurrent_kernel.shape[0]
+        device = inputs.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
+        kernel = recurrent_kernel.to(autocast)
+        gates = torch.empty_like(inputs)  # z, r, hh
+        h = inputs.new_zeros(batch, steps + 1, units)
+        for step in range(steps):
+            last = h[:, step]
+            zr = hard_sigmoid(inputs[:, step, : 2 * units] + last.to(autocast) @ kernel[:, : 2 * units])
+            z, r = zr.chunk(2, dim=1)
+            hh = torch.tanh(inputs[:, step, 2 * units :] + (r * last).to(autocast) @ kernel[:, 2 * units :])
+            gates[:, step, : 2 * units], gates[:, step, 2 * units :] = zr, hh
+            h[:, step + 1] = z * last + (1 - z) * hh
+        ctx.save_for_backward(inputs, recurrent_kernel, gates, h)
+        ctx.autocast = autocast
+        return h[:, 1:].clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, recurrent_kernel, gates, h = ctx.saved_tensors
+        if torch.is_grad_enabled():  # asked for the gradient of a gradient: what is saved has no history
+            outputs = gru_steps(inputs, recurrent_kernel)
+            return torch.autograd.grad(outputs, (inputs, recurrent_kernel), grad, create_graph=True)
+        batch, steps, units = grad.shape
+        kernel = recurrent_kernel.to(ctx.autocast)
+        last, (z, r, hh) = h[:, :-1], gates.split(units, dim=2)
+        open_zr = (gates[..., : 2 * units] > 0) & (gates[..., : 2 * units] < 1)  # hard_sigmoid's slope is 0.2 or 0
+        grad_inputs = torch.empty_like(inputs)
+        carry = grad.new_zeros(batch, units)
+        for step in reversed(range(steps)):
+            dh = grad[:, step] + carry
+            da_h = dh * (1 - z[:, step]) * (1 - hh[:, step].square())
+            d_reset = (da_h.to(ctx.autocast) @ kernel[:, 2 * units :].T).to(dh.dtype)
+            d_zr = torch.cat([dh * (last[:, step] - hh[:, step]), d_reset * last[:, step]], dim=1)
+            da_zr = 0.2 * d_zr * open_zr[:, step]
+            carry = dh * z[:, step] + d_reset * r[:, step] + da_zr.to(ctx.autocast) @ kernel[:, : 2 * units].T
+            grad_inputs[:, step, : 2 * units], grad_inputs[:, step, 2 * units :] = da_zr, da_h
+        rows = grad_inputs.flatten(0, 1).to(ctx.autocast)  # (batch * steps, 3 * units)
+        grad_kernel = torch.empty_like(recurrent_kernel)
+        grad_kernel[:, : 2 * units] = last.flatten(0, 1).to(ctx.autocast).T @ rows[:, : 2 * units]
+        grad_kernel[:, 2 * units :] = (r * last).flatten(0, 1).to(ctx.autocast).T @ rows[:, 2 * units :]
+        return grad_inputs, grad_kernel
 
 
 class Bidirectional(nn.Module):

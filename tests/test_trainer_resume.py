@@ -1,22 +1,24 @@
 """A run that is killed, told to stop, or finds a damaged checkpoint ends with the weights of one that was left alone."""
 
+import errno
 import multiprocessing
 import os
 import random
+import shutil
 import signal
-import time
 from dataclasses import replace
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from trainer_cases import tiny
 
 from training import checkpoints
-from training.config import TrainingError
+from training.config import TrainingError, as_dict
 from training.loop import WEIGHTS, train
 from training.run import main
-from training.runs import CONFIG, Stopped
+from training.runs import CONFIG
 
 KILLS = 20
 STATE = ("model", "optimizer", "schedule", "precision")
@@ -33,13 +35,13 @@ def assert_same_end(one, other) -> None:
     torch.testing.assert_close({k: first[k] for k in STATE}, {k: second[k] for k in STATE}, rtol=0, atol=0)
     assert first["progress"]["losses"] == second["progress"]["losses"]
     assert first["progress"]["epochs"] == second["progress"]["epochs"]
-    assert (one / WEIGHTS).read_bytes() == (other / WEIGHTS).read_bytes()
+    torch.testing.assert_close(load_file(one / WEIGHTS), load_file(other / WEIGHTS), rtol=0, atol=0)
 
 
 @pytest.fixture(scope="module")
 def long_run(collection, tmp_path_factory):
     """Settings of a run with many checkpoints, and the folder of one that was left alone."""
-    config = tiny(collection, tmp_path_factory.mktemp("run") / "whole", epochs=6, epoch_windows=24, checkpoint_steps=2)
+    config = tiny(collection, tmp_path_factory.mktemp("run") / "whole", epochs=8, epoch_windows=40, checkpoint_steps=2)
     train(config)
     return config
 
@@ -52,21 +54,100 @@ def run_logged(config, log) -> None:
 
 
 def test_twenty_kills_change_nothing(long_run, tmp_path):
-    config = replace(long_run, out=tmp_path / "killed", resume=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training.loop"])
     chance = random.Random(0)
+    runs = [replace(long_run, out=tmp_path / "killed-0", resume=True)]
     killed = 0
     while killed < KILLS:
-        process = context.Process(target=run_logged, args=(config, tmp_path / "log"))
+        process = context.Process(target=run_logged, args=(runs[-1], tmp_path / "log"))
         process.start()
-        process.join(chance.uniform(0.1, 1.5))
-        if process.exitcode is not None:
+        process.join(chance.uniform(0.1, 1.0))
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+        if process.exitcode == -signal.SIGKILL:
+            killed += 1
+        else:  # it was quick enough to end: go on killing another
             assert process.exitcode == 0, (tmp_path / "log").read_text()
-            break
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        killed += 1
-    assert killed >= 3, "the run ended before it was killed often enough"
-    train(config)
-    assert_same_end(long_run.out, config.out)
+            runs.append(replace(runs[-1], out=tmp_path / f"killed-{len(runs)}"))
+    train(runs[-1])
+    for config in runs:
+        assert_same_end(long_run.out, config.out)
+
+
+def test_sigterm_saves_and_ends_with_0(long_run, tmp_path, capsys):
+    out = tmp_path / "asked"
+    options = [*as_options(replace(long_run, out=out)), "--checkpoint-steps", "0"]
+
+    def ask(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGALRM, ask)
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    assert main(options) == 0
+    assert "--resume" in capsys.readouterr().out
+    step = saved(out)["progress"]["step"]
+    assert 0 < step < 80
+    assert main([*options, "--resume"]) == 0
+    assert_same_end(long_run.out, out)
+
+
+def as_options(config) -> list[str]:
+    """Command line of a configuration."""
+    path = config.out.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(as_dict(config)))
+    return ["--config", str(path)]
+
+
+def test_damaged_newest_checkpoint_is_passed_over(long_run, tmp_path, capsys):
+    out = tmp_path / "damaged"
+    shutil.copytree(long_run.out, out)
+    newest, before = checkpoints.newest_first(out)
+    with open(newest, "r+b") as file:
+        file.seek(1000)
+        file.write(b"damage")
+    train(replace(long_run, out=out, resume=True))
+    said = capsys.readouterr().out
+    assert f"{newest.with_suffix('.damaged')} is damaged" in said
+    assert f"resuming from {before}" in said
+    assert_same_end(long_run.out, out)
+
+
+def test_truncated_and_half_written_checkpoints_are_no_checkpoints(tmp_path):
+    for step in (1, 2, 3):
+        checkpoints.save(tmp_path, {"step": step}, step, keep=3)
+    newest = checkpoints.newest_first(tmp_path)
+    newest[0].write_bytes(newest[0].read_bytes()[:-1])
+    newest[1].write_bytes(b"")
+    (tmp_path / checkpoints.PARTIAL).write_bytes(b"half")
+    found, damaged = checkpoints.find(tmp_path)
+    assert found == newest[2]
+    assert [path.name for path in damaged] == [path.with_suffix(".damaged").name for path in newest[:2]]
+
+
+def test_last_few_checkpoints_are_kept(tmp_path):
+    for step in (5, 10, 10, 15):
+        checkpoints.save(tmp_path, {"step": step}, step, keep=2)
+    assert [path.name[:14] for path in checkpoints.newest_first(tmp_path)] == ["step-000000015", "step-000000010"]
+
+
+def test_full_disk_keeps_the_checkpoints_there_are(tmp_path, monkeypatch):
+    checkpoints.save(tmp_path, {"step": 1}, 1, keep=1)
+    before = list(tmp_path.iterdir())
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TrainingError, match="step 2 cannot be written \\(No space left on device\\)"):
+        checkpoints.save(tmp_path, {"step": 2}, 2, keep=1)
+    assert list(tmp_path.iterdir()) == before
+
+
+def test_other_settings_do_not_resume(long_run, tmp_path):
+    out = tmp_path / "other"
+    shutil.copytree(long_run.out, out)
+    with pytest.raises(TrainingError, match="was started with learning_rate 0.001, not 0.5"):
+        train(replace(long_run, out=out, resume=True, learning_rate=0.5))
+    assert yaml.safe_load((out / CONFIG).read_text())["learning_rate"] == 0.001

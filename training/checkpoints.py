@@ -34,9 +34,10 @@ def save(folder: Path, state: dict[str, Any], step: int, keep: int) -> None:
         partial.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise TrainingError(f"{folder}: the checkpoint of step {step} cannot be written ({reason})") from None
-    earlier = [other for other in newest_first(folder) if other != path]
-    same_step = [other for other in earlier if other.name.startswith(f"step-{step:09d}-")]
-    for other in {*same_step, *earlier[keep - 1 :]}:
+    others = [other for other in newest_first(folder) if other != path]
+    same_step = [other for other in others if other.name.startswith(f"step-{step:09d}-")]
+    earlier = [other for other in others if other not in same_step]
+    for other in same_step + earlier[keep - 1 :]:
         other.unlink()
 
 

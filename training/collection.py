@@ -29,8 +29,11 @@ from training import tables
 from training.tables import ANNOTATIONS, CODE_COLUMNS, FILE_INFO, SEGMENTS, CollectionError, Table
 
 INDEX_NAME = "index.parquet"
+INDEX_VERSION = 1  # of the columns; an index of another one is built anew
 SCAN_BLOCK = 5000  # headers between two saves of a scan
-HEADER_COLUMNS = ["file", "found", "reason", "samplerate", "frames"]
+# Why a span is dropped that lies somewhere in its recording, nobody knows where.
+LOST = ("unparsable number", "end before start", "too few columns", "unknown code")
+HEADER_TYPES = {"file": "str", "found": "str", "reason": "str", "samplerate": "int64", "frames": "int64"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Collection:
     """Recordings and the spans of both sources, [start, stop) in samples of the file from 0.
 
     recordings: one row each; file_id, file (below root), treatment, channel, recorded, samplerate
-        (true rate, Hz), frames; the last two are <NA> in an index made without headers.
+        (true rate, Hz), frames (both <NA> in an index made without headers), complete (False if a
+        span of it was dropped, so that what looks like background may be a call).
     voice: recording (row number in recordings), start, stop, sorted by these.
     annotations: recording, start, stop, then tables.CODE_COLUMNS, sorted likewise.
     contexts: name of each context code. rows: table name -> {"read", "kept", "dropped"}.
@@ -119,6 +123,8 @@ def build_index(
         spans[name], dropped = _place_spans(table.rows[name], name, recordings, known)
         report.append(dropped)
     report = pd.concat(report, ignore_index=True)
+    lost = report[(report["table"] != FILE_INFO) & report["reason"].isin(LOST)]
+    recordings = recordings.assign(complete=~recordings["file_id"].isin(lost["file_id"].dropna()))
     kept = {FILE_INFO: recordings} | spans
     collection = Collection(
         root,
@@ -195,7 +201,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def scan_headers(
     root: Path, files: pd.Series, saved: Path | None = None, time_expansion: float = 1
 ) -> pd.DataFrame:
-    """Headers of `files` below `root`, one row each in their order (HEADER_COLUMNS).
+    """Headers of `files` below `root`, one row each in their order (HEADER_TYPES).
 
     `found` is the file as it is spelled on disk (.WAV or .wav); `reason` is empty or says why the file
     cannot be used. The scan is saved to `saved` every SCAN_BLOCK files and goes on from there.
@@ -218,11 +224,11 @@ def scan_headers(
             for row in pool.map(scan, left[first : first + SCAN_BLOCK]):
                 rows.append(row)
                 bar.update()
-            done = pd.concat([done, pd.DataFrame(rows, columns=HEADER_COLUMNS)], ignore_index=True)
+            done = pd.concat([done, pd.DataFrame(rows, columns=list(HEADER_TYPES))], ignore_index=True)
             if saved is not None and first + SCAN_BLOCK < len(left):
                 with replacing(saved) as path:
                     done.to_parquet(path)
-    return done.set_index("file").loc[files].reset_index()
+    return done.astype(HEADER_TYPES).set_index("file").loc[files].reset_index()
 
 
 def _spelling(root: Path, file: str) -> str:
@@ -241,10 +247,10 @@ def _scan_path(index: Path) -> Path:
 def _read_scan(saved: Path | None) -> pd.DataFrame:
     if saved is not None and saved.exists():
         try:
-            return pd.read_parquet(saved, columns=HEADER_COLUMNS)
+            return pd.read_parquet(saved, columns=list(HEADER_TYPES))
         except (OSError, pa.ArrowException, ValueError):
             pass  # written by something else: scan again
-    return pd.DataFrame(columns=HEADER_COLUMNS)
+    return pd.DataFrame(columns=list(HEADER_TYPES))
 
 
 def _join_headers(
@@ -252,7 +258,7 @@ def _join_headers(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Recordings with their headers, and the report of those that cannot be used."""
     scanned = scanned.set_axis(recordings.index)
-    reason = scanned["reason"].astype("str")
+    reason = scanned["reason"]
     detail = recordings["file"]
     rates = scanned.loc[reason == "", "samplerate"].value_counts()
     if rate is None and len(rates) > 1:
@@ -322,6 +328,7 @@ def _count(name: str, read: int, kept: pd.DataFrame, report: pd.DataFrame) -> di
 
 def _write_index(collection: Collection, index: Path) -> None:
     facts = {
+        "version": INDEX_VERSION,
         "contexts": collection.contexts,
         "time_expansion": collection.time_expansion,
         "rows": collection.rows,
@@ -355,12 +362,12 @@ def _unpack(column: pa.ChunkedArray) -> pd.DataFrame:
 
 
 def _outdated(root: Path, index: Path) -> bool:
-    """Whether a table changed since the index was made; an unreadable index counts as made."""
+    """Whether a table changed since the index was made. An unreadable index is left for the user."""
     try:
         facts = json.loads(pq.read_schema(index).metadata[b"collection"])
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return False
-    return facts["tables"] != _table_stamps(root)
+    return facts["version"] != INDEX_VERSION or facts["tables"] != _table_stamps(root)
 
 
 def _table_stamps(root: Path) -> dict[str, list[int]]:

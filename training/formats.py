@@ -130,7 +130,7 @@ def _as_tables(
             annotations.append((file_id, *codes.values(), start, stop, line))
     annotated = pd.DataFrame(annotations, columns=tables.ANNOTATION_COLUMNS, dtype="int64")
     frame = pd.DataFrame(files, columns=tables.RECORDING_COLUMNS).astype(tables.RECORDING_TYPES)
-    frame["recorded"] = pd.NaT
+    frame["recorded"] = pd.to_datetime(frame["recorded"]).astype("datetime64[us]")
     count = sum(len(spans) for spans in recordings.values())
     table = Table(
         {FILE_INFO: frame, SEGMENTS: annotated[tables.VOICE_COLUMNS], ANNOTATIONS: annotated},

@@ -14,6 +14,7 @@ covers most of it. Frames that cannot be labelled are IGNORE and must not count 
     nothing about its calls (two recordings in three, nearly all with calls in them);
   - calls whose class is not known: context and emitter of a voiced segment that is not annotated,
     emitters that are 0 (unknown) or negative (that bat or its addressee);
+  - background in a recording of which a table's span was dropped, for it may have lain there;
   - with `mask_conflicts`, frames of an annotated recording that voice and annotation label differently.
 """
 
@@ -84,6 +85,7 @@ class Labeller:
             self.known = has_annotation
         self._sources = (voice, annotated) if mask_conflicts else None
         self._masked = has_annotation
+        self._complete = collection.recordings["complete"].to_numpy()
 
     def __call__(self, recording: int, edges: np.ndarray) -> np.ndarray:
         """Labels (frames,) int64 of frames between `edges` (frames + 1,), in samples of the file."""
@@ -103,6 +105,8 @@ class Labeller:
         if self._sources is not None and self._masked[recording]:
             voice, annotated = (spans.of(recording) for spans in self._sources)
             labels[self._calls(voice, edges) != self._calls(annotated, edges)] = IGNORE
+        if not self._complete[recording]:
+            labels[labels == BACKGROUND] = IGNORE
         return labels
 
     def _calls(self, spans: Spans, edges: np.ndarray) -> np.ndarray:
@@ -110,14 +114,15 @@ class Labeller:
 
 
 def quiet_spans(collection: Collection) -> Spans:
-    """Stretches of recordings where neither source has a call, labelled background."""
+    """Stretches of complete recordings where neither source has a call, labelled background."""
     frames = collection.recordings["frames"].to_numpy(np.int64)
     everything = np.arange(len(frames)), np.zeros_like(frames), frames, np.zeros_like(frames)
     calls = zip(
         _joined(_as_spans(collection.voice)), _joined(_as_spans(collection.annotations)), strict=True
     )
     calls = [np.concatenate(ends) for ends in calls]
-    return _split(*subtract(*_joined(Spans(*everything)), *calls), BACKGROUND)
+    quiet = _split(*subtract(*_joined(Spans(*everything)), *calls), BACKGROUND)
+    return quiet.select(collection.recordings["complete"].to_numpy()[quiet.recording])
 
 
 def is_call(

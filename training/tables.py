@@ -233,9 +233,9 @@ def _integer(text: str) -> int:
 
 def _recorded(recordings: pd.DataFrame) -> pd.Series:
     """When it was recorded: names begin with yymmddhhmmss; else the column, where it is a time."""
-    digits = recordings["file"].str.rpartition("/")[2].str[:12]
+    digits = recordings["file"].str.split("/").str[-1].str[:12]
     named = pd.to_datetime(digits, format="%y%m%d%H%M%S", errors="coerce")
     told = pd.to_datetime(
         recordings["recorded"].where(named.isna()), format="mixed", errors="coerce"
     )
-    return named.fillna(told.astype(named.dtype))
+    return named.astype("datetime64[us]").fillna(told.astype("datetime64[us]"))

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tools.weights import WeightsError
+from tools.weights import Weights, WeightsError
 from tools.weights.convert import READERS, WRITERS, convert
 
 POSITIONS = {"before": True, "after": False}
@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seq-len", type=int, metavar="N", help="frames in a sequence (default 10)")
     parser.add_argument("--sr", type=int, metavar="HZ", help="sampling rate that the model was made for (default 16000)")
     parser.add_argument("--dropout", type=float, metavar="RATE", help="rate for training on (default 0.3)")
+    parser.add_argument("--verify", action="store_true", help="run source and target and print the largest difference")
     options = parser.parse_args(arguments)
     asked = {
         "n_classes": options.classes,
@@ -52,7 +53,20 @@ def main(arguments: list[str] | None = None) -> int:
     for note in notes:
         print(f"note: {note}")
     print(f"wrote {options.target}")
-    return 0
+    return verify(weights, config, options.target) if options.verify else 0
+
+
+def verify(weights: Weights, config: dict, target: Path) -> int:
+    """Print how far `target` is from each reference; 1 if any is farther than rounding."""
+    from tools.weights.verify import TOLERANCE, differences  # PyTorch takes seconds
+
+    found = differences(weights, config, target)
+    for reference, difference in found.items():
+        print(f"largest difference of a probability from {reference}: {difference:.1e}")
+    if max(found.values()) <= TOLERANCE:
+        return 0
+    print(f"error: {target}: differs by more than rounding ({TOLERANCE:.0e})", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

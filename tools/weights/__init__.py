@@ -18,10 +18,12 @@ class WeightsError(ValueError):
 @dataclass
 class Weights:
     """What a file holds: `tensors` by the port's names, the `origin` of each (its name in the file), and the arguments of
-    DENet that the file states (`known`), `input_shape` as `seq_len` and `samples`."""
+    DENet that the file states (`known`), `input_shape` as `seq_len` and `samples`. `recorded`: inputs (batch, seq_len,
+    samples, 1) and what the model that owns the weights predicted for them, where the file has them."""
 
     path: Path
     tensors: dict[str, np.ndarray]
     origin: dict[str, str]
     known: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    recorded: tuple[np.ndarray, np.ndarray] | None = None

@@ -53,7 +53,7 @@ def convert(
     DENet's arguments (the keys of `architecture.OPTIONS`), checked against the file. Returns the weights, the
     configuration and what the user should know. Raises WeightsError; `target` is then as it was.
     """
-    write = _by_ending(WRITERS, target, "written")
+    write = WRITERS[ending(WRITERS, target, "written")]
     if not target.absolute().parent.is_dir():
         raise WeightsError(f"{target}: there is no folder {target.parent}")
     weights, config, notes = read_whole(source, attention, asked or {})
@@ -66,7 +66,7 @@ def convert(
 
 def read_whole(source: Path, attention: str | None, asked: dict) -> tuple[Weights, dict, list[str]]:
     """The weights of `source`, attention included, their configuration, and what was assumed. Raises WeightsError."""
-    weights = _by_ending(READERS, source, "read")(source)
+    weights = READERS[ending(READERS, source, "read")](source)
     if not lacks_attention(weights):
         if attention:
             raise WeightsError(f"{source}: has attention weights of its own; --attention is for files without")
@@ -81,6 +81,7 @@ def read_whole(source: Path, attention: str | None, asked: dict) -> tuple[Weight
         weights.tensors |= supplied.tensors
         weights.origin |= {name: f"{attention}: {origin}" for name, origin in supplied.origin.items()}
         weights.known = supplied.known | weights.known
+        weights.recorded = supplied.recorded
     config, notes = resolve(weights, asked)
     if attention == "init":
         weights.tensors |= _fresh_attention(config, weights.tensors["conv1.weight"].dtype)
@@ -101,10 +102,11 @@ def _fresh_attention(config: dict, dtype: np.dtype) -> dict[str, np.ndarray]:
     return {f"attention.{name}": tensor.numpy().astype(dtype) for name, tensor in layer.state_dict().items()}
 
 
-def _by_ending(functions: dict[str, Callable], path: Path, verb: str) -> Callable:
+def ending(functions: dict[str, Callable], path: Path, verb: str) -> str:
+    """The longest key of `functions` that `path` ends in, "folder" for one. Raises WeightsError if there is none."""
     if path.is_dir() and "folder" in functions:
-        return functions["folder"]
+        return "folder"
     matching = [ending for ending in functions if path.name.endswith(ending)]
     if not matching:
         raise WeightsError(f"{path}: formats are told by their ending, and only {' '.join(functions)} can be {verb}")
-    return functions[max(matching, key=len)]
+    return max(matching, key=len)

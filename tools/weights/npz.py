@@ -19,10 +19,11 @@ from .names import ATTENTION, NAMES, PORT_NAMES, keras_name, transposed
 def read_npz(path: Path) -> Weights:
     """Weights of an .npz that `keras224_export.export` or `write_npz` wrote. Raises WeightsError."""
     arrays = read_arrays(path)
-    known = _known(path, arrays.pop("config", None))
+    known, recorded = _known(path, arrays.pop("config", None)), _recorded(arrays)
+    arrays = {name: array for name, array in arrays.items() if name not in ("x", "y")}
     if unknown := [name for name in arrays if name not in PORT_NAMES]:
         raise WeightsError(f"{path}: {unknown[0]} is no weight of a DENet")
-    weights = Weights(path, {}, {}, known)
+    weights = Weights(path, {}, {}, known, recorded=recorded)
     for origin, array in arrays.items():
         name = PORT_NAMES[origin]
         weights.tensors[name], weights.origin[name] = transposed(name, array), origin
@@ -40,11 +41,11 @@ def read_attention_npz(path: Path) -> Weights:
         raise WeightsError(f'{path}: has {len(found)} arrays named "attention/..."; the attention network has {len(ATTENTION)}')
     if set(found) == {keras_name(name) for name in ATTENTION}:
         found = {keras_name(name): found[keras_name(name)] for name in ATTENTION}
-    weights = Weights(path, {}, {}, _known(path, arrays.get("config")))
+    weights = Weights(path, {}, {}, _known(path, arrays.get("config")), recorded=_recorded(arrays))
     for name, (origin, array) in zip(ATTENTION, found.items(), strict=True):
         weights.tensors[name], weights.origin[name] = transposed(name, array), origin
     check_types(weights)
-    if "x" in arrays and arrays["x"].ndim == 4:  # what the live model was tried on: (batch, seq_len, samples, 1)
+    if weights.recorded:
         weights.known = {"seq_len": arrays["x"].shape[1], "samples": arrays["x"].shape[2]} | weights.known
     return weights
 
@@ -78,6 +79,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         else:
             arrays[name] = np.empty(shape, dtype)
     return arrays
+
+
+def _recorded(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+    x, y = arrays.get("x"), arrays.get("y")
+    fits = x is not None and y is not None and x.ndim == 4 and y.ndim == 3 and x.shape[:2] == y.shape[:2] and x.size and y.size
+    return (x, y) if fits and x.shape[3] == 1 and {x.dtype.kind, y.dtype.kind} == {"f"} else None
 
 
 def _known(path: Path, config: np.ndarray | None) -> dict:

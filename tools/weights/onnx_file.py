@@ -17,7 +17,7 @@ OPSET = 20
 
 
 def write_onnx(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None:
-    """Input "waveform" (batch, frames, samples), output "logits" (batch, frames, n_classes); DENet's arguments in the metadata."""
+    """Input "waveform" (batch, frames, samples), output "logits" (batch, frames, n_classes); `config` in the metadata."""
     net = exportable(tensors, config)
     net.gru = OnnxGRU(net.gru)
     example = torch.zeros(2, 3, net.samples, dtype=net.conv1.weight.dtype)

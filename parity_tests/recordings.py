@@ -1,5 +1,6 @@
 """The recordings of the original in `golden/`: which layer each is of, and its weights by their names in the port."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from denet_torch import layers as port
+from parity_tests.golden.recipe import draw
 from parity_tests.sides import Case, Numbers
-from parity_tests.weights import from_keras
+from parity_tests.weights import MODEL_WEIGHTS, from_keras
 from reference_tf import layers as reference
 
 FOLDER = Path(__file__).parent / "golden"
@@ -88,3 +90,27 @@ def read(name: str) -> tuple[Case, Numbers, dict[str, np.ndarray]]:
         zero_gradients={"dense3.bias": "dense3.weight"} if recording.layer == "DELayer" else {},
     )
     return case, Numbers(state, [arrays["x"]], seed=0, cotangent=arrays["cotangent"]), result
+
+
+@dataclass
+class ModelRecording:
+    """A recording of the whole model: its arrays, its arguments, and its weights drawn anew by `golden/recipe.py`.
+
+    `state` holds the weights by their names in the port; `keys` the names under which the recording lists them.
+    """
+
+    arrays: dict[str, np.ndarray]
+    arguments: dict
+    state: dict[str, np.ndarray]
+    keys: dict[str, str]
+
+
+def read_model(name: str) -> ModelRecording:
+    info = json.loads((FOLDER / f"{name}.json").read_text())
+    keys = {weight: key for weight, (key, _) in zip(MODEL_WEIGHTS, info["weights"], strict=True)}
+    state = {}
+    for i, (weight, (key, shape)) in enumerate(zip(MODEL_WEIGHTS, info["weights"], strict=True)):
+        if not weight.startswith("sinc."):  # the mel initialisation stays
+            state[weight] = from_keras(weight, draw(info["weight_seed_base"] + i, shape, key))
+    arguments = {k: info[k] for k in ("n_classes", "sr", "before_pooling")}
+    return ModelRecording(load(name), {**arguments, "input_shape": (info["seq_len"], info["samples"], 1)}, state, keys)

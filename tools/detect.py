@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from tools import detect_batch, event_formats
+from tools import detect_batch, detect_report, event_formats
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,6 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if len(results.recordings):
             event_formats.write(results, args.output, args.formats, args.time_expansion)
+            if args.report:
+                reference = None
+                if args.reference:
+                    reference = event_formats.read_events(args.reference)
+                    reference = event_formats.match_files(reference, results.recordings.file)
+                folder, model = args.output / "report", detect_batch.load_model(job)
+                detect_report.write(results, model, folder, args.time_expansion, reference)
     except BrokenProcessPool:
         print("error: a process died, perhaps for want of memory; try fewer --jobs", file=sys.stderr)
         return 2
@@ -52,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     seconds = results.recordings.duration.sum()
     print(f"{len(results.events)} events in {len(results.recordings)} recordings, {seconds:.1f} s of audio")
     print(f"real-time factor {results.real_time_factor:.3f}; results in {args.output}")
+    if args.report:
+        print(f"look at {args.output / 'report' / 'index.html'}")
     return 2 if results.failures else 0
 
 
@@ -84,6 +93,10 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--batch-size", type=int, metavar="N", help="sequences at once (default: 2, on a GPU 64)"
+    )
+    parser.add_argument("--report", action="store_true", help="web pages to look, listen and judge")
+    parser.add_argument(
+        "--reference", type=Path, metavar="FILE", help="events to show beside those found in the report"
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -115,7 +115,7 @@ def run(job: Job, paths: list[Path], processes: int = 1, **decoding) -> Results 
     nothing. `decoding`: fields of `Decoding` that replace those stored with the weights. Raises
     CheckpointError, and ValueError for a hop or a decoding that makes no sense.
     """
-    model = _model(job)
+    model = load_model(job)
     chosen = stored_decoding(model, **decoding)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     recordings, failures = _plan(job, model, paths)
@@ -147,7 +147,8 @@ def run(job: Job, paths: list[Path], processes: int = 1, **decoding) -> Results 
 
 
 @lru_cache(maxsize=1)
-def _model(job: Job) -> denet_torch.DENet:
+def load_model(job: Job) -> denet_torch.DENet:
+    """The model of `job.weights` on its device, loaded once. Raises CheckpointError."""
     device = job.device
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun: one GPU a rank
@@ -185,7 +186,7 @@ def _plan(
 
 def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, str], float]:
     """Compute the parts that have no file yet; the reasons of those that fail, and the real-time factor."""
-    frame = _model(job).samples / _model(job).sr
+    frame = load_model(job).samples / load_model(job).sr
     todo = [part for part in parts if not part.file.exists()]
     failures, factor = {}, float("nan")
     executor = None
@@ -226,7 +227,7 @@ def _work(job: Job, part: Part) -> str | None:
     """Compute one part; the reason if its recording cannot be read."""
     try:
         probabilities = frame_probabilities(
-            _model(job),
+            load_model(job),
             part.path,
             part.start,
             part.stop,

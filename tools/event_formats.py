@@ -4,10 +4,12 @@ Those programs open a recording at the rate in its header: in their files, times
 recording are the slow ones. The tables have true times. A recording without events has no file.
 """
 
+import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,6 +18,8 @@ import pandas as pd
 import pyarrow
 import pyarrow.parquet
 
+from denet_torch import audio
+from denet_torch.detection import EVENT_COLUMNS, event_table
 from tools.detect_batch import Results
 from training.collection import replacing
 
@@ -49,6 +53,73 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table with times to the microsecond."""
     with replacing(path) as file:
         table.to_csv(file, index=False, float_format="%.6f")
+
+
+def read_events(path: Path) -> pd.DataFrame:
+    """Events with the columns file, onset, offset (s), label, score from a table or a folder of layers.
+
+    A table is .csv or .parquet; `recording` is taken for `file`, and without them labels are "call" and
+    scores NaN. A folder holds .svl files, each named after its recording. Raises ValueError.
+    """
+    if path.is_dir():
+        tables = [
+            read_svl(file).assign(file=str(file.relative_to(path).with_suffix("")))
+            for file in sorted(path.rglob("*.svl"))
+        ]
+        if not tables:
+            raise ValueError(f"{path}: no layers (.svl) in this folder")
+        return pd.concat(tables, ignore_index=True)[EVENT_COLUMNS]
+    try:
+        table = (pd.read_parquet if path.suffix.lower() == ".parquet" else pd.read_csv)(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (ValueError, OSError) as error:  # pandas' and pyarrow's own are among them
+        raise ValueError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]})") from None
+    table = table.rename(columns={"recording": "file"})
+    if missing := [name for name in ("file", "onset", "offset") if name not in table]:
+        raise ValueError(f"{path}: has no column {missing[0]}")
+    table = table.assign(label=table.get("label", "call"), score=table.get("score", float("nan")))
+    try:
+        table = event_table(table[EVENT_COLUMNS].to_records(index=False).tolist())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not (table.onset <= table.offset).all():
+        raise ValueError(f"{path}: an event ends before it begins, or has no onset or offset")
+    return table
+
+
+def match_files(table: pd.DataFrame, files: Iterable[str]) -> pd.DataFrame:
+    """`table` with every `file` replaced by the one of `files` that it means; others stay as they are.
+
+    That is the same path, or else the one recording whose path ends like it, whatever the audio suffix.
+    Raises ValueError where several do.
+    """
+    named = defaultdict(list)
+    for file in files:
+        named[_parts(file)[-1]].append(file)
+
+    def meant(file: str) -> str:
+        candidates = named[_parts(file)[-1]]
+        if file in candidates:
+            return file
+        shared = [_shared(_parts(file), _parts(candidate)) for candidate in candidates]
+        best = [c for c, count in zip(candidates, shared, strict=True) if count == max(shared)]
+        if len(best) > 1:
+            raise ValueError(f"{file}: may be {best[0]} or {best[1]}")
+        return best[0] if best else file
+
+    return table.assign(file=table.file.map({file: meant(file) for file in table.file.unique()}))
+
+
+def _parts(file: str) -> tuple[str, ...]:
+    path = Path(file)
+    return (path.with_suffix("") if path.suffix.lower() in audio.SUFFIXES else path).parts
+
+
+def _shared(ours: tuple[str, ...], theirs: tuple[str, ...]) -> int:
+    """Number of equal parts at the end."""
+    pairs = zip(reversed(ours), reversed(theirs), strict=False)
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def frames(results: Results) -> Iterator[pd.DataFrame]:

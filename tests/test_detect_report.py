@@ -1,0 +1,380 @@
+"""The report's pages in headless Chromium: what is shown, what keys and clicks do, and what is saved."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+import urllib.parse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from denet_torch import get_denet
+from denet_torch.detection import Decoding, event_table
+from tools import detect_report
+from tools.detect_batch import Part, Results
+
+CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
+RATE, SECONDS = 48_000, 4.02
+NAME = "</script><b> ü's #1.WAV"  # what a path may hold
+FOUND = [(0.5, 0.7, "call", 0.9), (1.55, 1.6, "call", 0.6), (3.9, 4.02, "bat, 7", 0.8)]
+TRUE = [(0.48, 0.7, "call"), (2.0, 2.2, "call")]
+
+
+class Browser:
+    """A page in headless Chromium, driven through the DevTools protocol on a pipe."""
+
+    def __init__(self, downloads):
+        (read, its_write), (its_read, write) = os.pipe(), os.pipe()
+        flags = ["--headless=new", "--no-sandbox", "--remote-debugging-pipe", "--disable-gpu"]
+        flags += ["--no-first-run", f"--user-data-dir={downloads / 'profile'}"]
+        self.process = subprocess.Popen(
+            ["bash", "-c", f'exec "$0" "$@" 3<&{its_read} 4>&{its_write}', CHROMIUM, *flags, "about:blank"],
+            pass_fds=(its_read, its_write),
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(its_read), os.close(its_write)
+        self.reader, self.writer = os.fdopen(read, "rb"), os.fdopen(write, "wb")
+        self.pending, self.count, self.session, self.complaints = b"", 0, None, []
+        target = self("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self(f"{domain}.enable")
+        self("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
+
+    def __call__(self, method, **parameters):
+        self.count += 1
+        message = {"id": self.count, "method": method, "params": parameters}
+        if self.session:
+            message["sessionId"] = self.session
+        self.writer.write(json.dumps(message).encode() + b"\0")
+        self.writer.flush()
+        while (answer := self.receive()).get("id") != self.count:
+            what = answer.get("method")
+            problem = answer.get("params", {})
+            if what == "Runtime.exceptionThrown":
+                self.complaints.append(problem["exceptionDetails"])
+            if what == "Log.entryAdded" and problem["entry"]["level"] in ("error", "warning"):
+                self.complaints.append(problem["entry"])
+            if what == "Runtime.consoleAPICalled":
+                self.complaints.append(problem["args"])
+            if what == "Network.requestWillBeSent" and problem["type"] != "Document":
+                url = problem["request"]["url"]
+                if not url.startswith(("data:", "blob:")):  # a page needs nothing but itself
+                    self.complaints.append(url)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def receive(self):
+        while b"\0" not in self.pending:
+            chunk = os.read(self.reader.fileno(), 1 << 20)
+            assert chunk, "Chromium ended"
+            self.pending += chunk
+        message, _, self.pending = self.pending.partition(b"\0")
+        return json.loads(message)
+
+    def js(self, expression):
+        how = dict(returnByValue=True, awaitPromise=True, userGesture=True)
+        answer = self("Runtime.evaluate", expression=expression, **how)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def open(self, path, width=1280, height=1000):
+        size = dict(width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self("Emulation.setDeviceMetricsOverride", **size)
+        self("Page.navigate", url="file://" + urllib.parse.quote(str(path)))
+        self.wait("document.readyState === 'complete'")
+
+    def wait(self, condition, seconds=30):
+        end = time.monotonic() + seconds
+        while not self.js(f"Boolean({condition})"):
+            assert time.monotonic() < end, condition
+            time.sleep(0.02)
+
+    def press(self, *keys):
+        for key in keys:
+            text = dict(text=key) if len(key) == 1 else {}
+            self("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
+            self("Input.dispatchKeyEvent", type="keyUp", key=key)
+
+    def click(self, selector):
+        self.js(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
+        box = self.js(f"(b => [b.x + b.width / 2, b.y + b.height / 2])"
+                      f"(document.querySelector({selector!r}).getBoundingClientRect())")
+        for kind in ("mousePressed", "mouseReleased"):
+            at = dict(x=box[0], y=box[1], button="left", clickCount=1)
+            self("Input.dispatchMouseEvent", type=kind, **at)
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        self.reader.close(), self.writer.close()
+
+
+def made(root):
+    """Results for a recording with three events and one without any, and a model."""
+    model = get_denet((4, 800), 3, n_filters=6, gru_units=4, dense_units=(4, 4)).eval()
+    rng = np.random.default_rng(0)
+    paths, parts, rows = [root / "in" / NAME, root / "in" / "sub" / "quiet.wav"], {}, []
+    for path, found in zip(paths, (FOUND, []), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        t = np.arange(round(SECONDS * RATE)) / RATE
+        sound = rng.normal(0, 0.01, len(t))
+        for onset, offset, *_ in found:
+            sound += 0.5 * np.sin(2 * np.pi * 12_000 * t) * ((onset <= t) & (t < offset))
+        soundfile.write(path, sound, RATE)
+        np.save(root / f"{path.stem}.npy", np.full((81, 3), 0.05, np.float32))
+        parts[path] = [Part(path, 0, 81, root / f"{path.stem}.npy")]
+        rows.append((str(path), SECONDS, RATE, len(found)))
+    results = Results(
+        event_table([(str(paths[0]), *event) for event in FOUND]),
+        pd.DataFrame(rows, columns=["file", "duration", "samplerate", "events"]),
+        {Path("bad.wav"): "bad.wav: is <empty>"},
+        parts,
+        ["background", "call", "bat, 7"],
+        0.05,
+        Decoding(0.55, 0.3),
+        0.1,
+    )
+    return results, model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("report")
+    results, model = made(root)
+    reference = pd.DataFrame(TRUE, columns=["onset", "offset", "label"])
+    reference = reference.assign(file=results.recordings.file[0], score=float("nan"))
+    detect_report.write(results, model, root / "report", reference=reference)
+    return root / "report"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine (apt-get install chromium)")
+    browser = Browser(tmp_path_factory.mktemp("downloads"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def page(browser, folder):
+    """The page of the recording with events, as it was first opened."""
+    path = next(folder.rglob("*#1.WAV.html"))
+    browser.open(path)
+    browser.js("localStorage.clear()")
+    browser.complaints.clear()
+    browser.open(path)
+    browser.wait("document.body.dataset.ready")
+    yield browser
+    assert browser.complaints == []
+
+
+def table(page):
+    rows = "[...document.querySelectorAll('#list tr')].map(r => [...r.cells].map(c => " \
+           "c.querySelector('input') ? c.querySelector('input').value : c.textContent))"
+    return [row[:6] for row in page.js(rows)]
+
+
+def chosen(page):
+    return page.js("[...document.querySelectorAll('#list tr')].findIndex(r => r.matches('.chosen'))")
+
+
+def test_a_long_recording_has_several_pages(tmp_path, monkeypatch):
+    monkeypatch.setattr(detect_report, "PAGE_SECONDS", 1.52)
+    results, model = made(tmp_path)
+    detect_report.write(results, model, tmp_path / "report")
+    pages = sorted((tmp_path / "report").rglob("*#1.WAV*.html"), key=lambda p: (len(p.name), p))
+    assert [path.name.partition(".WAV")[2] for path in pages] == [".html", ".2.html", ".3.html"]
+    data = [json.loads(re.search(r'json">(.*)</script>', path.read_text("utf-8"))[1]) for path in pages]
+    assert [page["start"] for page in data] == [0, 1.5, 3.0]
+    assert sum(page["duration"] for page in data) == pytest.approx(SECONDS)
+    assert [len(page["probabilities"]) for page in data] == [30, 30, 21]
+    assert [[e["onset"] for e in page["events"]] for page in data] == [[0.5], [1.55], [3.9]]
+    links = [(page["previous"], page["next"]) for page in data]
+    assert links[1] == tuple(urllib.parse.quote(pages[i].name) for i in (0, 2))
+    assert links[0][0] is links[2][1] is None
+
+
+def test_shows_what_was_found(page):
+    assert page.js("document.title").endswith("ü's #1.WAV")
+    assert table(page) == [
+        [str(i), f"{onset:.3f}", f"{offset:.3f}", label, f"{score:.3f}", "undecided"]
+        for i, (onset, offset, label, score) in enumerate(FOUND, 1)
+    ]
+    lane = page.js("document.querySelector('.lane.events').getBoundingClientRect().width")
+    bars = page.js("[...document.querySelectorAll('.events button')].map(b => [b.offsetLeft, b.offsetWidth])")
+    for (left, width), (onset, offset, *_) in zip(bars, FOUND, strict=True):
+        assert left == pytest.approx(onset / SECONDS * lane, abs=1.5)
+        assert width == pytest.approx((offset - onset) / SECONDS * lane, abs=1.5)
+    reference = "[...document.querySelectorAll('.reference')].map(s => s.title)"
+    assert page.js(reference) == [f"{c} {a:.3f} to {b:.3f} s" for a, b, c in TRUE]
+    kHz = page.js("[...document.querySelectorAll('.axis.spectrogram span')].map(s => s.textContent)")
+    assert kHz == ["0 kHz", "5 kHz", "10 kHz", "15 kHz", "20 kHz"]
+    pictures = "[...document.querySelectorAll('img')].map(i => [i.naturalWidth, i.naturalHeight])"
+    assert page.js(pictures)[1] == [81, 6]  # frames and bands
+
+
+def test_the_spectrogram_is_dark_where_the_tone_is(page):
+    """A tone of 12 kHz at 0.5 to 0.7 s, on an axis that ends at 24 kHz."""
+    dark = page.js("""(() => {
+      const image = document.querySelector('.spectrogram img'), canvas = document.createElement('canvas');
+      canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
+      const pen = canvas.getContext('2d'); pen.drawImage(image, 0, 0);
+      const grey = pen.getImageData(0, 0, canvas.width, canvas.height).data;
+      const at = (t, kHz) => grey[4 * (Math.floor((1 - kHz / 24) * canvas.height) * canvas.width
+                                       + Math.floor(t / data.duration * canvas.width))];
+      return [at(.6, 12), at(.6, 6), at(.6, 18), at(1.2, 12)];
+    })()""")
+    assert dark[0] < 60 and min(dark[1:]) > dark[0] + 80
+
+
+def test_keys_step_and_judge(page):
+    assert chosen(page) == -1
+    page.press("ArrowRight")
+    assert chosen(page) == 0 and "event 1 of 3" in page.js("$('state').textContent")
+    page.press("ArrowRight", "ArrowRight", "ArrowRight")
+    assert chosen(page) == 2
+    page.press("ArrowLeft", "r")
+    assert chosen(page) == 1
+    page.press("ArrowLeft", "a")
+    assert [row[5] for row in table(page)] == ["accepted", "rejected", "undecided"]
+    page.press("u")
+    assert [row[5] for row in table(page)] == ["undecided", "rejected", "undecided"]
+
+
+def test_clicks_choose_and_judge(page):
+    page.click("#list tr:nth-child(2) td")
+    assert chosen(page) == 1
+    page.click(".events button:nth-child(3)")
+    assert chosen(page) == 2
+    page.click("#list tr:nth-child(1) button:last-child")
+    assert chosen(page) == 0 and table(page)[0][5] == "rejected"
+    x = page.js("(r => r.x + r.width * 1.57 / data.duration)($('lanes').getBoundingClientRect())")
+    y = page.js("(r => r.y + 50)(document.querySelector('.spectrogram img').getBoundingClientRect())")
+    for kind in ("mousePressed", "mouseReleased"):
+        page("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+    assert chosen(page) == 1
+
+
+def relabel(page, text):
+    page.press("l")
+    page("Input.insertText", text=text)
+    page.press("Enter")
+
+
+def test_relabel_by_keyboard_and_keys_do_nothing_else_meanwhile(page):
+    page.press("ArrowRight")
+    relabel(page, "ra")
+    page.press("ArrowRight", "a")
+    assert [row[3] for row in table(page)] == ["ra", "call", "bat, 7"]
+    assert [row[5] for row in table(page)] == ["undecided", "accepted", "undecided"]
+    relabel(page, " ")  # an empty label leaves it as it was
+    assert table(page)[1][3] == "call"
+
+
+def test_the_saved_list_is_what_is_shown(page, tmp_path):
+    page("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    page.press("ArrowRight", "a", "ArrowRight", "r", "ArrowRight")
+    relabel(page, 'a "new", one')
+    page.press("s")
+    end = time.monotonic() + 20
+    while not (saved := list(tmp_path.glob("*.csv"))):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert saved[0].name.endswith(".corrected.csv")
+    result = pd.read_csv(saved[0], keep_default_na=False)
+    assert list(result.columns) == ["file", "onset", "offset", "label", "score", "review"]
+    shown = [row for row in table(page) if row[5] != "rejected"]
+    assert result.file.tolist() == [page.js("data.file")] * 2
+    assert [f"{x:.3f}" for x in result.onset] == [row[1] for row in shown]
+    assert [f"{x:.3f}" for x in result.offset] == [row[2] for row in shown]
+    assert result.label.tolist() == [row[3] for row in shown] == ["call", 'a "new", one']
+    assert [f"{x:.3f}" for x in result.score] == [row[4] for row in shown]
+    assert result.review.tolist() == ["accepted", ""]
+
+
+def test_decisions_outlast_a_reload(page):
+    page.press("ArrowRight", "r")
+    relabel(page, "x")
+    page("Page.navigate", url=page.js("location.href"))
+    page.wait("document.body?.dataset.ready")
+    assert table(page)[0][3] == "x" and table(page)[0][5] == "rejected"
+
+
+def test_sound_is_slowed_down(page):
+    for factor in (1, 5, 10):
+        page.js(f"$('expansion').value = {factor}; setExpansion()")
+        page.wait("$('audio').readyState >= 1")
+        assert page.js("$('audio').duration") == pytest.approx(SECONDS * factor, rel=1e-3)
+
+
+def test_space_plays_the_event_and_stops_after_it(page):
+    page.js("$('expansion').value = 1; setExpansion()")
+    page.wait("$('audio').readyState >= 2")
+    page.press("ArrowRight", " ")
+    page.wait("!$('audio').paused")
+    page.wait("$('audio').paused")
+    assert 0.7 <= page.js("$('audio').currentTime") < 1.5
+
+
+def test_zoom_keeps_the_event_in_sight(page):
+    page.press("ArrowRight", "ArrowRight", "+", "+")
+    ratio = page.js("$('lanes').clientWidth / $('scroll').clientWidth")
+    assert ratio == pytest.approx(4, rel=0.01)
+    bar, view = (page.js(f"(r => [r.left, r.right])({what}.getBoundingClientRect())")
+                 for what in ("document.querySelectorAll('.events button')[1]", "$('scroll')"))
+    assert view[0] <= bar[0] < bar[1] <= view[1]
+    page.press("-", "-", "-")
+    assert page.js("$('lanes').clientWidth / $('scroll').clientWidth") == pytest.approx(1, rel=0.01)
+
+
+CONTRAST = """(() => {
+  const light = text => {
+    const [r, g, b] = text.match(/[\\d.]+/g).map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const behind = element => {
+    for (; element; element = element.parentElement) {
+      const colour = getComputedStyle(element).backgroundColor;
+      if (!/, 0\\)$/.test(colour) && colour !== 'transparent') return colour;
+    }
+  };
+  return [...document.querySelectorAll('h1, p, a, td, th, button, input, select, .axis span, .axis b, .time span, .reference')]
+    .filter(e => e.textContent || e.value).map(e => {
+      const [a, b] = [light(getComputedStyle(e).color), light(behind(e))].sort();
+      return [(b + .05) / (a + .05), e.outerHTML.slice(0, 80)];
+    });
+})()"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["*#1.WAV.html", "index.html"])
+def test_legible_in_light_and_dark(browser, folder, scheme, name):
+    scheme = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser("Emulation.setEmulatedMedia", features=scheme)
+    browser.open(next(folder.rglob(name)))
+    ratios = browser.js(CONTRAST)
+    assert len(ratios) > 5
+    assert min(ratio for ratio, _ in ratios) >= 4.5, min(ratios)
+
+
+def test_the_index_leads_to_every_recording(browser, folder):
+    browser.complaints.clear()
+    browser.open(folder / "index.html")
+    assert "3 events in 2 recordings" in browser.js("document.body.textContent")
+    assert "bad.wav: is <empty>" in browser.js("document.body.textContent")
+    links = browser.js("[...document.querySelectorAll('a')].map(a => a.href)")
+    assert len(links) == 2
+    for link in links:
+        browser.open(urllib.parse.unquote(link.removeprefix("file://")))
+        browser.wait("document.body.dataset.ready")
+        assert browser.js("document.querySelector('nav a').href") == f"file://{folder}/index.html"
+    assert browser.js("$('state').textContent") == "no events"
+    assert browser.complaints == []

@@ -1,0 +1,183 @@
+"""Web pages on which a person sees, hears and judges what was detected; each is one file that needs no other.
+
+index.html lists the recordings. A recording's page shows its waveform, spectrogram, attention per band,
+call probability, detected events and, if given, those of a reference; a long recording has several pages.
+"""
+
+import base64
+import hashlib
+import html
+import io
+import json
+import os
+import string
+import urllib.parse
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+import denet_torch
+from denet_torch import audio
+from tools.detect_batch import Results
+from training.collection import replacing
+
+PAGE_SECONDS = 60
+PAGE_SAMPLES = 5_000_000  # 10 MB of sound in a page: 20 s at 250 kHz
+TEMPLATES = Path(__file__).parent
+
+
+def write(
+    results: Results,
+    model: denet_torch.DENet,
+    folder: Path,
+    time_expansion: float = 1,
+    reference: pd.DataFrame | None = None,
+) -> Path:
+    """Write the pages of `results` to `folder` and return the path of index.html.
+
+    `reference`: events with the same `file` entries. Raises AudioError if a recording cannot be read.
+    """
+    files = [os.path.abspath(file) for file in results.recordings.file]
+    top = os.path.commonpath([os.path.dirname(file) for file in files])
+    pages = {}
+    for row in tqdm(results.recordings.itertuples(), total=len(files), desc="report", unit="file"):
+        name = os.path.relpath(os.path.abspath(row.file), top)
+        pages[row.file] = _write_pages(results, model, folder, row, name, time_expansion, reference)
+    _write_index(results, folder / "index.html", pages, reference)
+    return folder / "index.html"
+
+
+def spectrogram(waveform: np.ndarray, rate: int, columns: int, rows: int = 320) -> np.ndarray:
+    """Levels of a waveform (samples,) in dB, (rows, columns), from 0 Hz up; fewer where there are fewer.
+
+    Each point is the largest of those it stands for, so that short calls stay visible.
+    """
+    size = max(256, 2 ** round(np.log2(rate * 0.004)))
+    padded = torch.nn.functional.pad(torch.from_numpy(waveform), (0, max(0, size - len(waveform))))
+    window = torch.hann_window(size)
+    power = torch.stft(padded, size, size // 4, window=window, return_complex=True).abs().square()
+    level = 10 * torch.log10(power + 1e-12)  # (size // 2 + 1, steps)
+    shape = min(rows, level.shape[0]), min(columns, level.shape[1])
+    return torch.nn.functional.adaptive_max_pool2d(level[None], shape)[0].numpy()
+
+
+@torch.inference_mode()
+def attention(model: denet_torch.DENet, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Attention weights (bands, frames) of a waveform at `model.sr`, and the bands' centres (Hz), ascending."""
+    frames = -(-len(waveform) // model.samples)
+    padded = np.pad(waveform, (0, frames * model.samples - len(waveform)))
+    x = torch.from_numpy(padded).view(1, frames, model.samples).to(next(model.parameters()))
+    weights = torch.cat([model.band_attention(part) for part in x.split(16, dim=1)], dim=1)[0]
+    low = model.sinc.filt_b1.abs() * model.sr + 50
+    centres = low + (model.sinc.filt_band.abs() * model.sr + 50) / 2
+    order = centres.argsort()
+    return weights[:, order].T.float().cpu().numpy(), centres[order].cpu().numpy()
+
+
+def _write_pages(results, model, folder, row, name, time_expansion, reference) -> list[str]:
+    """Write the pages of one recording; their paths below `folder`."""
+    probabilities = results.probabilities(row.file)[:, 1:].sum(axis=1)
+    seconds = min(PAGE_SECONDS, PAGE_SAMPLES / row.samplerate)
+    length = max(1, int(seconds / results.frame))  # frames in a page
+    firsts = range(0, len(probabilities), length)
+    paths = [f"{name}.html" if i == 0 else f"{name}.{i + 1}.html" for i in range(len(firsts))]
+    events = results.events[results.events.file == row.file]
+    if reference is not None:
+        reference = reference[reference.file == row.file]
+    for i, first in enumerate(firsts):
+        start = first * results.frame
+        end = min(row.duration, start + length * results.frame)
+        samples = round(start * row.samplerate), round((end - start) * row.samplerate)
+        waveform = audio.read(row.file, *samples, time_expansion=time_expansion)
+        heard = round(start * model.sr), round((end - start) * model.sr)
+        heard = audio.read(row.file, *heard, rate=model.sr, time_expansion=time_expansion)
+        weights, centres = attention(model, heard)
+        weights = np.sqrt(weights)  # few bands have most of it
+        levels = spectrogram(waveform, row.samplerate, int(np.clip(250 * (end - start), 1200, 15_000)))
+        last = i == len(firsts) - 1
+        peak = np.abs(waveform).max()
+        sound = (waveform / (peak or 1) * 32767).astype("<i2")
+        up = "../" * (len(Path(name).parts) - 1)
+        page = {
+            "file": row.file,
+            "rate": row.samplerate,
+            "start": start,
+            "duration": end - start,
+            "frame": results.frame,
+            "threshold": results.decoding.threshold,
+            "low_threshold": results.decoding.low_threshold or results.decoding.threshold,
+            "labels": results.labels[1:],
+            "probabilities": probabilities[first : first + length].round(4).tolist(),
+            "events": _within(events, start, end, last, ["onset", "offset", "label", "score"]),
+            "reference": None
+            if reference is None
+            else _within(reference, start, end, last, ["onset", "offset", "label"]),
+            "samples": _url("application/octet-stream", sound.tobytes()),
+            "spectrogram": _picture(levels, max(np.median(levels), levels.max() - 80), "jpg"),
+            "attention": _picture(weights, weights.min(), "png"),
+            "bands": [
+                ((k + 0.5) / len(centres), round(float(centres[k]) / 1000, 1))
+                for k in np.linspace(0, len(centres) - 1, 5).round().astype(int)
+            ],
+            "index": f"{up}index.html",
+            "previous": _link(Path(paths[i - 1]).name) if i > 0 else None,
+            "next": _link(Path(paths[i + 1]).name) if i + 1 < len(paths) else None,
+            "save_as": Path(paths[i]).stem + ".corrected.csv",
+        }
+        page["id"] = hashlib.sha256(json.dumps([row.file, page["events"]]).encode()).hexdigest()
+        text = json.dumps(page, allow_nan=False).replace("<", "\\u003c")  # nothing in it can end the script element
+        template = (TEMPLATES / "detect_report.html").read_text(encoding="utf-8")
+        with replacing(folder / paths[i]) as file:
+            file.write_text(template.replace("__DATA__", text), encoding="utf-8")
+    return paths
+
+
+def _within(table: pd.DataFrame, start: float, end: float, last: bool, columns: list[str]) -> list[dict]:
+    """Events that begin between `start` and `end`, or after `start` on the last page."""
+    inside = (table.onset >= start) & ((table.onset < end) | last)
+    return table.loc[inside, columns].to_dict("records")
+
+
+def _picture(values: np.ndarray, floor: float, kind: str) -> str:
+    """A picture with the first row at the bottom, from white at `floor` to black at the largest value."""
+    file = io.BytesIO()
+    grey = np.clip((values - floor) / max(values.max() - floor, 1e-12), 0, 1)
+    quality = {"quality": 80} if kind == "jpg" else {}
+    matplotlib.image.imsave(
+        file, grey, cmap="gray_r", vmin=0, vmax=1, origin="lower", format=kind, pil_kwargs=quality
+    )
+    return _url(f"image/{'jpeg' if kind == 'jpg' else kind}", file.getvalue())
+
+
+def _url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _link(path: str) -> str:
+    return html.escape(urllib.parse.quote(Path(path).as_posix()), quote=True)
+
+
+def _write_index(
+    results: Results, path: Path, pages: dict[str, list[str]], reference: pd.DataFrame | None
+) -> None:
+    lines = []
+    for row in results.recordings.itertuples():
+        first, *more = map(_link, pages[row.file])
+        links = f'<a href="{first}">{html.escape(row.file)}</a>'
+        links += "".join(f' <a href="{page}">{i}</a>' for i, page in enumerate(more, 2))
+        given = "" if reference is None else (reference.file == row.file).sum()
+        cells = (links, f"{row.duration:.2f}", f"{row.samplerate / 1000:g}", row.events, given)
+        lines.append("    <tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    failures = "".join(f"<li>{html.escape(reason)}</li>\n" for reason in results.failures.values())
+    text = string.Template((TEMPLATES / "detect_index.html").read_text(encoding="utf-8")).substitute(
+        summary=f"{len(results.events)} events in {len(results.recordings)} recordings, "
+        f"{results.recordings.duration.sum():.1f} s; {html.escape(str(results.decoding))}",
+        recordings="\n".join(lines),
+        failures=f"<h2>Not searched</h2>\n<ul>\n{failures}</ul>" if failures else "",
+    )
+    with replacing(path) as file:
+        file.write_text(text, encoding="utf-8")

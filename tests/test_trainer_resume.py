@@ -12,10 +12,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from trainer_cases import tiny
+from trainer_cases import as_options, tiny
 
 from training import checkpoints
-from training.config import TrainingError, as_dict
+from training.config import TrainingError
 from training.loop import WEIGHTS, train
 from training.run import main
 from training.runs import CONFIG
@@ -91,13 +91,6 @@ def test_sigterm_saves_and_ends_with_0(long_run, tmp_path, capsys):
     assert 0 < step < 80
     assert main([*options, "--resume"]) == 0
     assert_same_end(long_run.out, out)
-
-
-def as_options(config) -> list[str]:
-    """Command line of a configuration."""
-    path = config.out.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(as_dict(config)))
-    return ["--config", str(path)]
 
 
 def test_damaged_newest_checkpoint_is_passed_over(long_run, tmp_path, capsys):

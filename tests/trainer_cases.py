@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from training.config import Config
+import yaml
+
+from training.config import Config, as_dict
 
 
 def tiny(data_dir: Path, out: Path, **changes) -> Config:
@@ -22,3 +24,10 @@ def tiny(data_dir: Path, out: Path, **changes) -> Config:
         "report": False,
     }
     return Config(data_dir=data_dir, out=out, **(settings | changes))
+
+
+def as_options(config: Config) -> list[str]:
+    """Command line of a configuration."""
+    path = config.out.with_suffix(".yaml") if config.out.parent.is_dir() else config.out.parents[1] / "config.yaml"
+    path.write_text(yaml.safe_dump(as_dict(config)))
+    return ["--config", str(path)]

@@ -35,8 +35,9 @@ def split_warnings(name: str, present: np.ndarray, classes: tuple[str, ...]) -> 
 def epoch_warnings(losses: list[float], first: list[float], single_class: int) -> list[str]:
     """After an epoch with the `losses` of its steps: divergence from the `first` losses of the run, batches of one class only."""
     found = []
-    mean = float(np.mean(losses[-10:]))
-    if mean > 2 * float(np.mean(first)):
+    last = [loss for loss in losses[-10:] if math.isfinite(loss)]  # steps that were left out are counted elsewhere
+    mean = float(np.mean(last)) if last else math.nan
+    if not mean <= 2 * float(np.mean(first)):
         found.append(f"the loss has risen to {mean:.3g}: the learning rate is too high; try a tenth of it")
     if single_class:
         found.append(

@@ -4,6 +4,7 @@ Without --data-dir a synthetic collection in the flying-fox layout is written fi
 TensorBoard logs, the weights best on the validation split, their scores on recordings never seen, and report.html.
 """
 
+import re
 import sys
 
 from denet_torch import detect
@@ -27,9 +28,14 @@ def main(argv: list[str] | None = None) -> int:
     except Stopped as stopped:
         print(stopped)
     except (TrainingError, CollectionError, AudioError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def one_line(error: Exception) -> str:
+    """The message; of an error in a data loader's process, which comes with its traceback, the message alone."""
+    return re.sub(r"^[\w.]+Error: ", "", (str(error).strip().splitlines() or [type(error).__name__])[-1])
 
 
 def summary(result: Result) -> str:

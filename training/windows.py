@@ -96,6 +96,8 @@ class _Windows(Dataset):
         """The window that begins at sample `start`, at the model's rate; silence after the end."""
         path = self._root / self._files[recording].decode()
         sound = self._read(path, start)
+        if len(sound) < min(self.window, self._length(np.array([recording]))[0] - start):
+            raise audio.AudioError(f"{path}: is shorter than when it was indexed; index the collection again")
         waveform = np.zeros(self.window, np.float32)
         waveform[: len(sound)] = sound
         edges = np.arange(start, start + self.window + 1, self.samples)

@@ -1,0 +1,313 @@
+"""The command line of a run: what it writes and prints, its guards, and one clear line for whatever is wrong."""
+
+import json
+import math
+import multiprocessing
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from trainer_cases import as_options, tiny
+
+import denet_torch
+from training import checkpoints, guards, loop
+from training.config import Config, as_dict, parse
+from training.labels import IGNORE
+from training.loop import WEIGHTS, train
+from training.run import main
+
+
+@pytest.fixture(scope="module")
+def finished(collection, tmp_path_factory):
+    """A run that has ended."""
+    return train(tiny(collection, tmp_path_factory.mktemp("run") / "out"))
+
+
+def error_of(capsys, options: list[str]) -> str:
+    """The one line on stderr that is no progress bar, after an exit with 2."""
+    assert main(options) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    lines = [line for line in captured.err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and captured.err.rstrip().endswith(lines[0])
+    return lines[0]
+
+
+def test_run_writes_what_it_says(finished, collection, capsys):
+    out = finished.out
+    assert {path.name for path in out.iterdir()} == {
+        ".lock",
+        "config.yaml",
+        "run.json",
+        "scores.json",
+        "tensorboard",
+        WEIGHTS,
+        *(path.name for path in checkpoints.newest_first(out)),
+    }
+    facts = json.loads((out / "run.json").read_text())
+    assert facts["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert len(facts["data_index_sha256"]) == 64 and facts["command"]
+    found = json.loads((out / "scores.json").read_text())
+    assert set(found["test"]) == {"frames", "events", "segments", "rates"}
+    assert found["decoding"]["threshold"] == finished.progress.decoding["threshold"]
+    model = denet_torch.load(out / WEIGHTS)
+    assert model.config == finished.model.config
+    assert len(finished.progress.losses) == 6 and np.isfinite(finished.progress.losses).all()
+    assert len(finished.progress.epochs) == 2
+
+
+def test_test_recordings_are_never_seen(finished):
+    data = finished.data
+    sides = [set(split.recordings) for split in (data.train, data.validation, data.test)]
+    assert not sides[0] & sides[1] and not (sides[0] | sides[1]) & sides[2]
+    assert set(finished.predictions.recording) == sides[2]
+
+
+def test_command_prints_scores_beside_the_majoritys_and_events(finished, collection, tmp_path, capsys):
+    recording = collection / finished.data.collection.recordings["file"].iat[0]
+    config = replace(tiny(collection, tmp_path / "out"), init_from=finished.out / WEIGHTS, detect=[recording], amp=True)
+    assert main(as_options(config)) == 0
+    said = capsys.readouterr().out
+    assert "frame F1 of calls" in said and "always answering the commonest class: F1 0.000, accuracy 0.9" in said
+    assert "onset" in said or "no events" in said
+    assert str(tmp_path / "out") in said
+
+
+def test_weights_of_the_run_predict_what_the_run_scored(finished):
+    """The saved weights, in evaluation mode, give the probabilities that were scored."""
+    model = denet_torch.load(finished.out / WEIGHTS)
+    item = finished.data.test[0]
+    ours = model.predict_proba(torch.from_numpy(item["waveform"])[None])[0]
+    scored = finished.predictions.of(item["recording"])[: len(ours)]
+    torch.testing.assert_close(ours, scored, rtol=0, atol=1e-6)
+
+
+def test_every_option_is_in_the_yaml_and_comes_back(tmp_path):
+    config = parse(["--amp", "--no-train-attention", "--detect", "a.wav", "b.wav", "--learning-rate", "2e-4", "--out", "x"])
+    assert config.amp and not config.train_attention and config.learning_rate == 2e-4
+    assert [str(path) for path in config.detect] == ["a.wav", "b.wav"]
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(as_dict(config)))
+    assert parse(["--config", str(tmp_path / "c.yaml")]) == config
+    assert parse(["--config", str(tmp_path / "c.yaml"), "--no-amp"]) == replace(config, amp=False)
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    for name in as_dict(Config()):
+        assert "--" + name.replace("_", "-") in said
+
+
+@pytest.mark.parametrize(
+    "options, line",
+    [
+        (["--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
+        (["--learning-rate", "-1"], "--learning-rate is -1.0; it must be above 0"),
+        (["--learning-rate", "nan"], "learning_rate"),
+        (["--subset", "2"], "--subset is 2.0; it must be at most 1"),
+        (["--epochs", "many"], "epochs"),
+        (["--task", "species"], "task"),
+        (["--no-such-option"], "--no-such-option"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["--optimizer", "lion"], "no optimizer is called 'lion'; there are adam, adamw, rmsprop, sgd"),
+        (["--loss", "hinge"], "no loss is called 'hinge'; there are cross_entropy, focal"),
+        (["--model", "sincnet"], "no model is called 'sincnet'; there are denet"),
+        (["--schedule", "step"], "no schedule is called 'step'"),
+        (["--class-weights", "1", "2", "3"], "--class-weights has 3 numbers; there are 2 classes"),
+        (["--frame-seconds", "0.001"], "too short"),
+        (["--call-share", "0.9"], "--call-share"),
+        (["--split-by", "cage", "moon"], "cannot split by 'moon'"),
+        (["--init-from", "missing.safetensors"], "missing.safetensors: no such file"),
+        (["--data-dir", "missing"], "missing: no such folder"),
+        (["--amp", "--amp-dtype", "float16"], "--amp-dtype float16 needs a GPU"),
+        (["--backgrounds", "missing"], "missing"),
+    ],
+)
+def test_bad_options_end_in_one_line(collection, tmp_path, capsys, options, line):
+    config = as_options(tiny(collection, tmp_path / "out"))
+    assert line in error_of(capsys, [*config, *options])
+    assert not list((tmp_path / "out").glob("*.ckpt")) and not (tmp_path / "out" / WEIGHTS).exists()
+
+
+def test_gpu_that_is_not_there(collection, tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert "no GPU" in error_of(capsys, [*as_options(tiny(collection, tmp_path / "out")), "--accelerator", "gpu"])
+
+
+def test_folder_with_a_run_is_not_overwritten(finished, collection, capsys):
+    before = (finished.out / "scores.json").read_bytes()
+    assert "already holds a run" in error_of(capsys, as_options(tiny(collection, finished.out)))
+    assert (finished.out / "scores.json").read_bytes() == before
+
+
+def test_unwritable_folder(collection, tmp_path, capsys):
+    (tmp_path / "file").write_text("")  # a folder without permissions would not stop root
+    assert "cannot be written" in error_of(capsys, as_options(tiny(collection, tmp_path / "file" / "out")))
+
+
+def test_two_runs_in_one_folder(collection, tmp_path, capsys):
+    config = tiny(collection, tmp_path / "out", epochs=200)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training.loop"])
+    first = context.Process(target=train, args=(config,))
+    first.start()
+    try:
+        while not list(config.out.glob("*.ckpt")):
+            first.join(0.05)
+            assert first.is_alive()
+        for resume in ([], ["--resume"]):
+            assert "another run is at work" in error_of(capsys, [*as_options(config), *resume])
+    finally:
+        first.kill()
+        first.join()
+
+
+def test_resume_without_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "holds no run to resume" in error_of(capsys, ["--resume"])
+
+
+def test_weights_that_do_not_fit_the_data(finished, collection, tmp_path, capsys):
+    start = ["--init-from", str(finished.out / WEIGHTS)]
+    config = as_options(tiny(collection, tmp_path / "out", sample_rate=8000))
+    assert "200 samples at 4000 Hz, not 400 at 8000 Hz" in error_of(capsys, [*config, *start])
+    config = as_options(tiny(collection, tmp_path / "out2", task="context"))
+    assert "has 2 classes, the data have 14" in error_of(capsys, [*config, *start])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_recording_that_goes_missing_or_shrinks(collection, tmp_path, capsys, workers):
+    data = tmp_path / "data"
+    shutil.copytree(collection, data)
+    first = tiny(data, tmp_path / "out", epoch_windows=64, workers=workers)
+    loop.prepare_data(first)
+    files = sorted(data.glob("files*/1206*.WAV"))
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 4])
+    line = error_of(capsys, as_options(first))
+    assert "is shorter than when it was indexed" in line and any(str(path) in line for path in files)
+    for path in files:
+        path.unlink()
+    line = error_of(capsys, as_options(replace(first, out=tmp_path / "out2")))
+    assert "no such file" in line
+
+
+def test_missing_recording_in_mid_run_loses_no_checkpoint(collection, tmp_path, capsys, monkeypatch):
+    data = tmp_path / "data"
+    shutil.copytree(collection, data)
+    config = tiny(data, tmp_path / "out", epochs=3)
+    save = checkpoints.save
+
+    def save_then_lose(*arguments):
+        save(*arguments)
+        for path in data.glob("files*/1206*.WAV"):
+            path.rename(path.with_suffix(".lost"))
+
+    monkeypatch.setattr(checkpoints, "save", save_then_lose)
+    assert "no such file" in error_of(capsys, as_options(config))
+    monkeypatch.setattr(checkpoints, "save", save)
+    for path in data.glob("files*/*.lost"):
+        path.rename(path.with_suffix(".WAV"))
+    resumed = train(replace(config, resume=True))
+    whole = train(replace(config, out=tmp_path / "whole", data_dir=collection))
+    assert resumed.progress.losses == whole.progress.losses
+
+
+def poison(monkeypatch, step: int, value: float) -> None:
+    """Make the loss of one step `value`."""
+    plain = loop.get_loss("cross_entropy")
+    calls = []
+
+    def loss(logits, labels, weights):
+        if logits.requires_grad:
+            calls.append(1)
+        return plain(logits, labels, weights) * (value if len(calls) == step and logits.requires_grad else 1)
+
+    monkeypatch.setattr(loop, "get_loss", lambda name: loss)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_loss_that_is_not_finite_stops_the_run_with_its_batch(collection, tmp_path, capsys, monkeypatch, value):
+    poison(monkeypatch, 2, value)
+    config = tiny(collection, tmp_path / "out")
+    assert "step 1: the loss is" in error_of(capsys, as_options(config))
+    batch = torch.load(tmp_path / "out" / "nonfinite-step1-rank0.pt", weights_only=True)
+    assert batch["waveform"].shape == (4, 4, 200) and batch["labels"].shape == (4, 4)
+
+
+def test_loss_that_is_not_finite_is_skipped_by_choice(collection, tmp_path, monkeypatch):
+    poison(monkeypatch, 2, math.nan)
+    result = train(tiny(collection, tmp_path / "out", on_nonfinite="skip"))
+    assert result.progress.skipped == 1
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["skipped_steps"] == 1
+    assert all(torch.isfinite(p).all() for p in result.model.parameters())
+
+
+def test_learning_rate_that_is_too_high_is_named():
+    assert "the loss has risen to 3.9: the learning rate is too high" in guards.epoch_warnings([0.7, 2.0, 9.0], [0.7, 0.6], 0)[0]
+    assert guards.epoch_warnings([math.nan], [0.7, 0.6], 0)
+    assert not guards.epoch_warnings([0.7, math.nan, 0.5], [0.7, 0.6], 0)
+
+
+def test_model_with_one_answer_is_named():
+    classes = ("background", "call")
+    found = guards.one_answer(torch.tensor([1, 1, 0]), torch.tensor([0, 1, IGNORE]), classes)
+    assert found[0].startswith("the model answers 'call' for every validation frame")
+    assert not guards.one_answer(torch.tensor([1, 0]), torch.tensor([0, 1]), classes)
+    assert not guards.one_answer(torch.tensor([0, 0]), torch.tensor([0, 0]), classes)
+
+
+def test_batches_of_one_class_are_named(collection, tmp_path):
+    config = tiny(collection, tmp_path / "out", batch_size=1, epoch_windows=8, call_share=0.0, boundary_share=0.0)
+    assert any("batches hold frames of one class only" in line for line in train(config).progress.warnings)
+
+
+def test_class_missing_from_a_split_is_named():
+    assert guards.split_warnings("test", np.array([True, False]), ("call", "Landing")) == [
+        "the test split has no Landing: nothing is learned or scored there; try another --seed or more data"
+    ]
+    assert guards.split_warnings("test", np.array([True, True]), ("call", "Landing")) == []
+
+
+def test_contexts_are_learned_with_weights_and_focal_loss(collection, tmp_path):
+    weights = [1.0] * 14
+    result = train(tiny(collection, tmp_path / "out", task="context", loss="focal", class_weights=weights))
+    assert result.model.n_classes == 14 and "macro_f1" in result.test["frames"]
+    assert any("split has no" in line for line in result.progress.warnings)
+
+
+def test_overfitting_a_few_batches_drives_the_loss_down(collection, tmp_path):
+    config = tiny(
+        collection, tmp_path / "out", overfit=3, epochs=20, learning_rate=1e-2, dropout=0.0, schedule="constant", warmup_steps=0
+    )
+    losses = train(config).progress.losses
+    assert len(losses) == 60
+    assert np.mean(losses[-6:]) < 0.3 * np.mean(losses[:3])
+
+
+def test_subset_is_a_reproducible_share(collection, tmp_path):
+    whole = loop.open_data(tiny(collection, tmp_path)).train.recordings
+    part = loop.open_data(tiny(collection, tmp_path, subset=0.5)).train.recordings
+    assert 0.4 < len(part) / len(whole) < 0.6 and set(part) < set(whole)
+    assert list(part) == list(loop.open_data(tiny(collection, tmp_path, subset=0.5)).train.recordings)
+
+
+def test_profile_writes_a_trace(collection, tmp_path):
+    train(tiny(collection, tmp_path / "out", profile=True))
+    assert json.loads((tmp_path / "out" / "trace.json").read_text())["traceEvents"]
+
+
+def test_original_attention_stays_as_it_was(collection, tmp_path):
+    result = train(tiny(collection, tmp_path / "out", train_attention=False))
+    torch.manual_seed(0)
+    fresh = loop.get_model("denet", tiny(collection, tmp_path, train_attention=False), 2)
+    torch.testing.assert_close(result.model.attention.conv1.weight, fresh.attention.conv1.weight, rtol=0, atol=0)
+    assert not torch.equal(result.model.conv1.weight, fresh.conv1.weight)
+    assert result.model.config["train_attention"] is False

@@ -1,0 +1,49 @@
+"""Time the port beside TensorFlow and onnxruntime, on the same weights and inputs, side by side in one run.
+
+    python -m tools.benchmark --out benchmark              # the default cases, about half an hour on two cores
+    python -m tools.benchmark --batch 8 --modes train      # one case
+
+Every contender runs in a process of its own; the runs are interleaved, so that a machine whose speed drifts is fair to all.
+Outputs are compared before anything is timed. Writes report.md, report.json and times.png into --out.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .benchmark_contenders import CONTENDERS
+from .benchmark_runs import Case, run
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="sequences in a batch")
+    parser.add_argument("--samples", type=int, nargs="+", default=[800], help="samples in a frame")
+    parser.add_argument("--seq-len", type=int, nargs="+", default=[10], help="frames in a sequence")
+    parser.add_argument("--attention", nargs="+", default=["before"], choices=["before", "after"], help="pooling")
+    parser.add_argument("--modes", nargs="+", default=["predict", "train"], choices=["predict", "train"])
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each, after one that is not counted")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each contender")
+    parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder for the report")
+    args = parser.parse_args(argv)
+    cases = [
+        Case(mode, batch, seq_len, samples, attention)
+        for mode in args.modes
+        for attention in args.attention
+        for samples in args.samples
+        for seq_len in args.seq_len
+        for batch in args.batch
+    ]
+    try:
+        print(run(cases, args.contenders, args.rounds, args.threads, args.out))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""Interleaved timing of the contenders, each in its own process, and the report of it."""
+
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from tqdm import tqdm
+
+from denet_torch import DENet, get_denet
+from denet_torch.layers import DELayer
+
+from .benchmark_contenders import CONTENDERS, Weights
+
+AGREEMENT = {"port, bfloat16": 2e-2}  # largest difference of probabilities; 1e-4 for all others
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed: `mode` predict or train, on (batch, seq_len, samples), attention before or after pooling."""
+
+    mode: str
+    batch: int
+    seq_len: int
+    samples: int
+    attention: str
+
+    def __str__(self):
+        return f"{self.mode} {self.batch} x {self.seq_len} x {self.samples}, attention {self.attention} pooling"
+
+
+def operations(case: Case) -> int:
+    """Floating-point operations that the case cannot do without: products of convolutions and matrices, one forward pass.
+
+    A training step needs the forward pass and twice as much again (gradients of inputs and of weights), less the gradient
+    of the waveform, which nobody asks for.
+    """
+    frames = case.batch * case.seq_len
+    pooled = case.samples // 3
+    sinc = case.samples * 251 * 80
+    steps = case.samples if case.attention == "before" else pooled
+    first, second, third = (steps - 7) // 2 + 1, ((steps - 7) // 2 - 6) // 3 + 1, DELayer.conv_steps(steps)
+    attention = 80 * (first * 7 * 30 + second * 7 * 900 + third * 7 * 300 + 10 * third * 128 + 128 * 64 + 64) + 80 * steps
+    convolutions = (pooled - 4) * 5 * 60 + ((pooled - 4) // 3 - 4) * 5 * 3600
+    gru = 2 * 3 * 2048 * (60 * DENet.conv_steps(case.samples) + 2048)
+    dense = 2048 * 1024 + 1024 * 512 + 512 * 2
+    forward = 2 * frames * (sinc + attention + convolutions + gru + dense)
+    return forward if case.mode == "predict" else 3 * forward - 2 * frames * sinc
+
+
+def serve(connection, name: str, config: dict, weights: Weights, case: Case, threads: int) -> None:
+    """A contender's process: builds, answers with its probabilities, then times one run per request."""
+    try:
+        predict, train = CONTENDERS[name](config, weights, threads)
+        connection.send(None)
+        x = connection.recv()
+        connection.send(predict(x[: min(len(x), 2)]))
+        function = predict if case.mode == "predict" else train
+        while connection.recv():
+            start = time.perf_counter()
+            function(x)
+            connection.send((time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
+    except Exception as error:  # the parent names the contender and goes on without it
+        connection.send(error)
+
+
+class Contender:
+    """Handle of a contender's process."""
+
+    def __init__(self, name: str, config: dict, weights: Weights, case: Case, threads: int):
+        context = multiprocessing.get_context("spawn")
+        self.name, self.times, self.memory = name, [], 0.0
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(
+            target=serve, args=(theirs, name, config, weights, case, threads), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self.receive()
+
+    def receive(self):
+        try:
+            answer = self.connection.recv()
+        except EOFError:
+            answer = MemoryError("its process ended")
+        if isinstance(answer, Exception):
+            raise RuntimeError(f"{self.name}: {type(answer).__name__}: {str(answer).splitlines()[0] if str(answer) else ''}")
+        return answer
+
+    def ask(self, message):
+        self.connection.send(message)
+        return self.receive()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def time_case(case: Case, names: list[str], rounds: int, threads: int, progress: tqdm) -> list[dict]:
+    """One row per contender: median, spread, peak memory; those that failed say why in `error`."""
+    model = get_denet((case.seq_len, case.samples), 2, before_pooling=case.attention == "before", dropout=0.0)
+    weights = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+    config = model.config
+    del model
+    x = (0.1 * np.random.default_rng(0).standard_normal((case.batch, case.seq_len, case.samples))).astype(np.float32)
+    rows, running = [], []
+    for name in names:
+        if case.mode == "train" and name == "onnxruntime":
+            continue
+        progress.set_postfix_str(f"{case}: {name}")
+        try:
+            contender = Contender(name, config, weights, case, threads)
+            answer = contender.ask(x)
+            if not running:
+                expected = answer
+            difference = float(np.abs(answer - expected).max())
+            if not difference <= AGREEMENT.get(name, 1e-4):
+                contender.close()
+                raise RuntimeError(f"{name}: its probabilities differ by {difference:.1e}")
+            running.append(contender)
+        except RuntimeError as error:
+            rows.append({"case": str(case), **asdict(case), "contender": name, "error": str(error)})
+    for number in range(rounds + 1):
+        for contender in list(running):
+            try:
+                seconds, contender.memory = contender.ask(True)
+            except RuntimeError as error:
+                running.remove(contender)
+                rows.append({"case": str(case), **asdict(case), "contender": contender.name, "error": str(error)})
+                continue
+            if number:  # the first is not counted: it traces, compiles and warms up
+                contender.times.append(seconds)
+        progress.update()
+    for contender in running:
+        contender.close()
+        row = {"case": str(case), **asdict(case), "contender": contender.name, "seconds": median(contender.times)}
+        row |= {"fastest": min(contender.times), "slowest": max(contender.times), "peak_gib": contender.memory}
+        row["gflops"] = operations(case) / row["seconds"] / 1e9
+        rows.append(row)
+    return rows
+
+
+def peak_gflops(threads: int) -> float:
+    """Measured rate of a single-precision matrix product, median of 9."""
+    import torch
+
+    torch.set_num_threads(threads)
+    a, times = torch.randn(2048, 2048), []
+    for _ in range(10):
+        start = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - start)
+    return 2 * 2048**3 / median(times[1:]) / 1e9
+
+
+def machine() -> str:
+    """Name of the processor, cores, system and the versions in use."""
+    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    flags = Path("/proc/cpuinfo").read_text()
+    extras = ", ".join(flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "tensorflow", "onnxruntime"))
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores ({extras}), {platform.system()}; {versions}"
+
+
+def run(cases: list[Case], names: list[str], rounds: int, threads: int, out: Path) -> str:
+    """Time all cases; write report.md, report.json and times.png into `out`; return the Markdown."""
+    out.mkdir(parents=True, exist_ok=True)
+    peak, rows = peak_gflops(threads), []
+    with tqdm(total=len(cases) * (rounds + 1), unit="round") as progress:
+        for case in cases:
+            rows += time_case(case, names, rounds, threads, progress)
+            report = {"machine": machine(), "threads": threads, "rounds": rounds, "peak_gflops": peak, "rows": rows}
+            (out / "report.json").write_text(json.dumps(report, indent=1))
+            (out / "report.md").write_text(markdown(report))
+    plot(rows, out / "times.png")
+    return markdown(report)
+
+
+def markdown(report: dict) -> str:
+    lines = [
+        f"{report['machine']}; {report['threads']} threads; medians of {report['rounds']} interleaved runs; "
+        f"matrix product {report['peak_gflops']:.0f} GFLOP/s.",
+        "",
+        "| case | contender | median s | fastest - slowest | peak GiB | GFLOP/s | share of peak |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        if "error" in row:
+            lines.append(f"| {row['case']} | {row['contender']} | {row['error']} | | | | |")
+            continue
+        lines.append(
+            f"| {row['case']} | {row['contender']} | {row['seconds']:.3f} | {row['fastest']:.3f} - {row['slowest']:.3f} "
+            f"| {row['peak_gib']:.2f} | {row['gflops']:.0f} | {row['gflops'] / report['peak_gflops']:.0%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Median seconds of each contender and case, as bars on a logarithmic axis."""
+    from matplotlib.figure import Figure
+
+    timed = [row for row in rows if "error" not in row]
+    cases = list(dict.fromkeys(row["case"] for row in timed))
+    names = list(dict.fromkeys(row["contender"] for row in timed))
+    figure = Figure(figsize=(9, 1.2 + 0.25 * len(timed)), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / max(1, len(names))
+    for number, name in enumerate(names):
+        mine = [row for row in timed if row["contender"] == name]
+        places = [cases.index(row["case"]) + number * height for row in mine]
+        axes.barh(places, [row["seconds"] for row in mine], height, label=name)
+    axes.set_yticks([place + 0.4 for place in range(len(cases))], cases)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("median seconds")
+    axes.legend()
+    figure.savefig(path, dpi=120)

@@ -319,7 +319,7 @@ def _annotation_rows(
 def _plant_faults(root: Path, file_info: list, annotations: list, recordings: int) -> None:
     """Append what a reader must report and survive; no sound recording's truth changes."""
     first, second, third = file_info[0][0], file_info[1][0], file_info[2][0]
-    file_info[0] += [5000, 4000]  # ends before it starts
+    file_info[0] += [5000, 4000, 6000, 5999, 7000, 1]  # end before they start; longer than the header
     file_info[1] += [10**9, 10**9 + 5000]  # past the end
     file_info[2] += ["12x", 9000]  # not a number
     faulty = [("missing", None), ("empty", b""), ("header only", _wav_header())]

@@ -285,11 +285,11 @@ def test_contexts_are_learned_with_weights_and_focal_loss(collection, tmp_path):
 
 def test_overfitting_a_few_batches_drives_the_loss_down(collection, tmp_path):
     config = tiny(
-        collection, tmp_path / "out", overfit=3, epochs=20, learning_rate=1e-2, dropout=0.0, schedule="constant", warmup_steps=0
+        collection, tmp_path / "out", overfit=2, epochs=30, learning_rate=1e-2, dropout=0.0, schedule="constant", warmup_steps=0
     )
     losses = train(config).progress.losses
     assert len(losses) == 60
-    assert np.mean(losses[-6:]) < 0.3 * np.mean(losses[:3])
+    assert np.mean(losses[-6:]) < 0.4 * np.mean(losses[:2])
 
 
 def test_subset_is_a_reproducible_share(collection, tmp_path):

@@ -172,12 +172,21 @@ def _write_index(
         given = "" if reference is None else (reference.file == row.file).sum()
         cells = (links, f"{row.duration:.2f}", f"{row.samplerate / 1000:g}", row.events, given)
         lines.append("    <tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    failures = "".join(f"<li>{html.escape(reason)}</li>\n" for reason in results.failures.values())
-    text = string.Template((TEMPLATES / "detect_index.html").read_text(encoding="utf-8")).substitute(
-        summary=f"{len(results.events)} events in {len(results.recordings)} recordings, "
-        f"{results.recordings.duration.sum():.1f} s; {html.escape(str(results.decoding))}",
-        recordings="\n".join(lines),
-        failures=f"<h2>Not searched</h2>\n<ul>\n{failures}</ul>" if failures else "",
+    body = (
+        "<table>\n<thead><tr><th>recording</th><th>length (s)</th><th>rate (kHz)</th><th>found</th>"
+        "<th>reference</th></tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table>\n"
     )
+    if results.failures:
+        reasons = (f"<li>{html.escape(reason)}</li>\n" for reason in results.failures.values())
+        body += f"<h2>Not searched</h2>\n<ul>\n{''.join(reasons)}</ul>"
+    summary = f"{len(results.events)} events in {len(results.recordings)} recordings, "
+    summary += f"{results.recordings.duration.sum():.1f} s; {results.decoding}"
+    write_tables_page(path, "Detected calls", summary, body)
+
+
+def write_tables_page(path: Path, title: str, summary: str, body: str) -> None:
+    """Write a page of tables; `body` is HTML."""
+    template = string.Template((TEMPLATES / "tables_page.html").read_text(encoding="utf-8"))
+    text = template.substitute(title=html.escape(title), summary=html.escape(summary), body=body)
     with replacing(path) as file:
         file.write_text(text, encoding="utf-8")

@@ -1,0 +1,241 @@
+"""Scores of detected events against a reference, per recording and overall, with confidence intervals.
+
+Everything is counted per recording; the overall scores are ratios of the summed counts, and their 95 %
+intervals those of sums over recordings drawn anew with replacement (percentile bootstrap).
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import sed_eval
+
+from tools.detect_report import write_tables_page
+from tools.event_formats import match_files, read_events, write_csv
+from training.collection import replacing
+from training.metrics import rates
+
+DRAWS = 1000
+SCORES = {
+    "event_f1": "event F1",
+    "event_precision": "event precision",
+    "event_recall": "event recall",
+    "average_precision": "average precision",
+    "segment_f1": "segment F1",
+    "segment_precision": "segment precision",
+    "segment_recall": "segment recall",
+    "segment_error_rate": "segment error rate",
+    "recognition_rate": "recognition rate",
+    "miss_rate": "miss rate",
+    "error_rate": "error rate",
+    "false_positive_rate": "false positive rate",
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`recordings`: a row a file, `overall`: a row a score with value, low and high (95 %)."""
+
+    recordings: pd.DataFrame
+    overall: pd.DataFrame
+
+
+def load(
+    reference: Path, estimated: Path, recordings: Path | None = None, any_label: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float]]:
+    """Reference and estimated events and the durations of all recordings searched.
+
+    `recordings`: a table with file and duration (s), recordings.csv beside `estimated` by default. Reference
+    events in other recordings stay in, under their own file. With `any_label` all are labelled "call".
+    Raises ValueError.
+    """
+    recordings = recordings or estimated.with_name("recordings.csv")
+    found = read_events(estimated)
+    try:
+        table = pd.read_csv(recordings)
+        durations = dict(zip(table["file"].astype(str), table["duration"].astype(float), strict=True))
+    except FileNotFoundError:
+        raise ValueError(f"{recordings}: no such file; it names all recordings searched") from None
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{recordings}: needs the columns file and duration ({error})") from None
+    if not durations:
+        raise ValueError(f"{recordings}: names no recordings")
+    found = match_files(found, durations)
+    if unknown := sorted(set(found.file) - durations.keys()):
+        raise ValueError(f"{estimated}: {unknown[0]} is not in {recordings}")
+    given = match_files(read_events(reference), durations)
+    if any_label:
+        given, found = given.assign(label="call"), found.assign(label="call")
+    return given, found, durations
+
+
+def text(scores: Scores) -> str:
+    """The overall scores as lines."""
+    return "\n".join(
+        f"{SCORES[name]:<20} {row.value:6.3f}   {row.low:6.3f} to {row.high:.3f}"
+        for name, row in scores.overall.iterrows()
+    )
+
+
+def write(scores: Scores, folder: Path) -> None:
+    """Write scores.json (overall and per recording), recordings.csv and scores.html to `folder`."""
+    write_csv(scores.recordings, folder / "recordings.csv")
+    record = {"overall": _records(scores.overall), "recordings": _records(scores.recordings)}
+    record["overall"] = dict(zip(scores.overall.index, record["overall"], strict=True))
+    with replacing(folder / "scores.json") as file:
+        file.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    overall = scores.overall.rename(index=SCORES, columns={"low": "95 % from", "high": "to"})
+    how = dict(float_format="%.3f", na_rep="", border=0, justify="left")
+    body = overall.to_html(**how) + "<h2>Recordings</h2>"
+    body += scores.recordings.rename(columns=SCORES).to_html(index=False, **how)
+    summary = f"{len(scores.recordings)} recordings; intervals from {DRAWS} draws of them"
+    write_tables_page(folder / "scores.html", "Scores", summary, body)
+
+
+def score(
+    reference: pd.DataFrame,
+    estimated: pd.DataFrame,
+    durations: dict[str, float],
+    collar: float = 0.2,
+    resolution: float = 1.0,
+    seed: int = 0,
+) -> Scores:
+    """Compare two tables of events (file, onset, offset, label, and score in `estimated`).
+
+    Recordings are those of `durations` (s), whether they hold events or not; events elsewhere do not
+    count. Event scores (sed_eval): an
+    event is right if its label and onset are, to `collar` (s), and its offset, to the larger of `collar`
+    and half the reference's length. Segment scores (sed_eval): in segments of `resolution` (s). Rates:
+    those of the paper (`training.metrics.rates`) with the same intervals. Average precision: area below
+    precision over recall of the events in order of their score, each taking the best free reference event
+    by the same rule. NaN where there is nothing to divide by.
+    """
+    labels = sorted({*reference.label, *estimated.label}) or ["call"]
+    ours, theirs = dict(list(reference.groupby("file"))), dict(list(estimated.groupby("file")))
+    counts, ranked = [], []
+    for i, (file, duration) in enumerate(durations.items()):
+        pair = ours.get(file, reference[:0]), theirs.get(file, estimated[:0])
+        counts.append(_count(*pair, labels, duration, collar, resolution))
+        hits = ranked_hits(*pair, collar)
+        ranked.append(np.column_stack([np.full(len(hits), i), hits]))
+    counts, ranked = pd.DataFrame(counts), np.concatenate(ranked)  # (events, [recording, score, hit])
+    ranked = ranked[np.argsort(-ranked[:, 1], kind="stable")]
+
+    def scores(weights: np.ndarray) -> pd.DataFrame:
+        """Scores with every recording counted `weights` times, (draws, recordings)."""
+        found = _ratios(pd.DataFrame(weights @ counts.to_numpy(float), columns=counts.columns))
+        totals = weights @ counts.reference.to_numpy(float)
+        pairs = zip(weights, totals, strict=True)
+        return found.assign(average_precision=[average_precision(ranked, w, n) for w, n in pairs])
+
+    number = len(durations)
+    draws = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), DRAWS)
+    overall = scores(np.ones((1, number))).iloc[0]
+    low, high = scores(draws).quantile([0.025, 0.975]).to_numpy()
+    columns = {"value": overall, "low": low, "high": high}
+    recordings = scores(np.eye(number)).assign(
+        file=list(durations), reference=counts.reference, estimated=counts.estimated
+    )
+    order = ["file", "reference", "estimated", *SCORES]
+    return Scores(recordings[order], pd.DataFrame(columns).loc[list(SCORES)])
+
+
+def ranked_hits(reference: pd.DataFrame, estimated: pd.DataFrame, collar: float) -> np.ndarray:
+    """Score, and 1 if right or 0, of the events of one recording, (events, 2), best first."""
+    free = np.ones(len(reference), bool)
+    onset, offset = reference.onset.to_numpy(), reference.offset.to_numpy()
+    tolerance = np.maximum(collar, 0.5 * (offset - onset))
+    hits = []
+    for event in estimated.sort_values("score", ascending=False, kind="stable").itertuples():
+        away = np.abs(onset - event.onset)
+        fits = free & (reference.label.to_numpy() == event.label) & (away <= collar)
+        fits &= np.abs(offset - event.offset) <= tolerance
+        if fits.any():
+            free[np.where(fits, away, np.inf).argmin()] = False
+        hits.append((event.score, fits.any()))
+    return np.array(hits, float).reshape(-1, 2)
+
+
+def average_precision(ranked: np.ndarray, weights: np.ndarray, total: float) -> float:
+    """Area below precision over recall of events (recording, score, hit) in order of falling score.
+
+    `weights`: how often each recording counts; `total`: reference events, counted so.
+    """
+    if not total or np.isnan(ranked[:, 1]).any():
+        return float("nan")
+    counted = weights[ranked[:, 0].astype(int)]
+    hits, seen = np.cumsum(counted * ranked[:, 2]), np.cumsum(counted)
+    last = np.append(ranked[1:, 1] != ranked[:-1, 1], True)[: len(ranked)]  # equal scores come together
+    hits, seen = hits[last], seen[last]
+    return float(np.sum(np.diff(hits, prepend=0) / total * hits / np.maximum(seen, 1)))
+
+
+def _count(reference, estimated, labels, duration, collar, resolution) -> dict[str, float]:
+    """What the scores of one recording are ratios of."""
+    lists = [_sed_eval_list(table) for table in (reference, estimated)]
+    events = sed_eval.sound_event.EventBasedMetrics(labels, t_collar=collar, percentage_of_length=0.5)
+    if lists[0] or lists[1]:  # sed_eval cannot take two empty lists
+        events.evaluate(*lists)
+    segments = sed_eval.sound_event.SegmentBasedMetrics(labels, time_resolution=resolution)
+    segments.evaluate(*lists, evaluated_length_seconds=duration)
+    background = (duration - _covered(reference, duration)) / resolution
+    found = rates(reference, estimated, background * resolution, resolution)
+    found = {name: np.nan_to_num(value) for name, value in found.items()}
+    return {
+        "reference": len(reference),
+        "estimated": len(estimated),
+        "right": events.overall["Ntp"],
+        "segments_reference": segments.overall["Nref"],
+        "segments_estimated": segments.overall["Nsys"],
+        "segments_right": segments.overall["Ntp"],
+        "segments_wrong": sum(segments.overall[name] for name in "SDI"),
+        "recognised": found["recognition_rate"] * len(reference),
+        "missed": found["miss_rate"] * len(reference),
+        "confused": found["error_rate"] * len(reference),
+        "false": found["false_positive_rate"] * background,
+        "background": background,
+    }
+
+
+def _ratios(counts: pd.DataFrame) -> pd.DataFrame:
+    def ratio(part, whole):
+        return part / whole.where(whole > 0)
+
+    return pd.DataFrame(
+        {
+            "event_f1": ratio(2 * counts.right, counts.reference + counts.estimated),
+            "event_precision": ratio(counts.right, counts.estimated),
+            "event_recall": ratio(counts.right, counts.reference),
+            "segment_f1": ratio(
+                2 * counts.segments_right, counts.segments_reference + counts.segments_estimated
+            ),
+            "segment_precision": ratio(counts.segments_right, counts.segments_estimated),
+            "segment_recall": ratio(counts.segments_right, counts.segments_reference),
+            "segment_error_rate": ratio(counts.segments_wrong, counts.segments_reference),
+            "recognition_rate": ratio(counts.recognised, counts.reference),
+            "miss_rate": ratio(counts.missed, counts.reference),
+            "error_rate": ratio(counts.confused, counts.reference),
+            "false_positive_rate": ratio(counts.false, counts.background),
+        }
+    )
+
+
+def _records(table: pd.DataFrame) -> list[dict]:
+    """Rows of a table, None for NaN, which JSON does not have."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def _sed_eval_list(table: pd.DataFrame) -> list[dict]:
+    names = {"onset": "event_onset", "offset": "event_offset", "label": "event_label"}
+    return table[list(names)].rename(columns=names).to_dict("records")
+
+
+def _covered(table: pd.DataFrame, duration: float) -> float:
+    """Seconds that events cover, those of two at once counted once."""
+    covered = end = 0.0
+    for onset, offset in table[["onset", "offset"]].clip(0, duration).sort_values("onset").to_numpy():
+        covered += max(0.0, offset - max(onset, end))
+        end = max(end, offset)
+    return covered

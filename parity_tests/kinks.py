@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from denet_torch import DENet
-from denet_torch.layers import LEAKY_SLOPE, leaky_relu, max_pool, sinc_filters
+from denet_torch.layers import LEAKY_SLOPE, DELayer, leaky_relu, max_pool, sinc_filters
 
 ATTENTION_ERROR = 6e-6  # largest float32 error of a pre-activation of the attention network on the recordings (5.1e-6 seen)
 BAND_ERROR = 2e-5  # and of a band's sample
@@ -23,15 +23,23 @@ BAND_ERROR = 2e-5  # and of a band's sample
 Gradients = dict[str, Tensor]
 
 
-def forward_with_flip(layer, h: Tensor, flip: tuple[str, int] | None) -> Tensor:
-    """Attention score of one band h (1, steps, 1); the ReLU decision of unit `flip` = (layer name, index) reversed."""
-    for name in ("conv1", "conv2", "conv3", "dense1", "dense2"):
-        before = getattr(layer, name)(h.flatten(1) if name == "dense1" else h)
-        active = before > 0
+HIDDEN = ("conv1", "conv2", "conv3", "dense1", "dense2")  # layers of the attention network that a ReLU follows
+
+
+def before_relus(layer: DELayer, h: Tensor, flip: tuple[str, int] | None = None) -> dict[str, Tensor]:
+    """What goes into each ReLU, and the score (`dense3`), of bands h (copies, steps, 1); layer by layer, with no shortcut.
+
+    The ReLU decision of unit `flip` = (layer name, index) is reversed.
+    """
+    before = {}
+    for name in HIDDEN:
+        before[name] = getattr(layer, name)(h.flatten(1) if name == "dense1" else h)
+        active = before[name] > 0
         if flip and flip[0] == name:
             active = active ^ (torch.arange(active.numel()) == flip[1]).view(active.shape)
-        h = before * active
-    return layer.dense3(h).squeeze()
+        h = before[name] * active
+    before["dense3"] = layer.dense3(h)
+    return before
 
 
 def undecided_relus(model: DENet, x: Tensor, loss: Callable[[Tensor], Tensor]) -> list[Gradients]:
@@ -40,19 +48,21 @@ def undecided_relus(model: DENet, x: Tensor, loss: Callable[[Tensor], Tensor]) -
     weights = [model.get_parameter(name) for name in names]
     seen: dict[str, Tensor] = {}
     hooks = [
-        module.register_forward_hook(lambda _, __, out, name=name: seen.__setitem__(name, out))
-        for name, module in model.attention.named_children()
-        if name != "dropout"
+        model.attention.register_forward_hook(lambda _, bands, __: seen.__setitem__("bands", bands[0])),
+        model.attention.dropout.register_forward_hook(lambda _, __, out: seen.__setitem__("attention", out)),
     ]
     value = loss(model(x))
-    score_grad = torch.autograd.grad(value, seen["dense3"])[0].flatten()  # (frames * bands,)
     for hook in hooks:
         hook.remove()
+    (grad,) = torch.autograd.grad(value, seen["attention"])
+    attention = seen["attention"].detach()
+    score_grad = (attention * (grad - (grad * attention).sum(dim=1, keepdim=True))).flatten()  # through the softmax
 
+    with torch.no_grad():
+        before = before_relus(model.attention, seen["bands"].transpose(1, 2).flatten(0, 1)[:, :, None])
     flips: dict[int, list[tuple[str, int]]] = {}
-    for name in ("conv1", "conv2", "conv3", "dense1", "dense2"):
-        near = seen[name].detach().flatten(1).abs() < ATTENTION_ERROR
-        for copy, unit in near.nonzero().tolist():
+    for name in HIDDEN:
+        for copy, unit in (before[name].flatten(1).abs() < ATTENTION_ERROR).nonzero().tolist():
             flips.setdefault(copy, []).append((name, unit))
 
     frames = x.reshape(-1, model.samples)
@@ -66,7 +76,7 @@ def undecided_relus(model: DENet, x: Tensor, loss: Callable[[Tensor], Tensor]) -
             h = F.conv1d(frames[frame][None, None], kernel[:, None], padding=model.sinc.taps // 2).transpose(1, 2)
             if not model.before_pooling:
                 h = leaky_relu(max_pool(h))
-            return torch.autograd.grad(forward_with_flip(model.attention, h, flip), weights)
+            return torch.autograd.grad(before_relus(model.attention, h, flip)["dense3"].squeeze(), weights)
 
         plain = gradients(None)
         for unit in units:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from denet_torch import layers as port
 from parity_tests.golden.recipe import draw
 from parity_tests.sides import Case, Numbers
-from parity_tests.weights import MODEL_WEIGHTS, from_keras
+from parity_tests.weights import MODEL_WEIGHTS, from_keras, set_reference
 from reference_tf import layers as reference
 
 FOLDER = Path(__file__).parent / "golden"
@@ -73,7 +74,7 @@ def load(name: str) -> dict[str, np.ndarray]:
 def read(name: str) -> tuple[Case, Numbers, dict[str, np.ndarray]]:
     """A layer's recording as a case, its numbers, and the recorded result in the port's names and layouts."""
     recording, arrays = RECORDINGS[name], load(name)
-    state, result = {}, {"y": arrays["y"], "grad/x": arrays["grad/x"]}
+    state, result = {}, {"y": arrays["y"], "y/inference": arrays["y"], "grad/x": arrays["grad/x"]}
     for key, array in arrays.items():
         kind, _, number = key.partition("/")
         if kind == "init":
@@ -90,6 +91,30 @@ def read(name: str) -> tuple[Case, Numbers, dict[str, np.ndarray]]:
         zero_gradients={"dense3.bias": "dense3.weight"} if recording.layer == "DELayer" else {},
     )
     return case, Numbers(state, [arrays["x"]], seed=0, cotangent=arrays["cotangent"]), result
+
+
+def run_batch_norm(side: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """BatchNorm of one side through the recorded training steps: what it computed and what was recorded, by the recorded names."""
+    arrays = load("bn_train_steps")
+    result = {}
+    if side == "port":
+        layer = port.BatchNorm(8)
+        layer.load_state_dict({k: torch.tensor(arrays[k]) for k in ("gamma", "beta")}, strict=False)
+
+        def run(x, training):
+            return layer.train(training)(torch.tensor(x)).detach()
+
+    else:
+        layer = reference.BatchNorm()
+        layer(arrays["x0"])
+        set_reference(layer, {k: arrays[k] for k in ("gamma", "beta")})
+        run = layer
+    for step in range(3):
+        result[f"y_train{step}"] = run(arrays[f"x{step}"], training=True).numpy()
+        result[f"moving_mean{step}"] = layer.moving_mean.numpy().copy()
+        result[f"moving_variance{step}"] = layer.moving_variance.numpy().copy()
+        result[f"y_test{step}"] = run(arrays[f"x{step}"], training=False).numpy()
+    return result, {key: arrays[key] for key in result}
 
 
 @dataclass

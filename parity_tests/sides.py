@@ -1,6 +1,7 @@
 """Runs one case on both sides, the port and its TensorFlow reference, with the same numbers in and out as numpy arrays.
 
-A result is a dict: `y` the output, `state/NAME` running statistics after it, `initial/NAME` initial weights that nothing random
+A result is a dict: `y` the output, `y/inference` the same without a gradient in evaluation mode (the port then takes shorter paths),
+`state/NAME` running statistics after it, `initial/NAME` initial weights that nothing random
 went into, `grad/x` and `grad/NAME` the gradients of sum(y * cotangent). All in the port's names and layouts.
 """
 
@@ -116,6 +117,9 @@ def run_port(case: Case, numbers: Numbers, dtype: str) -> Result:
             x = torch.tensor(x.astype(dtype), requires_grad=True)
             y = layer(x)
     result["y"] = y.detach().numpy()
+    if not case.training:
+        with torch.no_grad():
+            result["y/inference"] = layer(x).numpy()
     total = (y * torch.tensor(cotangent(numbers, y.shape, dtype))).sum()
     gradients = torch.autograd.grad(total, [x, *(layer.get_parameter(name) for name in names)])
     for name, gradient in zip(["x", *names], gradients, strict=True):
@@ -139,6 +143,8 @@ def run_reference(case: Case, numbers: Numbers, dtype: str, names: list[str]) ->
                 y = layer(x, **kwargs)
                 total = tf.reduce_sum(y * cotangent(numbers, y.shape, dtype))
     result["y"] = y.numpy()
+    if not case.training:
+        result["y/inference"] = result["y"]
     for name, gradient in zip(["x", *names], tape.gradient(total, [x, *variables]), strict=True):
         result[f"grad/{name}"] = weights.from_keras(name, tf.convert_to_tensor(gradient).numpy())
     if case.training:

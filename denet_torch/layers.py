@@ -374,6 +374,16 @@ class Bidirectional(nn.Module):
         return self.forward_gru(x) + self.backward_gru(x)
 
 
+def all_ranks_statistics(mean: Tensor, variance: Tensor, n: int) -> tuple[Tensor, Tensor, float]:
+    """Mean, variance and number of the frames of all ranks, from those of this rank's `n` frames; gradients reach every rank."""
+    from torch.distributed.nn.functional import all_reduce
+
+    total = float(all_reduce(mean.new_tensor(n)))
+    common = all_reduce(mean * (n / total))
+    spread = variance + (mean - common).square()
+    return common, all_reduce(spread * (n / total)), total
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, running statistics as TensorFlow 1's zero-debiased moving average.
 
@@ -398,11 +408,14 @@ class BatchNorm(nn.Module):
         if self.training:
             axes = tuple(range(x.dim() - 1))
             variance, mean = torch.var_mean(x, dim=axes, correction=0)
-            self.update(mean.detach(), variance.detach(), n=x.numel() // x.shape[-1])
+            n = x.numel() // x.shape[-1]
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                mean, variance, n = all_ranks_statistics(mean, variance, n)
+            self.update(mean.detach(), variance.detach(), n)
         return (x - mean) * (self.gamma * torch.rsqrt(variance + self.epsilon)) + self.beta
 
     @torch.no_grad()
-    def update(self, mean: Tensor, variance: Tensor, n: int) -> None:
+    def update(self, mean: Tensor, variance: Tensor, n: float) -> None:
         """Average in the statistics of a batch of `n` frames."""
         # moving_k = biased_k / (1 - momentum^k), biased_k = momentum biased_{k-1} + (1 - momentum) value_k, biased_0 = 0
         seen = 1 - self.momentum ** self.local_step.double()

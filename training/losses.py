@@ -5,6 +5,7 @@ where masked. The mean over a batch is the sum over its frames divided by the su
 a batch may be cut into parts, for several devices or to accumulate gradients, and keeps its mean.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,5 +30,6 @@ def focal(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, g
 
 
 def _log_probability(logits: Tensor, labels: Tensor) -> Tensor:
-    log_p = F.log_softmax(logits.float(), dim=-1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half precision is too coarse for a sum over frames
+    log_p = F.log_softmax(logits, dim=-1)
     return log_p.gather(-1, labels.where(labels != IGNORE, 0)[..., None])[..., 0]

@@ -21,6 +21,7 @@ from .files import line
 SECONDS = 4  # the structure of a whole model takes 0.01 s
 MAX_ATTRIBUTE = 1 << 20  # bytes
 MAX_OBJECTS, MAX_DEPTH = 10_000, 20
+DTYPES = {"<f4": h5py.h5t.IEEE_F32LE, "<f8": h5py.h5t.IEEE_F64LE}
 
 
 @dataclass
@@ -53,12 +54,15 @@ def read_tree(path: Path, data: bytes) -> Tree:
     if isinstance(answer, str):
         raise WeightsError(f"{path}: cannot be read as HDF5 ({answer})")
     places, attributes = answer
-    datasets = {}
-    for name, (shape, dtype, offset) in places.items():
+    datasets, end = {}, 0
+    for name, (shape, dtype, offset) in sorted(places.items(), key=lambda place: place[1][2]):
         count = math.prod(shape)
-        if offset is None and count or offset is not None and offset + count * np.dtype(dtype).itemsize > len(data):
+        if offset + count * np.dtype(dtype).itemsize > len(data):
             raise WeightsError(f"{path}: {name} is {tuple(shape)}, more than the file holds")
-        datasets[name] = np.frombuffer(data, dtype, count, offset or 0).reshape(shape)
+        if offset < end:
+            raise WeightsError(f"{path}: {name} shares its bytes with another dataset")
+        datasets[name] = np.frombuffer(data, dtype, count, offset).reshape(shape)
+        end = offset + datasets[name].nbytes
     return Tree(datasets, attributes)
 
 
@@ -114,6 +118,11 @@ def _place(name: str, dataset: h5py.Dataset) -> tuple:
     creation = dataset.id.get_create_plist()
     if creation.get_external_count():
         raise ValueError(f"{name} is stored outside the file")
-    if creation.get_layout() != h5py.h5d.CONTIGUOUS or dataset.dtype.kind not in "fiu":
-        raise ValueError(f"{name} is not stored as Keras stores weights (plain numbers in one piece)")
-    return dataset.shape, dataset.dtype.str, dataset.id.get_offset()
+    if creation.get_layout() != h5py.h5d.CONTIGUOUS:
+        raise ValueError(f"{name} is not stored in one piece, as Keras stores weights")
+    kinds = [kind for kind, stored in DTYPES.items() if dataset.id.get_type() == stored]
+    if not kinds:
+        raise ValueError(f"{name} is {dataset.dtype}; expected float32 or float64")
+    if dataset.id.get_offset() is None or dataset.id.get_storage_size() != dataset.nbytes:
+        raise ValueError(f"{name} is {dataset.shape}, which is not what the file holds of it")
+    return dataset.shape, kinds[0], dataset.id.get_offset()

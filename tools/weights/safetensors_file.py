@@ -26,7 +26,7 @@ def read_safetensors(path: Path) -> Weights:
         raise WeightsError(f"{path}: cannot be read as safetensors ({line(error)})") from None
     if not {"denet", "sha256"} <= metadata.keys():
         raise WeightsError(f"{path}: has no DENet architecture in its metadata")
-    if checksum(metadata["denet"], tensors) != metadata["sha256"]:
+    if checksum(metadata["denet"] + metadata.get("detection", ""), tensors) != metadata["sha256"]:
         raise WeightsError(f"{path}: damaged, its checksum does not match")
     if unknown := tensors.keys() - set(NAMES):
         raise WeightsError(f"{path}: {min(unknown)} is no weight of a DENet")
@@ -46,9 +46,9 @@ def write_safetensors(tensors: dict[str, np.ndarray], config: dict, path: Path) 
     save_file(tensors, path, {"format": "pt", "denet": text, "sha256": checksum(text, tensors)})
 
 
-def checksum(config: str, tensors: dict[str, np.ndarray]) -> str:
+def checksum(text: str, tensors: dict[str, np.ndarray]) -> str:
     """`denet_torch.checkpoint.checksum` of arrays."""
-    digest = hashlib.sha256(config.encode())
+    digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
         digest.update(tensor.reshape(-1).view(np.uint8))

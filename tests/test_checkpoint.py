@@ -1,0 +1,184 @@
+import json
+import random
+
+import huggingface_hub
+import pytest
+import safetensors.torch
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from hypothesis import given, settings
+from weight_cases import SMALL, configs
+
+import denet_torch
+from denet_torch import CheckpointError, DENet, checkpoint, load, save
+
+
+@pytest.fixture
+def model() -> DENet:
+    torch.manual_seed(0)
+    return DENet(**SMALL)
+
+
+def same_weights(a: DENet, b: DENet) -> bool:
+    mine, theirs = a.state_dict(), b.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@settings(max_examples=25, deadline=None)
+@given(configs())
+def test_round_trip_rebuilds_the_model(tmp_path_factory, config):
+    path = tmp_path_factory.mktemp("model") / "a.safetensors"
+    model = DENet(**config)
+    save(model, path)
+    loaded = load(path)
+    assert loaded.config == config and not loaded.training
+    assert same_weights(model, loaded)
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    assert trained == {name: p.requires_grad for name, p in loaded.named_parameters()}
+
+
+def test_loaded_model_predicts_and_trains_the_same(model, tmp_path):
+    save(model.double(), tmp_path / "a.safetensors")
+    loaded = load(tmp_path / "a.safetensors")
+    x = torch.randn(2, 4, 100, dtype=torch.float64)
+    assert torch.equal(model.predict_proba(x), loaded.predict_proba(x))
+    loaded.train()(x).sum().backward()
+    assert all(p.grad.isfinite().all() for p in loaded.parameters())
+
+
+def test_training_state_is_not_a_weight(model, tmp_path):
+    model.train()(torch.randn(2, 4, 100))
+    assert model.batch_norm1.local_step == 1
+    save(model, tmp_path / "a.safetensors")
+    assert load(tmp_path / "a.safetensors").batch_norm1.local_step == 0
+
+
+def test_loading_does_not_draw_initial_weights(model, tmp_path):
+    save(model, tmp_path / "a.safetensors")
+    state = torch.get_rng_state()
+    load(tmp_path / "a.safetensors")
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_every_flipped_bit_shows(model, tmp_path):
+    path = tmp_path / "a.safetensors"
+    save(model, path)
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    rng = random.Random(0)
+    places = [rng.randrange(8 * header) for _ in range(150)] + [rng.randrange(8 * header, 8 * len(whole)) for _ in range(50)]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="^" + str(path)):
+            load(path)
+
+
+def test_cut_short_at_any_place(model, tmp_path):
+    path = tmp_path / "a.safetensors"
+    save(model, path)
+    whole = path.read_bytes()
+    for length in (0, 1, 7, 8, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+            load(path)
+
+
+def rewritten(path, change) -> None:
+    """Apply `change(config, tensors)` to a file and give it a right checksum again."""
+    with safetensors.safe_open(path, "pt") as file:
+        config = json.loads(file.metadata()["denet"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    config = change(config, tensors) or config
+    text = json.dumps(config)
+    safetensors.torch.save_file(tensors, path, {"denet": text, "sha256": checkpoint.checksum(text, tensors)})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c, t: t.__delitem__("conv1.bias"), "conv1.bias is missing"),
+        (lambda c, t: t.update(conv9=torch.zeros(1)), "conv9 is no weight of a DENet"),
+        (lambda c, t: t.update({"conv1.bias": torch.zeros(59)}), r"conv1.bias is \(59,\), its architecture has \(60,\)"),
+        (lambda c, t: t.update({"conv1.bias": torch.zeros(60).half()}), "conv1.bias is torch.float16"),
+        (lambda c, t: t.update({"conv1.bias": torch.zeros(60).double()}), "conv1.bias is torch.float64"),
+        (lambda c, t: t.update({"conv1.bias": torch.full((60,), torch.nan)}), "conv1.bias holds values that are not finite"),
+        (lambda c, t: c | {"colour": 1}, "architecture is not a DENet's"),
+        (lambda c, t: c | {"gru_units": "many"}, "architecture is not a DENet's"),
+        (lambda c, t: c | {"input_shape": [4, 10, 1]}, "too short"),
+        (lambda c, t: [1, 2], "architecture is not a DENet's"),
+    ],
+)
+def test_what_is_no_denet(model, tmp_path, change, message):
+    path = tmp_path / "a.safetensors"
+    save(model, path)
+    rewritten(path, change)
+    with pytest.raises(CheckpointError, match=message):
+        load(path)
+
+
+def test_files_of_other_kinds(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file"):
+        load(tmp_path / "none.safetensors")
+    with pytest.raises(CheckpointError, match="is a folder"):
+        load(tmp_path)
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="no DENet architecture"):
+        load(tmp_path / "a.safetensors")
+
+
+def test_a_failed_save_leaves_what_was_there(model, tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    save(model, path)
+    before = path.read_bytes()
+
+    def fail(tensors, name, metadata):
+        name.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save(model, path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_pretrained_folder(model, tmp_path):
+    denet_torch.save_pretrained(model, tmp_path / "published")
+    assert {p.name for p in (tmp_path / "published").iterdir()} == {"model.safetensors", "config.json"}
+    assert json.loads((tmp_path / "published" / "config.json").read_text()) == model.config
+    assert same_weights(denet_torch.from_pretrained(tmp_path / "published"), model)
+
+
+def test_pretrained_from_the_hub(model, tmp_path, monkeypatch):
+    save(model, tmp_path / "cached.safetensors")
+    calls = []
+
+    def download(*arguments, **options):
+        calls.append((arguments, options))
+        return str(tmp_path / "cached.safetensors")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert same_weights(denet_torch.from_pretrained("someone/denet-bats", revision="v1"), model)
+    assert calls == [(("someone/denet-bats", "model.safetensors"), {"revision": "v1", "cache_dir": None})]
+
+
+def test_pretrained_that_is_not_there(monkeypatch, tmp_path):
+    with pytest.raises(CheckpointError, match="no such folder, and not to be had from the Hub"):
+        denet_torch.from_pretrained("neither a folder / nor a repository")
+
+    def offline(*arguments, **options):
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    with pytest.raises(CheckpointError, match=r"not to be had from the Hub \(offline\)"):
+        denet_torch.from_pretrained("someone/denet-bats")
+    with pytest.raises(CheckpointError, match="no such file"):
+        denet_torch.from_pretrained(tmp_path)
+
+
+def test_how_to_detect_travels_with_the_weights(model, tmp_path):
+    assert model.detection is None
+    model.detection = {"labels": ["background", "bat"], "threshold": 0.7}
+    save(model, tmp_path / "a.safetensors")
+    assert load(tmp_path / "a.safetensors").detection == model.detection

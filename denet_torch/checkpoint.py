@@ -22,13 +22,17 @@ class CheckpointError(ValueError):
 def save(model: "denet_torch.DENet", path: str | Path) -> None:
     """Write `model` to the .safetensors file `path`, from which `load` rebuilds it with no other argument.
 
-    The metadata holds `model.config` ("denet") and a checksum over it and every weight ("sha256"). `local_step`, training
-    state and no weight, is left out. `path` is replaced in one step, so that it is never half a file.
+    The metadata holds `model.config` ("denet"), `model.detection` where there is one, and a checksum over these and every
+    weight ("sha256"). `local_step`, training state and no weight, is left out. `path` is replaced in one step, so that it is
+    never half a file.
     """
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _weights(model).items()}
     config = json.dumps(model.config)
-    metadata = {"format": "pt", "denet": config, "sha256": checksum(config, tensors)}
+    detection = json.dumps(model.detection) if model.detection else ""
+    metadata = {"format": "pt", "denet": config, "sha256": checksum(config + detection, tensors)}
+    if detection:
+        metadata["detection"] = detection
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         temporary.touch()
@@ -47,7 +51,7 @@ def load(path: str | Path) -> "denet_torch.DENet":
 
     Raises CheckpointError if the file is missing, cut short, altered, or not a DENet.
     """
-    config, tensors = _read(Path(path))
+    config, detection, tensors = _read(Path(path))
     try:
         with torch.device("meta"):  # no memory and no time for initial weights
             model = denet_torch.DENet(**config)
@@ -65,6 +69,7 @@ def load(path: str | Path) -> "denet_torch.DENet":
             raise CheckpointError(f"{path}: {name} holds values that are not finite numbers")
     steps = {name: torch.zeros((), dtype=torch.int64) for name in model.state_dict() if name.endswith("local_step")}
     model.load_state_dict(tensors | steps, assign=True)
+    model.detection = detection
     return model.eval()
 
 
@@ -96,9 +101,9 @@ def from_pretrained(name_or_folder: str | Path, revision: str | None = None, cac
         raise CheckpointError(f"{name_or_folder}: no such folder, and not to be had from the Hub ({_line(error)})") from None
 
 
-def checksum(config: str, tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of the architecture and of every weight's name, dtype, shape and bytes."""
-    digest = hashlib.sha256(config.encode())
+def checksum(text: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of the metadata `text` and of every weight's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
@@ -109,7 +114,7 @@ def _weights(model: "denet_torch.DENet") -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("local_step")}
 
 
-def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict, dict | None, dict[str, Tensor]]:
     if not path.is_file():
         raise CheckpointError(f"{path}: {'is a folder, not a weight file' if path.is_dir() else 'no such file'}")
     try:
@@ -120,13 +125,14 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({_line(error)})") from None
     if not {"denet", "sha256"} <= metadata.keys():
         raise CheckpointError(f"{path}: has no DENet architecture in its metadata (see python -m tools.convert_weights --help)")
-    if checksum(metadata["denet"], tensors) != metadata["sha256"]:
+    if checksum(metadata["denet"] + metadata.get("detection", ""), tensors) != metadata["sha256"]:
         raise CheckpointError(f"{path}: damaged, its checksum does not match")
     try:
         config = json.loads(metadata["denet"])
+        detection = json.loads(metadata.get("detection", "null"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its architecture cannot be read ({_line(error)})") from None
-    return config, tensors
+    return config, detection, tensors
 
 
 def _line(error: Exception) -> str:

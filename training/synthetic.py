@@ -83,6 +83,7 @@ def make_dataset(
     min_seconds: float = 1.0,
     max_seconds: float = 4.0,
     background: str | Path | None = None,
+    snr_db: tuple[float, float] = SNR_DB,
 ) -> Path:
     """Write `recordings` sound recordings and the faulty ones beside them to the new folder `out`.
 
@@ -101,7 +102,7 @@ def make_dataset(
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     partial.mkdir(parents=True)
     try:
-        _write_dataset(partial, recordings, seed, (min_seconds, max_seconds), clips)
+        _write_dataset(partial, recordings, seed, (min_seconds, max_seconds), clips, snr_db)
         partial.rename(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -206,11 +207,14 @@ def _add_clicks(rng: np.random.Generator, sound: np.ndarray) -> None:
 
 
 def make_recording(
-    rng: np.random.Generator, samples: int, clips: list[np.ndarray] | None = None
+    rng: np.random.Generator,
+    samples: int,
+    clips: list[np.ndarray] | None = None,
+    snr_db: tuple[float, float] = SNR_DB,
 ) -> tuple[np.ndarray, list[Call]]:
     """One recording, int16 (samples,), and its calls in order; about one in six has none.
 
-    The signal-to-noise ratio is a call's power to the mean power of the recording's background.
+    The signal-to-noise ratio, drawn from `snr_db`, is a call's power to the mean power of the recording's background.
     """
     if clips and rng.random() < 0.5:
         sound = _clip(rng, clips[rng.integers(len(clips))], samples)
@@ -222,11 +226,11 @@ def make_recording(
     calls = []
     for start, stop in _call_places(rng, samples):
         context, emitter = int(rng.choice(CONTEXTS, p=CONTEXT_WEIGHTS)), int(rng.choice(EMITTERS))
-        snr_db = float(rng.uniform(*SNR_DB))
+        snr = float(rng.uniform(*snr_db))
         # The background's power is 1.
         call = make_call(rng, emitter, context, stop - start)
-        sound[start:stop] += 10 ** (snr_db / 20) * call
-        calls.append(Call(start, stop, snr_db, context, emitter))
+        sound[start:stop] += 10 ** (snr / 20) * call
+        calls.append(Call(start, stop, snr, context, emitter))
     level = rng.uniform(0.1, 0.9) / np.abs(sound).max()
     return np.round(sound * level * 32767).astype(np.int16), calls
 
@@ -247,12 +251,17 @@ def _call_places(rng: np.random.Generator, samples: int) -> list[tuple[int, int]
 
 
 def _write_dataset(
-    root: Path, recordings: int, seed: int, seconds: tuple[float, float], clips: list[np.ndarray]
+    root: Path,
+    recordings: int,
+    seed: int,
+    seconds: tuple[float, float],
+    clips: list[np.ndarray],
+    snr_db: tuple[float, float],
 ) -> None:
     file_info, annotations, truth = [], [], []
     for index in tqdm(range(recordings), desc="recordings", unit="file"):
         rng = np.random.default_rng([seed, index])
-        sound, calls = make_recording(rng, int(rng.uniform(*seconds) * SAMPLERATE), clips)
+        sound, calls = make_recording(rng, int(rng.uniform(*seconds) * SAMPLERATE), clips, snr_db)
         row = _file_info_row(rng, index, recordings, calls)
         path = root / row[3] / row[2]
         path.parent.mkdir(exist_ok=True)

@@ -260,6 +260,8 @@ def test_without_headers_lengths_are_unknown(pool):
     assert report.empty and found.recordings["frames"].isna().all()
     assert found.annotations["stop"].tolist() == [99_999]
     pd.testing.assert_frame_equal(read_index(pool / "index.parquet").recordings, found.recordings)
+    with pytest.raises(CollectionError, match="was indexed without headers"):
+        open_collection(pool).require_headers()
 
 
 def test_an_interrupted_scan_goes_on(pool, monkeypatch):

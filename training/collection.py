@@ -60,6 +60,11 @@ class Collection:
         """Where a recording lies."""
         return self.root / self.recordings["file"].iat[recording]
 
+    def require_headers(self) -> None:
+        """Raise CollectionError if the lengths of the recordings are not known."""
+        if self.recordings["frames"].isna().any():
+            raise CollectionError(f"{self.root}: was indexed without headers; index it again with them")
+
     def voice_of(self, recording: int) -> pd.DataFrame:
         """Voiced segments of a recording."""
         return _of(self.voice, recording)
@@ -208,12 +213,14 @@ def scan_headers(
     """
 
     def scan(file: str) -> tuple:
-        found = _spelling(root, file)
-        try:
-            info = audio.probe(root / found, time_expansion)
-        except audio.AudioError as error:
-            return file, found, error.reason, 0, 0
-        return file, found, "", info.samplerate, info.frames
+        for found in (file, _other_case(file)):
+            try:
+                info = audio.probe(root / found, time_expansion)
+                return file, found, "", info.samplerate, info.frames
+            except audio.AudioError as error:
+                if error.reason != "file missing":
+                    return file, found, error.reason, 0, 0
+        return file, file, "file missing", 0, 0
 
     done = _read_scan(saved)
     left = files[~files.isin(done["file"])].tolist()
@@ -231,13 +238,9 @@ def scan_headers(
     return done.astype(HEADER_TYPES).set_index("file").loc[files].reset_index()
 
 
-def _spelling(root: Path, file: str) -> str:
-    """The file's name as it is on disk, where that has its suffix in the other case."""
-    if not (root / file).exists():
-        other = str(Path(file).with_suffix(Path(file).suffix.swapcase()))
-        if (root / other).exists():
-            return other
-    return file
+def _other_case(file: str) -> str:
+    suffix = Path(file).suffix
+    return file.removesuffix(suffix) + suffix.swapcase()
 
 
 def _scan_path(index: Path) -> Path:

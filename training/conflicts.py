@@ -30,6 +30,7 @@ COLOURS = {"voice": "tab:blue", "annotation": "tab:orange", "intersection": "tab
 def write_report(root: str | Path, output: str | Path) -> pd.DataFrame:
     """Write conflicts.csv (see `summarise`) and KIND.png of one example a kind; return the table."""
     collection = open_collection(root)
+    collection.require_headers()
     conflicts = find_conflicts(collection)
     table = summarise(collection, conflicts)
     with replacing(Path(output) / "conflicts.csv") as partial:
@@ -46,6 +47,7 @@ def draw_by_name(root: str | Path, name: str, path: str | Path) -> None:
     found = np.flatnonzero((files == name) | files.str.endswith("/" + name))
     if not len(found):
         raise CollectionError(f"{root}: no recording {name} in the index (see its report)")
+    collection.require_headers()
     draw_recording(collection, found[0], path)
 
 

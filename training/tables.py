@@ -233,7 +233,7 @@ def _integer(text: str) -> int:
 
 def _recorded(recordings: pd.DataFrame) -> pd.Series:
     """When it was recorded: names begin with yymmddhhmmss; else the column, where it is a time."""
-    digits = recordings["file"].str.split("/").str[-1].str[:12]
+    digits = pd.Series([file.rpartition("/")[2][:12] for file in recordings["file"]], dtype="str")
     named = pd.to_datetime(digits, format="%y%m%d%H%M%S", errors="coerce")
     told = pd.to_datetime(
         recordings["recorded"].where(named.isna()), format="mixed", errors="coerce"

@@ -62,8 +62,7 @@ class _Windows(Dataset):
         seq_len: int = 10,
     ) -> None:
         recordings = np.asarray(recordings, np.int64)
-        if collection.recordings["samplerate"].isna().any():
-            raise CollectionError(f"{collection.root}: was indexed without headers; index it again")
+        collection.require_headers()
         # Plain arrays: a data loader's workers share them instead of growing copies of their own.
         self._samplerate = collection.recordings["samplerate"].to_numpy(np.int64)
         self._frames = collection.recordings["frames"].to_numpy(np.int64)

@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,8 +82,10 @@ class Result:
     predictions: Predictions
 
 
-def train(config: Config) -> Result:
+def train(config: Config, on_epoch: Callable[[int, float], None] = lambda epoch, score: None) -> Result:
     """Train, validate, evaluate on the test split, write everything to the run's folder.
+
+    `on_epoch` is called after each epoch with its number and validation score, and may raise.
 
     Raises TrainingError, CollectionError, AudioError or CheckpointError with one line for the user, and Stopped after SIGTERM.
     """
@@ -92,7 +94,7 @@ def train(config: Config) -> Result:
     fabric = get_fabric(config)
     fabric.launch()
     with run_folder(fabric, config) as out, sigterm() as asked_to_stop:
-        trainer = Trainer(config, fabric, out, asked_to_stop)
+        trainer = Trainer(config, fabric, out, asked_to_stop, on_epoch)
         trainer.run()
         return trainer.result()
 
@@ -152,8 +154,9 @@ def open_data(config: Config) -> Datasets:
 class Trainer:
     """One process of a run."""
 
-    def __init__(self, config: Config, fabric: Fabric, out: Path, asked_to_stop):
-        self.config, self.fabric, self.out, self.asked_to_stop = config, fabric, out, asked_to_stop
+    def __init__(self, config: Config, fabric: Fabric, out: Path, asked_to_stop: Callable[[], bool], on_epoch):
+        self.config, self.fabric, self.out = config, fabric, out
+        self.asked_to_stop, self.on_epoch = asked_to_stop, on_epoch
         self.loss = get_loss(config.loss)  # names are looked up before any work is done
         on_zero(fabric, prepare_data, config)
         self.data = open_data(config)
@@ -243,8 +246,9 @@ class Trainer:
                     if every and progress.step % every == 0:
                         self._save()
                     self._stop_if_asked()
-                self._validate()
+                score = self._validate()
                 self._save()
+                self.on_epoch(progress.epoch, score)
 
     def _epoch_batches(self) -> Iterator[list[dict[str, Tensor]]]:
         """For each step of the epoch that is left: this rank's batches, whose gradients are summed."""
@@ -253,7 +257,7 @@ class Trainer:
         data.set_epoch(0 if config.overfit else self.progress.epoch)
         per_step = config.batch_size * config.accumulate * fabric.world_size
         first = self.progress.epoch_step * per_step
-        # A step's windows lie side by side; each rank has its part of each batch, so the whole is the same for any number of ranks.
+        # A step's windows lie side by side and each rank has its part of them, so the whole is the same for any number of ranks.
         indices = []
         for start in range(first, self.epoch_steps * per_step, config.batch_size * fabric.world_size):
             start += config.batch_size * fabric.global_rank
@@ -319,7 +323,7 @@ class Trainer:
         words = [self.config.seed, self.progress.step, number, self.fabric.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
 
-    def _validate(self) -> None:
+    def _validate(self) -> float:
         """Score the validation split at the end of an epoch; keep the weights if they are the best so far."""
         progress, data = self.progress, self.data
         predictions = self._predict(data.validation, "validation")
@@ -348,14 +352,15 @@ class Trainer:
             {f"validation/{group}/{name}": value for group, values in found.items() for name, value in values.items()}
             | {"validation/loss": record["validation_loss"]}
         )
-        score = np.nan_to_num(frames.get("macro_f1", frames["f1"]))
+        score = float(np.nan_to_num(frames.get("macro_f1", frames["f1"])))
         if score > progress.best:
-            progress.best, progress.best_epoch = float(score), record["epoch"]
+            progress.best, progress.best_epoch = score, record["epoch"]
             progress.decoding = dataclasses.asdict(decoding)
             self.model.detection = {"labels": list(data.classes)} | progress.decoding
             on_zero(self.fabric, checkpoint.save, self.model, self.out / WEIGHTS)
         progress.epochs.append(record)
         progress.epoch, progress.epoch_step, progress.single_class = progress.epoch + 1, 0, 0
+        return score
 
     def _predict(self, windows, title: str) -> Predictions:
         config = self.config

@@ -7,14 +7,19 @@ TensorBoard logs, the weights best on the validation split, their scores on reco
 import re
 import sys
 
+from lightning_fabric.utilities.rank_zero import rank_zero_only
+
 from denet_torch import detect
 from denet_torch.audio import AudioError
 from denet_torch.checkpoint import CheckpointError
 
 from .config import TrainingError, parse
 from .loop import Result, train
+from .report import write_report
 from .runs import Stopped
 from .tables import CollectionError
+
+USER_ERRORS = (TrainingError, CollectionError, AudioError, CheckpointError, OSError)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,12 +27,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = parse(argv, prog="python -m training.run", description=__doc__)
         result = train(config)
+        if rank_zero_only.rank != 0:
+            return 0
+        if config.report:
+            write_report(result)
         print(summary(result))
         if config.detect:
             print(detect(result.model, config.detect).to_string(index=False))
     except Stopped as stopped:
         print(stopped)
-    except (TrainingError, CollectionError, AudioError, CheckpointError, OSError) as error:
+    except USER_ERRORS as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
@@ -48,7 +57,7 @@ def summary(result: Result) -> str:
             f"accuracy {frames['accuracy']:.3f}",
             f"  always answering the commonest class: F1 {frames['majority_f1']:.3f}, accuracy {frames['majority_accuracy']:.3f}",
             f"  event F1 {events['f1']:.3f} (200 ms collar)",
-            f"results in {result.out}: weights.safetensors, scores.json, tensorboard/",
+            f"results in {result.out}: weights.safetensors, scores.json, report.html, tensorboard/",
         ]
     )
 

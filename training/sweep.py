@@ -1,0 +1,137 @@
+"""Search for settings with Optuna: python -m training.sweep --out runs/sweep --trials 20 --amp
+
+Every option of training.run may be given; those named in --search are drawn anew for each trial. Start the same command several
+times and the processes work on one study together; start it again and it goes on. Trials that fall behind the median are ended
+early. The folder gets study.db, trials.csv, history.png, importances.png, and a run's folder for each trial.
+"""
+
+import fcntl
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import matplotlib
+import optuna
+import pandas as pd
+from optuna import Study, Trial
+from optuna.trial import TrialState
+
+from .collection import replacing
+from .config import Config, TrainingError, option, parse
+from .loop import prepare_data, train
+from .run import USER_ERRORS, one_line
+from .runs import Stopped
+
+SPACE: dict[str, Callable[[Trial], object]] = {
+    "learning_rate": lambda trial: trial.suggest_float("learning_rate", 1e-5, 3e-3, log=True),
+    "dropout": lambda trial: trial.suggest_float("dropout", 0.0, 0.6),
+    "weight_decay": lambda trial: trial.suggest_float("weight_decay", 1e-7, 1e-1, log=True),
+    "call_share": lambda trial: trial.suggest_float("call_share", 0.1, 0.7),
+    "batch_size": lambda trial: trial.suggest_categorical("batch_size", [4, 8, 16, 32]),
+    "loss": lambda trial: trial.suggest_categorical("loss", ["cross_entropy", "focal"]),
+    "optimizer": lambda trial: trial.suggest_categorical("optimizer", ["adam", "adamw", "rmsprop", "sgd"]),
+    "before_pooling": lambda trial: trial.suggest_categorical("before_pooling", [True, False]),
+}
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@dataclass
+class SweepConfig(Config):
+    """Settings of a sweep: those that all runs share, and the search."""
+
+    trials: int = option(20, "trials in the study, whichever process made them")
+    search: list[str] = option(["learning_rate", "dropout", "call_share"], f"settings to search: {', '.join(SPACE)}")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.out is None:
+            raise TrainingError("--out: name the folder of the study")
+        if self.resume:
+            raise TrainingError("--resume: a sweep goes on by itself; start the same command again")
+        if self.trials < 1:
+            raise TrainingError(f"--trials is {self.trials}; it must be at least 1")
+        for name in self.search:
+            if name not in SPACE:
+                raise TrainingError(f"--search {name}: there are {', '.join(SPACE)}")
+
+
+def sweep(config: SweepConfig) -> Study:
+    """Run trials until the study has `config.trials`, then write its table and plots. Raises what `train` raises."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    with open(config.out / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process makes the data and the study, the others find them
+        prepare_data(config)
+        # A process that dies is noticed by its heartbeat, and its trial counts as failed.
+        storage = optuna.storages.RDBStorage(f"sqlite:///{config.out / 'study.db'}", heartbeat_interval=30)
+        study = optuna.create_study(
+            storage=storage,
+            study_name="denet",
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2),
+        )
+    enough = optuna.study.MaxTrialsCallback(config.trials, states=DONE)
+    if len(study.get_trials(states=DONE)) < config.trials:
+        study.optimize(lambda trial: run_trial(config, trial), callbacks=[enough])
+    write_results(study, config.out)
+    return study
+
+
+def run_trial(config: SweepConfig, trial: Trial) -> float:
+    """Train with settings drawn by `trial`; the best validation score."""
+    shared = {field.name: getattr(config, field.name) for field in fields(Config)}
+    drawn = {name: SPACE[name](trial) for name in config.search}
+    out = config.out / f"trial-{trial.number:03d}"
+
+    def on_epoch(epoch: int, score: float) -> None:
+        trial.report(score, epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    return train(replace(Config(**shared), out=out, **drawn), on_epoch).progress.best
+
+
+def write_results(study: Study, out: Path) -> None:
+    """Write trials.csv, the best first, and the plots."""
+    with replacing(out / "trials.csv") as path:
+        table(study).to_csv(path, index=False)
+    matplotlib.use("agg")
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    plots = {"history": optuna.visualization.matplotlib.plot_optimization_history(study)}
+    values = {trial.value for trial in study.get_trials(states=[TrialState.COMPLETE])}
+    if len(values) > 1:
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        plots["importances"] = optuna.visualization.matplotlib.plot_param_importances(study, evaluator=evaluator)
+    for name, axes in plots.items():
+        with replacing(out / f"{name}.png") as path:
+            axes.figure.savefig(path, format="png", dpi=120, bbox_inches="tight")
+
+
+def table(study: Study) -> pd.DataFrame:
+    """A row a finished trial, the best first: number, state, score (that of its last epoch if pruned), the settings drawn."""
+    rows = [
+        {"trial": trial.number, "state": trial.state.name.lower(), "score": trial.value} | trial.params
+        for trial in study.get_trials(states=DONE)
+    ]
+    return pd.DataFrame(rows).sort_values("score", ascending=False, ignore_index=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Sweep and print; 0, or 2 after a one-line error."""
+    try:
+        config = parse(argv, SweepConfig, prog="python -m training.sweep", description=__doc__)
+        study = sweep(config)
+        print(table(study).to_string(index=False))
+        print(f"results in {config.out}: trials.csv, history.png, importances.png, best run trial-{study.best_trial.number:03d}")
+    except Stopped as stopped:
+        print(stopped)
+    except USER_ERRORS as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

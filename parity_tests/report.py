@@ -15,16 +15,19 @@ COLUMNS = {
     "worst ratio": "worst ratio",
     "forward recording": "forward, recordings",
     "gradient recording": "gradient, recordings",
+    "forward tensorflow recording": "TensorFlow forward, recordings",
+    "gradient tensorflow recording": "TensorFlow gradient, recordings",
     "cases": "cases",
     "near a kink": "near a kink",
 }
 
 LEGEND = """\
 Errors are the largest difference relative to the largest magnitude of the array, the largest over all cases and arrays. float64 and float32
-are the port against reference_tf in float64; TensorFlow is reference_tf in float32 against itself in float64. The ratios compare the
-two float32 errors: of the medians over the cases, and the worst single case. Recordings are those of the original, in float32.
+are the port against reference_tf in float64; TensorFlow is reference_tf in float32 against itself in float64. A case's ratio is the port's
+float32 error over TensorFlow's, each the largest over its outputs and gradients and at least half a unit in the last place.
+Recordings are those of the original, in float32, by the port and by reference_tf.
 Near a kink: cases with a unit within 1e-6 of one (a ReLU's zero, a tie of a pool, an end of the hard sigmoid), where float32 may decide either
-way; their float32 gradients are left out.
+way; left out of the float32 figures.
 """
 
 
@@ -36,7 +39,7 @@ class Report:
 
     def add(self, layer: str, column: str, value: float) -> None:
         row = self.rows.setdefault(layer, {})
-        row[column] = max(row.get(column, 0.0), value)
+        row[column] = max(row.get(column, 0.0), float(value))
 
     def count(self, layer: str, column: str, value: int) -> None:
         row = self.rows.setdefault(layer, {})
@@ -55,7 +58,9 @@ class Report:
 
     def markdown(self) -> str:
         def text(value):
-            return "" if value is None else str(value) if isinstance(value, int) else f"{value:.2g}"
+            if value is None or isinstance(value, int):
+                return str(value or "")
+            return f"{value:.1e}" if value < 0.01 else f"{value:.2f}"
 
         lines = [["layer", *COLUMNS.values()], ["---"] * (1 + len(COLUMNS))]
         lines += [[layer, *(text(row.get(column)) for column in COLUMNS)] for layer, row in self.sorted_rows().items()]

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 
 from . import Weights, WeightsError
 from .architecture import attention_steps, check, lacks_attention, resolve
-from .files import replacing
+from .files import line, replacing
 from .keras_h5 import read_keras_h5, write_keras_h5
 from .keras_v3 import read_keras, read_weights_h5, write_keras, write_weights_h5
 from .names import ATTENTION
@@ -57,8 +58,13 @@ def convert(
     if not target.absolute().parent.is_dir():
         raise WeightsError(f"{target}: there is no folder {target.parent}")
     weights, config, notes = read_whole(source, attention, asked or {})
-    with replacing(target) as temporary:
-        write(weights.tensors, config, temporary)
+    try:
+        with replacing(target) as temporary:
+            write(weights.tensors, config, temporary)
+    except ImportError as error:
+        raise WeightsError(f"{target}: {error.name} is needed to write it, and not installed") from None
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{target}: cannot be written ({line(error)})") from None
     if write is write_keras_h5:
         notes.append("the original's .h5 has no place for the attention's weights; convert to .npz too to keep them")
     return weights, config, notes
@@ -66,7 +72,10 @@ def convert(
 
 def read_whole(source: Path, attention: str | None, asked: dict) -> tuple[Weights, dict, list[str]]:
     """The weights of `source`, attention included, their configuration, and what was assumed. Raises WeightsError."""
-    weights = READERS[ending(READERS, source, "read")](source)
+    try:
+        weights = READERS[ending(READERS, source, "read")](source)
+    except ImportError as error:
+        raise WeightsError(f"{source}: {error.name} is needed to read it, and not installed") from None
     if not lacks_attention(weights):
         if attention:
             raise WeightsError(f"{source}: has attention weights of its own; --attention is for files without")

@@ -21,6 +21,7 @@ from .files import line
 SECONDS = 4  # the structure of a whole model takes 0.01 s
 MAX_ATTRIBUTE = 1 << 20  # bytes
 MAX_OBJECTS, MAX_DEPTH = 10_000, 20
+OPTIMIZERS = ("optimizer_weights", "optimizer")  # Keras keeps their state beside the weights; it is not looked into
 DTYPES = {"<f4": h5py.h5t.IEEE_F32LE, "<f8": h5py.h5t.IEEE_F64LE}
 
 
@@ -91,7 +92,8 @@ def _index(file: h5py.File) -> tuple[dict, dict]:
             item = group[key]
             if isinstance(item, h5py.Group):
                 attributes[name] = _attributes(item)
-                pending.append((f"{name}/", item, depth + 1))
+                if name not in OPTIMIZERS:
+                    pending.append((f"{name}/", item, depth + 1))
             elif isinstance(item, h5py.Dataset):
                 places[name] = _place(name, item)
             else:

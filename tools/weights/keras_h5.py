@@ -50,7 +50,7 @@ def read_keras_h5(path: Path) -> Weights:
         if names:
             layers[layer] = {name: tree.datasets[f"{root}{layer}/{name}"] for name in names}
     listed = {f"{root}{layer}/{name}" for layer, weights in layers.items() for name in weights}
-    if extra := sorted(name for name in tree.datasets.keys() - listed if not name.startswith("optimizer_weights/")):
+    if extra := sorted(tree.datasets.keys() - listed):
         raise WeightsError(f"{path}: {extra[0]} is in it but not listed among its layers' weights")
 
     blocks = [block for block in BLOCKS if block != "attention" or len(layers) == len(BLOCKS)]

@@ -83,13 +83,12 @@ def _weights(path: Path, data: bytes, known: dict) -> Weights:
             places |= {f"{prefix}/vars/{i}": f"{layer}.{leaf}" for i, leaf in enumerate(leaves)}
     weights = Weights(path, {}, {}, known)
     for origin, array in tree.datasets.items():
-        if origin.startswith("optimizer/"):
-            weights.notes = ["the optimizer's state is left out"]
-            continue
         name = places.get(origin)
         if name is None or name in weights.tensors:
             raise WeightsError(f"{path}: {origin} is {'there twice' if name else 'no weight of a DENet'}")
         weights.tensors[name], weights.origin[name] = transposed(name, array), origin
+    if "optimizer" in tree.attributes:
+        weights.notes = ["the optimizer's state is left out"]
     if not weights.tensors:
         raise WeightsError(f"{path}: holds no weights")
     weights.tensors = {name: weights.tensors[name] for name in NAMES if name in weights.tensors}

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import onnxscript  # noqa: F401 (torch.onnx needs it: better missed now than there)
 import torch
 from torch import Tensor, nn
 

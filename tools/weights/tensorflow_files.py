@@ -29,10 +29,8 @@ def read_saved_model(path: Path) -> Weights:
 
 
 def _read(path: Path, index: Path) -> Weights:
-    try:
-        import tensorflow as tf
-    except ImportError:
-        raise WeightsError(f"{path}: needs TensorFlow to be read (pip install 'denet-torch[tensorflow]')") from None
+    import tensorflow as tf
+
     prefix = index.with_suffix("")
     size = sum(part.stat().st_size for part in prefix.parent.glob(f"{prefix.name}.data-*"))
     weights = Weights(path, {}, {})

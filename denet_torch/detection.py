@@ -185,7 +185,7 @@ def find_runs(p: np.ndarray, frame: float, decoding: Decoding) -> np.ndarray:
 
 def class_names(model: "DENet") -> list[str]:
     """Names of the model's classes, the background first: those stored with the weights, or general ones."""
-    stored = (getattr(model, "detection", None) or {}).get("labels")
+    stored = (model.detection or {}).get("labels")
     if stored:
         return list(stored)
     if model.n_classes == 2:
@@ -195,7 +195,7 @@ def class_names(model: "DENet") -> list[str]:
 
 def stored_decoding(model: "DENet", **changes) -> Decoding:
     """The decoding stored with the weights, else the default one, with `changes` to its fields."""
-    stored = {k: v for k, v in (getattr(model, "detection", None) or {}).items() if k != "labels"}
+    stored = {k: v for k, v in (model.detection or {}).items() if k != "labels"}
     return replace(Decoding(**stored), **changes)
 
 

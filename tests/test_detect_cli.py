@@ -2,6 +2,7 @@
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -94,13 +95,93 @@ def test_a_bad_recording_stops_nothing_and_is_named_once(tmp_path, weights, caps
     assert set(pd.read_csv(tmp_path / "out" / "events.csv").file) == {str(good)}
 
 
-@pytest.mark.parametrize("option", [["--weights", "none.safetensors"], ["--threshold", "2"], ["--hop", "7"]])
+@pytest.mark.parametrize(
+    "option",
+    [["--weights", "none.safetensors"], ["--threshold", "2"], ["--hop", "7"], ["--reference", "none.csv"]],
+)
 def test_what_cannot_be_done_is_one_line_and_writes_nothing(tmp_path, weights, capsys, option):
     path = noise(tmp_path / "a.wav", 0.5)
     code = run(path, "--weights", weights, "--output", tmp_path / "out", *option)
     errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert code == 2 and len(errors) == 1 and errors[0].startswith("error: ")
     assert not (tmp_path / "out").exists()
+
+
+def riff(*chunks, size=None, form=b"WAVE"):
+    """A RIFF file of chunks (name, content), padded to even lengths."""
+    body = b"".join(
+        name + len(data).to_bytes(4, "little") + data + b"\0" * (len(data) % 2) for name, data in chunks
+    )
+    length = len(body) + 4 if size is None else size
+    return b"RIFF" + length.to_bytes(4, "little") + form + body
+
+
+def corpus(folder):
+    """Odd recordings, by name: those that hold the sound of good.wav, and those that nobody can use."""
+    good = noise(folder / "good.wav", 2.0)
+    sound = soundfile.read(good)[0]
+    pcm = (sound * 32767).round().astype("<i2").tobytes()
+    fmt = (b"fmt ", struct.pack("<HHIIHH", 1, 1, SR, 2 * SR, 2, 16))
+    data = (b"data", pcm)
+    for subtype in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAW", "IMA_ADPCM"):
+        soundfile.write(folder / f"{subtype}.wav", sound, SR, subtype=subtype)
+    soundfile.write(folder / "UPPER.WAV", sound, SR, format="WAV")
+    soundfile.write(folder / "extensible.wav", sound, SR, format="WAVEX")
+    soundfile.write(folder / "rf64.wav", sound, SR, format="RF64")
+    soundfile.write(folder / "stereo.wav", np.stack([sound, sound], axis=1), SR)
+    soundfile.write(folder / "eight.wav", np.stack([sound] * 8, axis=1), SR, format="WAVEX")
+    soundfile.write(folder / "big-endian.aiff", sound, SR)
+    soundfile.write(folder / "lossless.flac", sound, SR)
+    before = [(b"bext", bytes(602)), (b"junk", b"odd"), (b"LIST", b"INFOICMT" + struct.pack("<I", 2) + b"x\0")]
+    whole = {
+        "chunks.wav": riff(*before, fmt, (b"fact", bytes(4)), data, (b"guan", b"GUANO|Version: 1.0")),
+        "trailing.wav": riff(fmt, data) + b"left over by a recorder",
+        "endless.wav": riff(fmt, size=2**32 - 1) + b"data" + b"\xff" * 4 + pcm,
+        "spaces and ü #%.wav": good.read_bytes(),
+    }
+    broken = {
+        "empty.wav": b"",
+        "header-only.wav": riff(fmt, (b"data", b"")),
+        "header-cut.wav": riff(fmt, data)[:30],
+        "no-data.wav": riff(fmt),
+        "unfinished.wav": riff(fmt, size=0) + b"data" + bytes(4) + pcm,  # its header says no samples
+        "text.wav": b"this is no sound\n" * 100,
+        "html.wav": b"<html><body>404</body></html>",
+        "zeros.wav": bytes(4096),
+        "44.wav": bytes(range(44)),
+        "no-channels.wav": riff((b"fmt ", struct.pack("<HHIIHH", 1, 0, SR, 0, 0, 16)), data),
+        "no-rate.wav": riff((b"fmt ", struct.pack("<HHIIHH", 1, 1, 0, 0, 2, 16)), data),
+        "unknown-codec.wav": riff((b"fmt ", struct.pack("<HHIIHH", 999, 1, SR, 2 * SR, 2, 16)), data),
+        "one-sample.wav": riff(fmt, (b"data", pcm[:2])),
+        "cut.flac": (folder / "lossless.flac").read_bytes()[:3000],
+        "noise.flac": b"fLaC" + bytes(range(256)) * 20,
+    }
+    for name, content in {**whole, **broken}.items():
+        (folder / name).write_bytes(content)
+    soundfile.write(folder / "nan.wav", np.where(np.arange(len(sound)) == 500, np.nan, sound), SR, subtype="FLOAT")
+    broken["nan.wav"] = None
+    return broken
+
+
+def test_odd_recordings_are_searched_or_named_in_one_line(tmp_path, weights, capsys):
+    broken = corpus(tmp_path / "in")
+    assert run(tmp_path / "in", "--weights", weights, "--output", tmp_path / "out") == 2
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    lines = [line for line in lines if line.startswith("error: ")]
+    searched = set(map(Path, pd.read_csv(tmp_path / "out" / "recordings.csv").file))
+    named = {path for path in (tmp_path / "in").iterdir() if any(f"{path}: " in line for line in lines)}
+    assert named == {tmp_path / "in" / name for name in broken}
+    assert len(lines) == len(named) and searched | named == set((tmp_path / "in").iterdir())
+    assert not searched & named
+    events = pd.read_csv(tmp_path / "out" / "events.csv").set_index("file")
+    expected = events.loc[[str(tmp_path / "in" / "good.wav")]]
+    assert len(expected) > 2
+    for path in searched:
+        if path.stem not in ("PCM_U8", "ALAW", "IMA_ADPCM"):  # these lose too much for equality
+            found = events.loc[[str(path)]]
+            pd.testing.assert_frame_equal(
+                found.reset_index(drop=True), expected.reset_index(drop=True), atol=2e-3
+            )
 
 
 def test_only_bad_recordings_write_nothing(tmp_path, weights, capsys):
@@ -204,9 +285,27 @@ def test_time_expansion_gives_true_times(tmp_path, weights):
     assert len(ours) > 3 and ours.drop(columns="file").equals(theirs.drop(columns="file"))
 
 
-def test_stored_decoding_is_used(tmp_path, weights):
+def test_what_is_stored_with_the_weights_is_used(tmp_path, weights):
     model = denet_torch.load(weights)
     assert detection.stored_decoding(model) == detection.Decoding()
     model.detection = {"labels": ["background", "bat"], "threshold": 0.7, "call_gap": 0.3}
-    assert detection.stored_decoding(model, call_gap=0) == detection.Decoding(0.7)
-    assert detection.class_names(model) == ["background", "bat"]
+    denet_torch.save(model, tmp_path / "stored.safetensors")
+    path = noise(tmp_path / "a.wav")
+    assert run(path, "--weights", tmp_path / "stored.safetensors", "--output", tmp_path / "out") == 0
+    found = pd.read_csv(tmp_path / "out" / "events.csv")
+    expected = denet_torch.detect(denet_torch.load(weights), path, threshold=0.7, call_gap=0.3)
+    assert set(found.label) == {"bat"} and found.score.min() >= 0.7
+    assert found.onset.tolist() == expected.onset.tolist()
+
+
+def test_formats_and_report(tmp_path, weights):
+    path, out = noise(tmp_path / "a.wav"), tmp_path / "out"
+    (tmp_path / "reference.csv").write_text("file,onset,offset\na.wav,1.0,1.25\n")
+    options = ["--formats", "raven", "frames.csv", "--report", "--reference", tmp_path / "reference.csv"]
+    assert run(path, "--weights", weights, "--output", out, *options) == 0
+    assert (out / "raven" / "a.Table.1.selections.txt").exists()
+    assert len(pd.read_csv(out / "frames.csv")) == 100
+    assert '"reference": [{"onset": 1.0, "offset": 1.25, "label": "call"}]' in (
+        out / "report" / "a.wav.html"
+    ).read_text(encoding="utf-8")
+    assert "a.wav.html" in (out / "report" / "index.html").read_text(encoding="utf-8")

@@ -61,7 +61,7 @@ def test_frames_are_the_mean_of_their_sequences(model, recording, hop):
 cuttings = st.lists(st.integers(1, 100), unique=True, max_size=6)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(batch=st.integers(1, 50), cuts=cuttings, hop=st.integers(1, SEQ_LEN))
 def test_a_slice_equals_that_of_the_whole_bit_for_bit(model, recording, batch, cuts, hop):
     how = dict(batch_size=batch, hop=hop)

@@ -33,19 +33,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     decoding = {name: getattr(args, name) for name in DECODING if getattr(args, name) is not None}
     try:
+        reference = event_formats.read_events(args.reference) if args.reference else None
         paths = detect_batch.collect(args.paths)
         results = detect_batch.run(job, paths, args.jobs, **decoding)
         if results is None:  # not the first of torchrun's ranks
             return 0
         if len(results.recordings):
             event_formats.write(results, args.output, args.formats, args.time_expansion)
-            if args.report:
-                reference = None
-                if args.reference:
-                    reference = event_formats.read_events(args.reference)
-                    reference = event_formats.match_files(reference, results.recordings.file)
-                folder, model = args.output / "report", detect_batch.load_model(job)
-                detect_report.write(results, model, folder, args.time_expansion, reference)
+        if len(results.recordings) and args.report:
+            model, folder = detect_batch.load_model(job), args.output / "report"
+            detect_report.write(results, model, folder, args.time_expansion, reference)
     except BrokenProcessPool:
         print("error: a process died, perhaps for want of memory; try fewer --jobs", file=sys.stderr)
         return 2
@@ -96,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--report", action="store_true", help="web pages to look, listen and judge")
     parser.add_argument(
-        "--reference", type=Path, metavar="FILE", help="events to show beside those found in the report"
+        "--reference", type=Path, metavar="FILE", help="events that the report shows beside those found (see tools.evaluate)"
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

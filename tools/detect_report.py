@@ -23,6 +23,7 @@ from tqdm import tqdm
 import denet_torch
 from denet_torch import audio
 from tools.detect_batch import Results
+from tools.event_formats import match_files
 from training.collection import replacing
 
 PAGE_SECONDS = 60
@@ -39,8 +40,11 @@ def write(
 ) -> Path:
     """Write the pages of `results` to `folder` and return the path of index.html.
 
-    `reference`: events with the same `file` entries. Raises AudioError if a recording cannot be read.
+    `reference`: events to show beside those found; their files are matched to the recordings' (see
+    `event_formats.match_files`). Raises ValueError, AudioError if a recording cannot be read.
     """
+    if reference is not None:
+        reference = match_files(reference, results.recordings.file)
     files = [os.path.abspath(file) for file in results.recordings.file]
     top = os.path.commonpath([os.path.dirname(file) for file in files])
     pages = {}

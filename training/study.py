@@ -1,0 +1,165 @@
+"""Compare settings over seeds and signal-to-noise ratios: python -m training.study --out runs/study --seeds 0 1 2
+
+Trains each variant once for each seed, with any options of training.run, and scores the weights on recordings generated in bands
+of signal-to-noise ratio, which no run has seen. A study that was stopped goes on when started again. The folder gets scores.csv,
+snr.png and a run's folder for each.
+"""
+
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from matplotlib.figure import Figure
+
+from denet_torch import checkpoint
+from denet_torch.detection import Decoding
+
+from .collection import Collection, open_collection, replacing
+from .config import Config, TrainingError, option, parse
+from .evaluation import Predictions, estimated_events, predict, reference_events
+from .labels import Labeller
+from .loop import WEIGHTS, get_fabric, train
+from .metrics import event_scores, frame_scores
+from .run import USER_ERRORS, one_line
+from .runs import Stopped
+from .synthetic import make_dataset
+from .windows import ExhaustiveWindows
+
+VARIANTS = {
+    "trained": {"amp": True, "train_attention": True},
+    "untrained": {"amp": True, "train_attention": False},  # the attention branch as the original leaves it
+    "float32": {"amp": False, "train_attention": True},
+}
+BANDS = ((-5, 0), (0, 5), (5, 10), (10, 15), (15, 20))  # dB
+
+
+@dataclass
+class StudyConfig(Config):
+    """Settings of a study: those that all runs share, and what is compared."""
+
+    seeds: list[int] = option([0, 1, 2], "seeds of the runs")
+    variants: list[str] = option(["trained", "untrained"], f"what is compared: {', '.join(VARIANTS)}")
+    background: Path | None = option(None, "real clips behind half of the generated recordings, trained on and tested on")
+    band_recordings: int = option(40, "recordings to test on in each band of 5 dB")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.out is None:
+            raise TrainingError("--out: name the folder of the study")
+        if self.data_dir is not None:
+            raise TrainingError("--data-dir: a study generates its recordings, with known signal-to-noise ratios")
+        for name in self.variants:
+            if name not in VARIANTS:
+                raise TrainingError(f"--variants {name}: there are {', '.join(VARIANTS)}")
+
+
+def study(config: StudyConfig) -> pd.DataFrame:
+    """Train what is not trained yet, score it and write the table and the plot. Raises what `train` raises."""
+    data = config.out / "data"
+    if not data.exists():
+        make_dataset(data, config.recordings, seed=0, background=config.background)
+    tests = {band: _band(config, band, number) for number, band in enumerate(BANDS)}
+    shared = Config(**{field.name: getattr(config, field.name) for field in fields(Config)})
+    rows = []
+    for variant in config.variants:
+        for seed in config.seeds:
+            out = config.out / f"{variant}-{seed}"
+            run = replace(shared, out=out, data_dir=data, seed=seed, resume=True, report=False, **VARIANTS[variant])
+            if not (out / "scores.json").exists():
+                train(run)
+            rows += score(run, tests)
+    table = pd.DataFrame(rows)
+    with replacing(config.out / "scores.csv") as path:
+        table.to_csv(path, index=False)
+    with replacing(config.out / "snr.png") as path:
+        plot(table).savefig(path, format="png", dpi=120)
+    return table
+
+
+def score(run: Config, tests: dict[tuple[int, int], Collection]) -> list[dict]:
+    """Scores of the best weights of `run` in each band, above 10 dB and over all."""
+    fabric = get_fabric(run)
+    model = checkpoint.load(run.out / WEIGHTS)
+    decoding = Decoding(**{name: value for name, value in model.detection.items() if name != "labels"})
+    module = fabric.setup(model)
+    found = {band: answers(fabric, module, model, collection, decoding) for band, collection in tests.items()}
+    groups = {f"{low} to {high} dB": [(low, high)] for low, high in BANDS}
+    groups |= {"above 10 dB": [band for band in BANDS if band[0] >= 10], "all": list(BANDS)}
+    rows = []
+    for name, bands in groups.items():
+        predictions, reference, estimated = zip(*(found[band] for band in bands), strict=True)
+        probabilities = torch.cat([part.probabilities for part in predictions])
+        frames = frame_scores(probabilities, torch.cat([part.labels for part in predictions]), decoding.threshold)
+        events = event_scores(pd.concat(reference), pd.concat(estimated))
+        variant, seed = run.out.name.rsplit("-", 1)
+        rows.append({"variant": variant, "seed": int(seed), "snr": name, "frame_f1": frames["f1"], "event_f1": events["f1"]})
+    return rows
+
+
+def answers(
+    fabric: Fabric, module: torch.nn.Module, model: torch.nn.Module, collection: Collection, decoding: Decoding
+) -> tuple[Predictions, pd.DataFrame, pd.DataFrame]:
+    """Predictions for a whole collection, its reference events and the estimated ones."""
+    labeller = Labeller(collection)
+    recordings = np.arange(len(collection.recordings))
+    sizes = {"rate": model.sr, "samples": model.samples, "seq_len": model.seq_len}
+    predictions = predict(fabric, module, ExhaustiveWindows(collection, recordings, labeller, **sizes), batch_size=8)
+    # Files have the same names in every band.
+    place = {"file": lambda events: str(collection.root) + "/" + events["file"]}
+    return (
+        predictions,
+        reference_events(predictions, labeller, collection).assign(**place),
+        estimated_events(predictions, labeller, collection, decoding).assign(**place),
+    )
+
+
+def plot(table: pd.DataFrame) -> Figure:
+    """Frame F1 over the signal-to-noise ratio: a line a variant, its mean, a dot a seed."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    centres = {f"{low} to {high} dB": (low + high) / 2 for low, high in BANDS}
+    bands = table[table["snr"].isin(list(centres))].assign(centre=lambda rows: rows["snr"].map(centres))
+    for variant, rows in bands.groupby("variant"):
+        means = rows.groupby("centre")["frame_f1"].mean()
+        (line,) = axes.plot(means.index, means, label=variant)
+        axes.plot(rows["centre"], rows["frame_f1"], ".", color=line.get_color())
+    axes.set(xlabel="signal-to-noise ratio of the calls (dB)", ylabel="frame F1", ylim=(0, 1.01))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean, lowest and highest score of the seeds."""
+    order = table["snr"].drop_duplicates()
+    scores = table.groupby(["variant", "snr"], sort=False)[["frame_f1", "event_f1"]].agg(["mean", "min", "max"])
+    return scores.reindex(order, level="snr").round(3)
+
+
+def _band(config: StudyConfig, band: tuple[int, int], number: int) -> Collection:
+    root = config.out / f"test{band[0]:+d}{band[1]:+d}dB"
+    if not root.exists():
+        make_dataset(root, config.band_recordings, seed=1000 + number, background=config.background, snr_db=band)
+    return open_collection(root)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Study and print; 0, or 2 after a one-line error."""
+    try:
+        config = parse(argv, StudyConfig, prog="python -m training.study", description=__doc__)
+        print(summary(study(config)).to_string())
+        print(f"results in {config.out}: scores.csv, snr.png")
+    except Stopped as stopped:
+        print(stopped)
+    except USER_ERRORS as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,7 +6,7 @@ the last one where it still fits. A frame's probability is the mean over the seq
 depends on the recording alone and not on how much of it is read or computed at once.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,14 +94,12 @@ def frame_probabilities(
     hop: int | None = None,
     batch_size: int | None = None,
     time_expansion: float = 1,
-    on_progress: Callable[[float], None] | None = None,
 ) -> np.ndarray:
     """Class probabilities (frames, n_classes), float32, of the frames `start` to `stop` of a recording.
 
     They equal the same slice of the whole recording's, bit for bit. `hop`: frames from one sequence to the next, half a
     sequence by default. `batch_size`: sequences computed at once (2 on a CPU, where more only cost memory, 64
-    on a GPU). Only their samples are held in memory. `on_progress` is called with the seconds of audio
-    done since the last call. Raises AudioError.
+    on a GPU). Only their samples are held in memory. Raises AudioError.
     """
     total = count_frames(model, path, time_expansion)
     stop = total if stop is None else min(stop, total)
@@ -112,14 +110,15 @@ def frame_probabilities(
     parameter = next(model.parameters())
     batch_size = batch_size or (2 if parameter.device.type == "cpu" else 64)
 
-    firsts = [*range(0, total - seq_len, hop), total - seq_len]
-    # The batches are those of the whole recording, so that the same bits come out of every slice.
-    batches = [firsts[i : i + batch_size] for i in range(0, len(firsts), batch_size)]
-    batches = [batch for batch in batches if batch[0] < stop and batch[-1] + seq_len > start]
+    number = -(-(total - seq_len) // hop) + 1  # sequences in the recording
+    nearest = max(0, (start - seq_len) // hop)  # the last one that may end before `start`
+    # Batches begin where they do for the whole recording, so that every slice has the same bits.
     sums = np.zeros((stop - start, model.n_classes))
     counts = np.zeros((stop - start, 1))
-    done = start
-    for batch in batches:
+    for i in range(nearest - nearest % batch_size, number, batch_size):
+        batch = [min(j * hop, total - seq_len) for j in range(i, min(i + batch_size, number))]
+        if batch[0] >= stop:
+            break
         begin, end = batch[0], batch[-1] + seq_len
         waveform = read(
             path,
@@ -137,9 +136,6 @@ def frame_probabilities(
             if a < b:
                 sums[a - start : b - start] += sequence[a - first : b - first]
                 counts[a - start : b - start] += 1
-        if on_progress:
-            on_progress((min(end, stop) - done) * model.samples / model.sr)
-            done = min(end, stop)
     return (sums / counts).astype(np.float32)
 
 

@@ -102,12 +102,6 @@ def test_a_recording_shorter_than_a_frame_is_one_line(model, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_progress_adds_up_to_the_recording(model, recording):
-    done = []
-    detection.frame_probabilities(model, recording, on_progress=done.append)
-    assert sum(done) == pytest.approx(101 * 0.05) and min(done) >= 0 and len(done) > 5
-
-
 def test_a_hop_that_leaves_frames_out_is_refused(model, recording):
     with pytest.raises(ValueError, match="hop"):
         detection.frame_probabilities(model, recording, hop=SEQ_LEN + 1)

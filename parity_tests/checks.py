@@ -1,5 +1,6 @@
 """The comparisons and their bars. Each raises AssertionError with a message that begins with the layer's name."""
 
+import math
 import zlib
 from statistics import median
 
@@ -16,10 +17,11 @@ RECORDED = sorted({"BatchNorm", *(recording.layer for recording in recordings.RE
 REFERENCE_BAR = 1e-10  # float64 port against float64 reference
 OUTPUT_BAR, GRADIENT_BAR = 1e-5, 2e-5  # a layer in float32 against a recording of the original
 HALF_ULP = 2**-24  # what rounding an exact result to float32 costs: no program can promise less
-# A case with a unit closer to a kink than this part of its array's largest magnitude (see `sides.kink_margins`) is left out of the
-# float32 comparison and counted in the report.
+# A case with a unit closer to a kink than this part of its array's largest magnitude (see `sides.kink_margins`) is left out of
+# the float32 comparison and counted in the report.
 MARGIN = 1e-6
-MEDIAN_RATIO, WORST_RATIO = 1.0, 4.0  # float32 error of the port over TensorFlow's
+WORST_RATIO = 4.0  # float32 error of the port over TensorFlow's own, in one case
+LUCK = 1e-3
 
 
 def error(actual, expected, scale=None) -> float:
@@ -46,8 +48,8 @@ def add(report: Report, layer: str, column: str, errors: dict[str, float]) -> No
 def check_reference(layer: str, report: Report, examples: int) -> list[float]:
     """The port in float64 against `reference_tf` over `examples` drawn cases.
 
-    Returns, for every case off the kinks, the ratio of the port's float32 error to TensorFlow's own, each the largest over the outputs
-    and the gradients of the case: what `check_float32` judges.
+    Returns, for every case off the kinks, the ratio of the port's float32 error to TensorFlow's own, each the largest over the
+    outputs and the gradients of the case: what `check_float32` judges.
     """
     ratios = []
 
@@ -72,9 +74,9 @@ def check_reference(layer: str, report: Report, examples: int) -> list[float]:
         for key, value in exact.items():
             assert value <= REFERENCE_BAR, f"{layer}: {key} is off by {value:.1e} in float64 at {case.settings}"
         add(report, layer, "float64", exact)
-        report.count(layer, "cases", 1)
+        report.count(layer, "cases")
         if min(margins) < MARGIN:
-            report.count(layer, "near a kink", 1)
+            report.count(layer, "near a kink")
             return
         port = errors(case, sides.run_port(case, numbers, "float32"), truth)
         tensorflow = errors(case, sides.run_reference(case, numbers, "float32", names), truth)
@@ -87,11 +89,22 @@ def check_reference(layer: str, report: Report, examples: int) -> list[float]:
 
 
 def check_float32(layer: str, report: Report, ratios: list[float]) -> None:
-    """Over the drawn cases the port is in the median no farther from float64 than TensorFlow is, and never much farther."""
+    """The port's float32 error is never much larger than TensorFlow's own, and not larger in the median.
+
+    Both sides round the same operations, so that a layer's median is 1 give or take the luck of the draw and of the processor:
+    what fails is a layer that the port has farther from float64 in more cases than luck explains.
+    """
+    larger, smaller = sum(r > 1 for r in ratios), sum(r < 1 for r in ratios)
     report.add(layer, "median ratio", median(ratios))
     report.add(layer, "worst ratio", max(ratios))
     assert max(ratios) <= WORST_RATIO, f"{layer}: float32 error {max(ratios):.2f} times TensorFlow's own in one case"
-    assert median(ratios) <= MEDIAN_RATIO, f"{layer}: float32 error {median(ratios):.2f} times TensorFlow's own in the median"
+    assert sign_test(larger, smaller) >= LUCK, f"{layer}: float32 error above TensorFlow's in {larger} cases, below in {smaller}"
+
+
+def sign_test(larger: int, smaller: int) -> float:
+    """Chance of at least `larger` heads in `larger + smaller` throws of a coin."""
+    throws = larger + smaller
+    return sum(math.comb(throws, heads) for heads in range(larger, throws + 1)) / 2**throws
 
 
 def check_recordings(layer: str, report: Report, side: str = "port") -> None:

@@ -94,7 +94,7 @@ def read(name: str) -> tuple[Case, Numbers, dict[str, np.ndarray]]:
 
 
 def run_batch_norm(side: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """BatchNorm of one side through the recorded training steps: what it computed and what was recorded, by the recorded names."""
+    """BatchNorm of one side through the recorded training steps: what it computed and what was recorded."""
     arrays = load("bn_train_steps")
     result = {}
     if side == "port":

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+ALL = "all layers"
+
 COLUMNS = {
     "forward float64": "forward, float64",
     "gradient float64": "gradient, float64",
@@ -22,17 +24,17 @@ COLUMNS = {
 }
 
 LEGEND = """\
-Errors are the largest difference relative to the largest magnitude of the array, the largest over all cases and arrays. float64 and float32
-are the port against reference_tf in float64; TensorFlow is reference_tf in float32 against itself in float64. A case's ratio is the port's
-float32 error over TensorFlow's, each the largest over its outputs and gradients and at least half a unit in the last place.
-Recordings are those of the original, in float32, by the port and by reference_tf.
-Near a kink: cases with a unit within 1e-6 of one (a ReLU's zero, a tie of a pool, an end of the hard sigmoid), where float32 may decide either
-way; left out of the float32 figures.
+Errors are the largest difference relative to the largest magnitude of the array, the largest over all cases and arrays. float64
+and float32 are the port against reference_tf in float64; TensorFlow is reference_tf in float32 against itself in float64.
+A case's ratio is the port's float32 error over TensorFlow's, each the largest over its outputs and gradients and at least half a
+unit in the last place. Recordings are those of the original, in float32, by the port and by reference_tf.
+Near a kink: cases with a unit within 1e-6 of one (a ReLU's zero, a tie of a pool, an end of the hard sigmoid), where float32 may
+decide either way; left out of the float32 figures. The last row pools the cases of all layers in which the two errors differ.
 """
 
 
 class Report:
-    """Figures by layer and column; figures of several processes merge to the largest, counts to the sum."""
+    """Figures by layer and column; of several processes the largest."""
 
     def __init__(self, rows: dict[str, dict[str, float]] | None = None):
         self.rows = rows or {}
@@ -41,20 +43,21 @@ class Report:
         row = self.rows.setdefault(layer, {})
         row[column] = max(row.get(column, 0.0), float(value))
 
-    def count(self, layer: str, column: str, value: int) -> None:
+    def count(self, layer: str, column: str) -> None:
         row = self.rows.setdefault(layer, {})
-        row[column] = row.get(column, 0) + value
+        row[column] = row.get(column, 0) + 1
 
     def merge(self, rows: dict[str, dict[str, float]]) -> None:
         for layer, row in rows.items():
+            mine = self.rows.setdefault(layer, {})
             for column, value in row.items():
-                (self.count if isinstance(value, int) else self.add)(layer, column, value)
+                mine[column] = max(mine.get(column, value), value)
 
     def sorted_rows(self) -> dict[str, dict[str, float]]:
         """Rows in the order of `layers.py`, the whole model last."""
         from parity_tests.cases import CASES
 
-        return {layer: self.rows[layer] for layer in CASES if layer in self.rows}
+        return {layer: self.rows[layer] for layer in (*CASES, ALL) if layer in self.rows}
 
     def markdown(self) -> str:
         def text(value):

@@ -1,8 +1,8 @@
 """Runs one case on both sides, the port and its TensorFlow reference, with the same numbers in and out as numpy arrays.
 
-A result is a dict: `y` the output, `y/inference` the same without a gradient in evaluation mode (the port then takes shorter paths),
-`state/NAME` running statistics after it, `initial/NAME` initial weights that nothing random
-went into, `grad/x` and `grad/NAME` the gradients of sum(y * cotangent). All in the port's names and layouts.
+A result is a dict, in the port's names and layouts: `y` the output; `y/inference` the same where no gradient is wanted and the
+port takes shorter paths (evaluation mode only); `state/NAME` running statistics after it; `initial/NAME` initial weights that
+nothing random went into; `grad/x` and `grad/NAME` the gradients of sum(y * cotangent).
 """
 
 import contextlib
@@ -25,10 +25,10 @@ Result = dict[str, np.ndarray]
 
 @dataclass
 class Case:
-    """One comparison. `settings` is what was drawn and `shape` the input's; `initial` names the weights that are compared as built.
+    """One comparison. `settings` is what was drawn and `shape` the input's; `port` and `reference` build a layer, or a function.
 
-    `port` and `reference` build a fresh layer, or are functions of an array; `warmup` counts training steps before the one that is
-    compared. `zero_gradients` maps a bias whose true gradient is zero to the weight by whose gradient its error is measured.
+    `warmup` counts training steps before the one that is compared; `initial` names the weights that are compared as built.
+    `zero_gradients` maps a bias whose true gradient is zero to the weight by whose gradient its error is measured.
     """
 
     settings: dict[str, Any]
@@ -194,10 +194,10 @@ def fed_masks(seed: int) -> Iterator[None]:
 def kink_margins() -> Iterator[list[float]]:
     """Collect the distance of the nearest unit from a kink, as a part of its array's largest magnitude, while the reference runs.
 
-    Kinks are the zero of ReLU and LeakyReLU, a tie of the two largest entries of a pool, and both ends of the hard sigmoid. Within
-    rounding of one, float32 decides by its last bit which of two gradients a unit has, and two correct programs differ by whole
-    units. Units that are on a kink by construction (equal entries in a frame that dropout emptied), here up to float64's rounding,
-    are not counted: there both decisions give the same gradients.
+    Kinks are the zero of ReLU and LeakyReLU, a tie of the two largest entries of a pool, and both ends of the hard sigmoid.
+    Within rounding of one, float32 decides by its last bit which of two gradients a unit has, and two correct programs differ by
+    whole units. Units that are on a kink by construction (equal entries in a frame that dropout emptied), here up to float64's
+    rounding, are not counted: there both decisions give the same gradients.
     """
     margins = [np.inf]
 

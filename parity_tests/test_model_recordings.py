@@ -47,7 +47,7 @@ def build_reference(recording):
 
 
 def activations(model, layers, reshape, x):
-    """Each layer's output for the frames x of one sequence (seq_len, samples, 1), in the recorded order, by either side's `layers`."""
+    """Each layer's output for the frames x (seq_len, samples, 1) of one sequence, in the recorded order, by a side's `layers`."""
 
     def band(h):
         h = model.sinc(h)

@@ -1,7 +1,7 @@
 """The suite's own test: a fault planted in the port must turn its layer's checks red, by a message that names the layer.
 
-A mutation is one or more edits of the port's source, compiled in memory. An edit whose text the port no longer has fails loudly: then
-the fault has to be planted anew, not the mutation dropped.
+A mutation is one or more edits of the port's source, compiled in memory. An edit whose text the port no longer has fails loudly:
+then the fault has to be planted anew, not the mutation dropped.
 """
 
 import inspect
@@ -19,7 +19,7 @@ EXAMPLES = {"GRU": 20}  # drawn cases, else 6; the first that shows the fault en
 
 @dataclass
 class Mutation:
-    """`edits` are (name in `denet_torch`, text, replacement); `recorded` says whether the recordings of the layer show the fault, too."""
+    """`edits` are (name in `denet_torch`, text, replacement); `recorded`: the recordings of the layer show the fault, too."""
 
     fault: str
     layer: str
@@ -54,7 +54,9 @@ MUTATIONS = [
           "[dropout_mask((batch, 1, features), self.dropout, like=x)] * 3")],
         recorded=False,
     ),
-    Mutation("backward outputs left in reverse", "Bidirectional", [("layers.GRU.forward", "y.flip(1) if self.go_backwards else y", "y")]),
+    Mutation("backward outputs left in reverse", "Bidirectional", [
+        ("layers.GRU.forward", "y.flip(1) if self.go_backwards else y", "y")
+    ]),
     Mutation("epsilon under the root", "LayerNorm", [
         ("layers.LayerNorm.forward", "(torch.where(constant, 0, std) + 1e-6)", "(variance + 1e-6).sqrt()")
     ], recorded=False),  # 5e-7 where the variance is 1: less than float32 recordings show
@@ -62,7 +64,8 @@ MUTATIONS = [
         ("layers.LayerNorm.forward", "correction=0", "correction=1")
     ]),
     Mutation("torch.hamming_window", "SincConv1D", [
-        ("layers.sinc_filters", "(0.54 - 0.46 * torch.cos(2 * math.pi * n / taps))", "torch.hamming_window(taps, dtype=torch.float64)")
+        ("layers.sinc_filters", "(0.54 - 0.46 * torch.cos(2 * math.pi * n / taps))",
+         "torch.hamming_window(taps, dtype=torch.float64)")
     ]),
     Mutation("filters not normalised", "SincConv1D", [("layers.sinc_filters", "/ band_pass.amax(dim=1, keepdim=True)", "")]),
     Mutation("mel taken as Hz", "SincConv1D", [
@@ -71,7 +74,9 @@ MUTATIONS = [
     Mutation("SincNet's cuts without the least frequency", "SincConv1D", [
         ("layers.sinc_filters", "filt_b1.abs()[:, None] + 50 / sr", "filt_b1.abs()[:, None]")
     ]),
-    Mutation("flatten with channels outside", "DELayer", [("layers.DELayer.scores", "h.flatten(1)", "h.transpose(1, 2).flatten(1)")]),
+    Mutation("flatten with channels outside", "DELayer", [
+        ("layers.DELayer.scores", "h.flatten(1)", "h.transpose(1, 2).flatten(1)")
+    ]),
     Mutation("softmax over the frames", "DELayer", [("layers.softmax", "dim=-1", "dim=0")]),
     Mutation("plain batch-norm statistics", "BatchNorm", [
         ("layers.BatchNorm.update", "share = ((1 - self.momentum) / (1 - self.momentum ** self.local_step.double()))",

@@ -65,7 +65,9 @@ def train_reference(case, numbers, targets):
     return losses, state, model.predict_proba(numbers.inputs[-1].astype("float64")).numpy()
 
 
-@pytest.mark.parametrize("switches", [{}, {"train_attention": False}, {"attention_dropout": True}], ids=lambda s: "-".join(s) or "default")
+@pytest.mark.parametrize(
+    "switches", [{}, {"train_attention": False}, {"attention_dropout": True}], ids=["default", "frozen", "drop"]
+)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("before_pooling", [True, False], ids=["before", "after"])
 def test_five_steps(before_pooling, dropout, switches, report):

@@ -11,7 +11,8 @@ import numpy as np
 MODEL_WEIGHTS = [
     "sinc.filt_b1",
     "sinc.filt_band",
-    *(f"{conv}.{leaf}" for conv in ("conv1",) for leaf in ("weight", "bias")),
+    "conv1.weight",
+    "conv1.bias",
     "norm1.scale",
     "norm1.bias",
     "conv2.weight",

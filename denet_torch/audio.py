@@ -104,7 +104,7 @@ def resample(
     """
     if isinstance(waveform, np.ndarray):
         return resample(torch.from_numpy(waveform), from_rate, to_rate, time_expansion).numpy()
-    orig, new = _ratio(_true_rate(from_rate, time_expansion), to_rate)
+    orig, new = _ratio(true_rate(from_rate, time_expansion), to_rate)
     if orig == new:
         return waveform.float()
     # torchaudio computes the output length in float32, which loses samples of long recordings: give it
@@ -120,6 +120,13 @@ def resampled_length(frames: int, from_rate: int, to_rate: int) -> int:
     return -(-frames * new // orig)
 
 
+def true_rate(header_rate: int, time_expansion: float) -> int:
+    """Rate of a recording that was slowed down by a factor. Raises ValueError for no such factor."""
+    if not (math.isfinite(time_expansion) and time_expansion > 0):
+        raise ValueError(f"time_expansion is {time_expansion}; expected a positive factor")
+    return round(header_rate * time_expansion)
+
+
 def find(folder: str | Path) -> list[Path]:
     """Audio files in `folder` and below it, by their suffix in either case, sorted.
 
@@ -128,12 +135,6 @@ def find(folder: str | Path) -> list[Path]:
     if not Path(folder).is_dir():
         raise AudioError(f"{folder}: no such folder")
     return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
-
-
-def _true_rate(header_rate: int, time_expansion: float) -> int:
-    if not (math.isfinite(time_expansion) and time_expansion > 0):
-        raise ValueError(f"time_expansion is {time_expansion}; expected a positive factor")
-    return round(header_rate * time_expansion)
 
 
 def _ratio(from_rate: int, to_rate: int) -> tuple[int, int]:
@@ -165,7 +166,7 @@ def _open(path: str | Path) -> soundfile.SoundFile:
 def _info(file: soundfile.SoundFile, path: str | Path, time_expansion: float) -> AudioInfo:
     if file.frames <= 0:
         raise AudioError(f"{path}: has a header but no samples", "header only")
-    samplerate = _true_rate(file.samplerate, time_expansion)
+    samplerate = true_rate(file.samplerate, time_expansion)
     return AudioInfo(Path(path), samplerate, file.frames, file.channels)
 
 

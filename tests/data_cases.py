@@ -21,7 +21,7 @@ def make_collection(
             "treatment": columns.get("treatment", ["1"] * count),
             "channel": columns.get("channel", ["1"] * count),
             "recorded": pd.to_datetime(pd.Series(columns.get("recorded", [None] * count))),
-            "samplerate": pd.array([samplerate] * count, dtype="Int32"),
+            "samplerate": pd.array([samplerate] * count, dtype="Int64"),
             "frames": pd.array(frames, dtype="Int64"),
             "complete": [True] * count if complete is None else complete,
         }

@@ -83,8 +83,9 @@ def print_memory(dataset: RandomWindows) -> None:
         if 10 * index * 16 >= (shown + 1) * len(dataset):
             shown += 1
             workers = [psutil.Process(child.pid) for child in multiprocessing.active_children()]
-            own = [worker.memory_full_info().uss / 2**20 for worker in workers]
-            print(f"{index * 16:6d} windows: workers {', '.join(f'{m:.1f}' for m in own)} MB")
+            memory = [worker.memory_full_info() for worker in workers]
+            text = ", ".join(f"{m.rss / 2**20:.1f} MB, {m.uss / 2**20:.1f} of them unshared" for m in memory)
+            print(f"{index * 16:6d} windows: workers hold {text}")
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from training import tables
 from training.tables import ANNOTATIONS, CODE_COLUMNS, FILE_INFO, SEGMENTS, CollectionError, Table
 
 INDEX_NAME = "index.parquet"
-INDEX_VERSION = 1  # of the columns; an index of another one is built anew
+INDEX_VERSION = 2  # of the columns; an index of another one is built anew
 SCAN_BLOCK = 5000  # headers between two saves of a scan
 # Why a span is dropped that lies somewhere in its recording, nobody knows where.
 LOST = ("unparsable number", "end before start", "too few columns", "unknown code")
@@ -113,34 +113,11 @@ def build_index(
     if not root.is_dir():
         raise CollectionError(f"{root}: no such folder")
     table, contexts = (read_tables or read_fruit_bats)(root, time_expansion)
-    report = [table.report]
-    recordings = table.rows[FILE_INFO]
-    if headers:
-        scanned = scan_headers(root, recordings["file"], _scan_path(index), time_expansion)
-        recordings, dropped = _join_headers(recordings, scanned, rate)
-        report.append(dropped)
-    else:
-        recordings = recordings.assign(samplerate=pd.NA, frames=pd.NA)
-    recordings = recordings.astype({"samplerate": "Int32", "frames": "Int64"})
-    known = table.rows[FILE_INFO]["file_id"]
-    spans = {}
-    for name in (SEGMENTS, ANNOTATIONS):
-        spans[name], dropped = _place_spans(table.rows[name], name, recordings, known)
-        report.append(dropped)
-    report = pd.concat(report, ignore_index=True)
-    lost = report[(report["table"] != FILE_INFO) & report["reason"].isin(LOST)]
-    recordings = recordings.assign(complete=~recordings["file_id"].isin(lost["file_id"].dropna()))
-    kept = {FILE_INFO: recordings} | spans
-    collection = Collection(
-        root,
-        recordings.drop(columns="line").reset_index(drop=True),
-        spans[SEGMENTS][["recording", "start", "stop"]],
-        spans[ANNOTATIONS][["recording", "start", "stop", *CODE_COLUMNS]],
-        contexts,
-        time_expansion,
-        {name: _count(name, table.read[name], kept[name], report) for name in kept},
-    )
     try:
+        scanned = None
+        if headers:
+            scanned = scan_headers(root, table.rows[FILE_INFO]["file"], _scan_path(index))
+        collection, report = _join(root, table, contexts, scanned, rate, time_expansion)
         with replacing(report_path(index)) as path:
             report.to_csv(path, index=False)
         _write_index(collection, index)
@@ -174,7 +151,7 @@ def read_index(index: str | Path, root: str | Path | None = None) -> Collection:
     recordings = table.drop_columns(["voice", "annotations"]).to_pandas()
     return Collection(
         Path(root or index.parent),
-        recordings.astype({"samplerate": "Int32", "frames": "Int64"}),
+        recordings.astype({"samplerate": "Int64", "frames": "Int64"}),
         _unpack(table["voice"]),
         _unpack(table["annotations"]),
         tuple(facts["contexts"]),
@@ -203,19 +180,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def scan_headers(
-    root: Path, files: pd.Series, saved: Path | None = None, time_expansion: float = 1
-) -> pd.DataFrame:
+def scan_headers(root: Path, files: pd.Series, saved: Path | None = None) -> pd.DataFrame:
     """Headers of `files` below `root`, one row each in their order (HEADER_TYPES).
 
     `found` is the file as it is spelled on disk (.WAV or .wav); `reason` is empty or says why the file
-    cannot be used. The scan is saved to `saved` every SCAN_BLOCK files and goes on from there.
+    cannot be used. Good headers are saved to `saved` every SCAN_BLOCK files and not read again.
     """
 
     def scan(file: str) -> tuple:
         for found in (file, _other_case(file)):
             try:
-                info = audio.probe(root / found, time_expansion)
+                info = audio.probe(root / found)
                 return file, found, "", info.samplerate, info.frames
             except audio.AudioError as error:
                 if error.reason != "file missing":
@@ -234,7 +209,7 @@ def scan_headers(
             done = pd.concat([done, pd.DataFrame(rows, columns=list(HEADER_TYPES))], ignore_index=True)
             if saved is not None and first + SCAN_BLOCK < len(left):
                 with replacing(saved) as path:
-                    done.to_parquet(path)
+                    done[done["reason"] == ""].to_parquet(path)
     return done.astype(HEADER_TYPES).set_index("file").loc[files].reset_index()
 
 
@@ -254,6 +229,45 @@ def _read_scan(saved: Path | None) -> pd.DataFrame:
         except (OSError, pa.ArrowException, ValueError):
             pass  # written by something else: scan again
     return pd.DataFrame(columns=list(HEADER_TYPES))
+
+
+def _join(
+    root: Path,
+    table: Table,
+    contexts: tuple[str, ...],
+    scanned: pd.DataFrame | None,
+    rate: int | None,
+    time_expansion: float,
+) -> tuple[Collection, pd.DataFrame]:
+    """A collection from its tables and headers, and the report of all that was dropped or cut."""
+    report = [table.report]
+    recordings = table.rows[FILE_INFO]
+    if scanned is None:
+        recordings = recordings.assign(samplerate=pd.NA, frames=pd.NA)
+    else:
+        true_rate = [audio.true_rate(header, time_expansion) for header in scanned["samplerate"]]
+        recordings, dropped = _join_headers(recordings, scanned.assign(samplerate=true_rate), rate)
+        report.append(dropped)
+    recordings = recordings.astype({"samplerate": "Int64", "frames": "Int64"})
+    spans = {}
+    for name in (SEGMENTS, ANNOTATIONS):
+        known = table.rows[FILE_INFO]["file_id"]
+        spans[name], dropped = _place_spans(table.rows[name], name, recordings, known)
+        report.append(dropped)
+    report = pd.concat(report, ignore_index=True)
+    lost = report[(report["table"] != FILE_INFO) & report["reason"].isin(LOST)]
+    recordings = recordings.assign(complete=~recordings["file_id"].isin(lost["file_id"].dropna()))
+    kept = {FILE_INFO: recordings} | spans
+    collection = Collection(
+        root,
+        recordings.drop(columns="line").reset_index(drop=True),
+        spans[SEGMENTS][["recording", "start", "stop"]],
+        spans[ANNOTATIONS][["recording", "start", "stop", *CODE_COLUMNS]],
+        contexts,
+        time_expansion,
+        {name: _count(name, table.read[name], kept[name], report) for name in kept},
+    )
+    return collection, report
 
 
 def _join_headers(

@@ -29,7 +29,7 @@ from training import tables
 from training.tables import ANNOTATIONS, CODE_COLUMNS, FILE_INFO, SEGMENTS, CollectionError, Table
 
 INDEX_NAME = "index.parquet"
-INDEX_VERSION = 2  # of the columns; an index of another one is built anew
+INDEX_VERSION = 1  # of the columns; an index of another one is built anew
 SCAN_BLOCK = 5000  # headers between two saves of a scan
 # Why a span is dropped that lies somewhere in its recording, nobody knows where.
 LOST = ("unparsable number", "end before start", "too few columns", "unknown code")

@@ -14,11 +14,11 @@ import yaml
 from safetensors.torch import load_file
 from trainer_cases import as_options, tiny
 
-from training import checkpoints
+from training import checkpoints, loop
 from training.config import TrainingError
 from training.loop import WEIGHTS, train
 from training.run import main
-from training.runs import CONFIG
+from training.runs import CONFIG, Stopped
 
 KILLS = 20
 STATE = ("model", "optimizer", "schedule", "precision")
@@ -90,6 +90,24 @@ def test_sigterm_saves_and_ends_with_0(long_run, tmp_path, capsys):
     step = saved(out)["progress"]["step"]
     assert 0 < step < 80
     assert main([*options, "--resume"]) == 0
+    assert_same_end(long_run.out, out)
+
+
+def test_sigterm_while_the_test_split_is_scored_changes_no_checkpoint(long_run, tmp_path, monkeypatch):
+    out = tmp_path / "late"
+    shutil.copytree(long_run.out, out)
+    before = checkpoints.newest_first(out)
+    monkeypatch.setattr(loop, "scores", lambda *_: pytest.fail("the run was not stopped"))
+    plain = loop.predict
+
+    def predict_asked(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*arguments)
+
+    monkeypatch.setattr(loop, "predict", predict_asked)
+    with pytest.raises(Stopped):
+        train(replace(long_run, out=out, resume=True))
+    assert checkpoints.newest_first(out) == before
     assert_same_end(long_run.out, out)
 
 

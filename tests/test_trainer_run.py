@@ -111,6 +111,7 @@ def test_help_explains_every_option(capsys):
         (["--learning-rate", "nan"], "learning_rate"),
         (["--subset", "2"], "--subset is 2.0; it must be at most 1"),
         (["--epochs", "many"], "epochs"),
+        (["--dropout", "1"], "--dropout is 1.0; it must be at least 0 and below 1"),
         (["--task", "species"], "task"),
         (["--no-such-option"], "--no-such-option"),
         (["--config", "missing.yaml"], "missing.yaml"),
@@ -166,6 +167,11 @@ def test_two_runs_in_one_folder(collection, tmp_path, capsys):
     finally:
         first.kill()
         first.join()
+
+
+def test_too_few_recordings_to_generate(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "--recordings: 3 recordings cannot hold" in error_of(capsys, ["--recordings", "3"])
 
 
 def test_resume_without_a_run(tmp_path, monkeypatch, capsys):

@@ -127,6 +127,8 @@ class Config:
                 raise TrainingError(f"{flag(name)} is {getattr(self, name)}; it must be above 0")
         if self.subset > 1:
             raise TrainingError(f"--subset is {self.subset}; it must be at most 1")
+        if not 0 <= self.dropout < 1:
+            raise TrainingError(f"--dropout is {self.dropout}; it must be at least 0 and below 1")
 
 
 AT_LEAST = {

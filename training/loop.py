@@ -13,6 +13,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ from .mixing import Mixer, find_backgrounds
 from .registry import get_loss, get_model, get_optimizer, get_schedule
 from .runs import Stopped, describe, on_zero, run_folder, sigterm
 from .synthetic import make_dataset
-from .windows import Datasets, Sampling, open_datasets
+from .windows import Datasets, ExhaustiveWindows, Sampling, open_datasets
 
 WEIGHTS = "weights.safetensors"
 SKIPS_IN_A_ROW = 50  # more steps left out one after another than this end the run
@@ -122,7 +123,10 @@ def prepare_data(config: Config) -> None:
     """Write what is missing of the synthetic collection and the index, which all ranks then read."""
     root = data_root(config)
     if config.data_dir is None and not root.exists():
-        make_dataset(root, config.recordings)
+        try:
+            make_dataset(root, config.recordings)
+        except ValueError as error:
+            raise TrainingError(f"--recordings: {error}") from None
     open_collection(root)
 
 
@@ -333,7 +337,7 @@ class Trainer:
         record = {
             "epoch": progress.epoch + 1,
             "step": progress.step,
-            "train_loss": float(np.mean(steps)),
+            "train_loss": float(np.nanmean(steps)),
             "validation_loss": self._mean_loss(predictions),
             "validation": found,
         }
@@ -362,9 +366,10 @@ class Trainer:
         progress.epoch, progress.epoch_step, progress.single_class = progress.epoch + 1, 0, 0
         return score
 
-    def _predict(self, windows, title: str) -> Predictions:
+    def _predict(self, windows: ExhaustiveWindows, title: str, save: bool = True) -> Predictions:
         config = self.config
-        return predict(self.fabric, self.module, windows, config.batch_size, config.workers, self._stop_if_asked, title)
+        check = partial(self._stop_if_asked, save)
+        return predict(self.fabric, self.module, windows, config.batch_size, config.workers, check, title)
 
     def _mean_loss(self, predictions: Predictions) -> float:
         labels = predictions.labels
@@ -372,12 +377,13 @@ class Trainer:
         losses = self.loss(predictions.probabilities.clamp(min=1e-12).log(), labels, weights)
         return float(losses.sum() / frame_weights(labels, weights).sum())
 
-    def _stop_if_asked(self) -> None:
+    def _stop_if_asked(self, save: bool = True) -> None:
         stop = self.asked_to_stop()
         if self.fabric.world_size > 1:
             stop = bool(self.fabric.all_reduce(torch.tensor(float(stop)), reduce_op="sum"))
         if stop:
-            self._save()
+            if save:
+                self._save()
             raise Stopped(f"stopped at step {self.progress.step} of {self.steps}; --out {self.out} --resume goes on")
 
     def _save(self) -> None:
@@ -390,7 +396,8 @@ class Trainer:
         self.model.load_state_dict(best)
         self.model.detection = {"labels": list(self.data.classes)} | self.progress.decoding
         data, progress = self.data, self.progress
-        predictions = self._predict(data.test, "test")
+        # The checkpoint is written and the model now holds the best weights, not the last: stop without saving.
+        predictions = self._predict(data.test, "test", save=False)
         test = scores(predictions, data.labeller, data.collection, Decoding(**progress.decoding))
         validation = progress.epochs[progress.best_epoch - 1]["validation"]
         record = {
@@ -442,5 +449,12 @@ class Trainer:
 
 
 def _write_json(path: Path, values: dict) -> None:
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(values, indent=2) + "\n")
+    with replacing(path) as partial_path:
+        partial_path.write_text(json.dumps(_without_nan(values), indent=2) + "\n")
+
+
+def _without_nan(value):
+    """NaN is no JSON: null."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -8,6 +8,7 @@ import re
 import sys
 
 from lightning_fabric.utilities.rank_zero import rank_zero_only
+from safetensors import SafetensorError
 
 from denet_torch import detect
 from denet_torch.audio import AudioError
@@ -19,7 +20,7 @@ from .report import write_report
 from .runs import Stopped
 from .tables import CollectionError
 
-USER_ERRORS = (TrainingError, CollectionError, AudioError, CheckpointError, OSError)
+USER_ERRORS = (TrainingError, CollectionError, AudioError, CheckpointError, SafetensorError, OSError)
 
 
 def main(argv: list[str] | None = None) -> int:

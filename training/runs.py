@@ -29,16 +29,18 @@ class Stopped(Exception):
 
 
 def on_zero(fabric: Fabric, function: Callable, *arguments) -> Any:
-    """Call `function` on rank 0 and return its result, or raise its one-line error, on every rank."""
+    """Call `function` on rank 0 and return its result on every rank; if it raises, the other ranks exit."""
     result = error = None
     if fabric.is_global_zero:
         try:
             result = function(*arguments)
-        except (ValueError, OSError) as raised:
+        except Exception as raised:
             error = raised
-    result, error = fabric.broadcast((result, error))
+    failed, result = fabric.broadcast((error is not None, result))
     if error is not None:
         raise error
+    if failed:
+        raise SystemExit(2)  # rank 0 says why
     return result
 
 

@@ -127,8 +127,6 @@ def resolve(weights: Weights, asked: dict) -> tuple[dict, list[str]]:
 def check(weights: Weights, config: dict) -> None:
     """Raise WeightsError unless `weights` are exactly the finite float32 or float64 weights of DENet(**config)."""
     for name, shape in shapes(config).items():
-        if name not in weights.tensors:
-            raise WeightsError(f"{weights.path}: {name} is missing")
         tensor = weights.tensors[name]
         if tensor.shape != shape:
             raise WeightsError(f"{weights.path}: {_where(weights, name)} is {tensor.shape} in the file, {shape} expected")
@@ -157,16 +155,14 @@ _ANY = {"input_shape": [1, 400, 1], "n_classes": 2, "before_pooling": True, "n_f
 
 
 def _measured(weights: Weights) -> dict:
-    def size(name: str, axis: int) -> int:
-        if name not in weights.tensors:
-            raise WeightsError(f"{weights.path}: {name} is missing")
-        return weights.tensors[name].shape[axis]
-
+    if missing := [name for name in NAMES if name not in weights.tensors and name not in ATTENTION]:
+        raise WeightsError(f"{weights.path}: {missing[0]} is missing")
+    size = {name: tensor.shape[0] for name, tensor in weights.tensors.items()}
     return {
-        "n_classes": size("dense3.bias", 0),
-        "n_filters": size("sinc.filt_b1", 0),
-        "gru_units": size("gru.forward_gru.recurrent_kernel", 0),
-        "dense_units": [size("dense1.bias", 0), size("dense2.bias", 0)],
+        "n_classes": size["dense3.bias"],
+        "n_filters": size["sinc.filt_b1"],
+        "gru_units": size["gru.forward_gru.recurrent_kernel"],
+        "dense_units": [size["dense1.bias"], size["dense2.bias"]],
     }
 
 

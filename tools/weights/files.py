@@ -58,7 +58,12 @@ def unzip(path: Path, wanted=lambda name: True) -> dict[str, bytes]:
             for member in members:
                 if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise WeightsError(f"{path}: {member.filename} is packed in a way that no weight file is")
-            return {member.filename: archive.read(member) for member in members if wanted(member.filename)}
+            contents = {}
+            for member in members:
+                data = archive.read(member)  # checks the CRC
+                if wanted(member.filename):
+                    contents[member.filename] = data
+            return contents
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as error:
         if isinstance(error, WeightsError):
             raise

@@ -18,7 +18,7 @@ import numpy as np
 from . import WeightsError
 from .files import line
 
-SECONDS = 4  # the structure of a whole model takes 0.01 s
+SECONDS = 2  # the structure of a whole model takes 0.01 s
 MAX_ATTRIBUTE = 1 << 20  # bytes
 MAX_OBJECTS, MAX_DEPTH = 10_000, 20
 OPTIMIZERS = ("optimizer_weights", "optimizer")  # Keras keeps their state beside the weights; it is not looked into

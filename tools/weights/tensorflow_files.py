@@ -41,7 +41,7 @@ def _read(path: Path, index: Path) -> Weights:
             if math.prod(shapes[origin]) * kinds[origin].size > size:
                 raise WeightsError(f"{path}: {origin} is {tuple(shapes[origin])}, more than the file holds")
             weights.tensors[name], weights.origin[name] = transposed(name, reader.get_tensor(origin)), origin
-    except (tf.errors.OpError, ValueError, RuntimeError, TypeError, OverflowError) as error:
+    except (tf.errors.OpError, ValueError, RuntimeError, TypeError, IndexError, OverflowError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{path}: cannot be read as a TensorFlow checkpoint ({line(error)})") from None

@@ -53,8 +53,9 @@ def sinc_filters(filt_b1: Tensor, filt_band: Tensor, sr: float, taps: int = 251)
     """Band-pass filters (filters, taps) between the cuts |b1| + 50/sr and low + |band| + 50/sr, in cycles per sample.
 
     Each filter is divided by the maximum of its own taps, then multiplied by 0.54 - 0.46 cos(2 pi n / taps) with n equally
-    spaced from 0 to `taps`, both ends included (not a Hamming window). The order of the operations is the original's: the
-    difference of the two low-pass filters cancels, so that another order is another float32 result.
+    spaced from 0 to `taps`, both ends included (a symmetric window; `torch.hamming_window`'s default is the periodic one). The
+    order of the operations is the original's: the difference of the two low-pass filters cancels, so that another order is
+    another float32 result.
     """
     exact = {"dtype": torch.float64, "device": filt_b1.device}  # constants are rounded once, as numpy's are in the original
     t = (torch.arange(1, taps // 2 + 1, **exact) / sr).to(filt_b1.dtype)  # s

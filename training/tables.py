@@ -10,10 +10,12 @@ Spans that begin before the first sample are cut to the recording and reported a
 """
 
 import re
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 FILE_INFO = "FileInfo.csv"
@@ -90,7 +92,7 @@ def read_file_info(path: Path) -> Table:
 
     Raises CollectionError if the file is missing, unreadable or has another header.
     """
-    report, recordings, voice = _Report(), [], []
+    report, recordings, voice = _Report(), [], array("q")
     ids, files = set(), set()
     rows = segments = 0
     for line, cells in _rows(path, ["FileID", "Treatment ID", "File name", "File folder"]):
@@ -126,12 +128,12 @@ def read_file_info(path: Path) -> Table:
                 report.add(
                     SEGMENTS, line, file_id, "clipped", ("before the start", "..".join(pair))
                 )
-            voice.append((file_id, max(0, start), stop, line))
+            voice.extend((file_id, max(0, start), stop, line))
     frame = pd.DataFrame(recordings, columns=RECORDING_COLUMNS).astype(RECORDING_TYPES)
     return Table(
         {
             FILE_INFO: frame.assign(recorded=_recorded(frame)),
-            SEGMENTS: pd.DataFrame(voice, columns=VOICE_COLUMNS, dtype="int64"),
+            SEGMENTS: _integers(voice, VOICE_COLUMNS),
         },
         {FILE_INFO: rows, SEGMENTS: segments},
         report.frame(),
@@ -143,7 +145,7 @@ def read_annotations(path: Path) -> Table:
 
     Raises CollectionError if the file is missing, unreadable or has another header.
     """
-    report, annotations, seen = _Report(), [], set()
+    report, annotations, seen = _Report(), array("q"), set()
     rows = 0
     for line, cells in _rows(path, ["FileID", "Emitter", "Addressee", "Context"]):
         rows += 1
@@ -166,9 +168,13 @@ def read_annotations(path: Path) -> Table:
         if start < 0:
             why = ("before the start", f"{start + 1}..{stop}")
             report.add(ANNOTATIONS, line, file_id, "clipped", why)
-        annotations.append((*codes, max(0, start), stop, line))
-    frame = pd.DataFrame(annotations, columns=ANNOTATION_COLUMNS, dtype="int64")
+        annotations.extend((*codes, max(0, start), stop, line))
+    frame = _integers(annotations, ANNOTATION_COLUMNS)
     return Table({ANNOTATIONS: frame}, {ANNOTATIONS: rows}, report.frame())
+
+
+def _integers(values: array, columns: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(np.array(values, np.int64).reshape(-1, len(columns)), columns=columns)
 
 
 def _rows(path: Path, header: list[str]) -> Iterator[tuple[int, list[str]]]:
@@ -222,6 +228,8 @@ def _span(start: str, end: str) -> tuple[int, int]:
 
 def _integer(text: str) -> int:
     """Spreadsheets write 47553 as 47553.0 too; nothing else is a number here."""
+    if text.isdecimal() and len(text) < 16:
+        return int(text)
     try:
         value = float(text) if "." in text or "e" in text.lower() else int(text)
         if value != int(value) or abs(value) >= 2**53 or "_" in text:

@@ -54,8 +54,8 @@ def test_names_what_it_maps(folder, capsys):
     lines = out.splitlines()
     assert any(line.split() == ["conv1.weight", "(60,", "1,", "5)", "time_distributed_6/kernel:0"] for line in lines)
     assert sum(line.split()[0] in draw_tensors(CONFIG) for line in lines) == len(draw_tensors(CONFIG))
-    assert "note: sr = 16000, not in the file; --sr says otherwise" in lines
-    assert "note: frame length 300 samples, the roundest that fits; --samples says otherwise" in lines
+    assert "note: sr = 16000, which the file does not tell; say --sr if it is another" in lines
+    assert "note: samples = 300, the roundest of the frame lengths that fit; say --samples if it is another" in lines
     assert lines[-1] == f"wrote {target}"
     assert same({k: v.numpy() for k, v in load(target).state_dict().items() if "step" not in k}, draw_tensors(CONFIG))
 
@@ -108,6 +108,12 @@ def test_what_is_said_is_checked(folder, capsys, option, value, message):
 def test_what_the_file_states_is_checked(folder, capsys, option, value):
     err = refused(capsys, folder, folder / "all.npz", folder / "a.safetensors", option, value)
     assert f"{option} is {value}, but the file has" in err
+
+
+@pytest.mark.parametrize("option, value", [("--sr", 0), ("--seq-len", -1), ("--dropout", 1)])
+def test_what_no_model_has(folder, capsys, option, value):
+    arguments = folder / "original.h5", folder / "a.safetensors", "--attention", folder / "attention.npz", option, value
+    assert "the options: " in refused(capsys, folder, *arguments)
 
 
 def test_what_the_file_does_not_state_can_be_said(folder, capsys):

@@ -1,5 +1,7 @@
 """The architecture behind a set of weights: what they determine, what has to be said, and whether they fit it."""
 
+from pathlib import Path
+
 import numpy as np
 
 from . import Weights, WeightsError
@@ -14,18 +16,40 @@ OPTIONS = {  # argument of DENet -> option of tools.convert_weights
     "dropout": "--dropout",
 }
 DEFAULTS = {"sr": 16000, "seq_len": 10, "dropout": 0.3, "train_attention": True, "attention_dropout": False}
-TYPES = {
-    "n_classes": int,
-    "sr": (int, float),
-    "seq_len": int,
-    "samples": int,
-    "before_pooling": bool,
-    "dropout": (int, float),
-    "train_attention": bool,
-    "attention_dropout": bool,
-    "n_filters": int,
-    "gru_units": int,
-    "dense_units": list,
+
+
+def _count(value) -> bool:
+    return type(value) is int and 0 < value < 2**31
+
+
+def _counts(value) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_count, value))
+
+
+def _rate(value) -> bool:
+    return type(value) in (int, float) and 0 < value < 2**31
+
+
+def _share(value) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1
+
+
+def _flag(value) -> bool:
+    return type(value) is bool
+
+
+ARGUMENTS = {  # of DENet, input_shape in two, and what they can be
+    "seq_len": _count,
+    "samples": _count,
+    "n_classes": _count,
+    "sr": _rate,
+    "before_pooling": _flag,
+    "dropout": _share,
+    "train_attention": _flag,
+    "attention_dropout": _flag,
+    "n_filters": _count,
+    "gru_units": _count,
+    "dense_units": _counts,
 }
 
 
@@ -73,8 +97,8 @@ def shapes(config: dict) -> dict[str, tuple[int, ...]]:
     return {name: result[name] for name in NAMES}
 
 
-def facts(path, config: dict) -> dict:
-    """`config`, as a file states it, in the form of `Weights.known`, keys that DENet does not have left out.
+def facts(source: Path | str, config: dict) -> dict:
+    """`config`, as `source` states it, in the form of `Weights.known`; keys that DENet does not have are left out.
 
     Raises WeightsError on values that no DENet can have.
     """
@@ -82,15 +106,11 @@ def facts(path, config: dict) -> dict:
     shape = config.pop("input_shape", None)
     if shape is not None:
         if not isinstance(shape, list | tuple) or len(shape) not in (2, 3) or tuple(shape[2:]) not in ((), (1,)):
-            raise WeightsError(f"{path}: states the input shape {shape!r}; expected [seq_len, samples, 1]")
+            raise WeightsError(f"{source}: states the input shape {shape!r}; expected [seq_len, samples, 1]")
         config |= {key: size for key, size in zip(("seq_len", "samples"), shape[:2], strict=True) if size is not None}
-    known = {key: config[key] for key in TYPES if key in config}
-    for key, value in known.items():
-        numbers = value if isinstance(value, list) and len(value) == 2 else [value]
-        right = isinstance(value, TYPES[key]) and (TYPES[key] is bool) == isinstance(value, bool)
-        low = -1e-9 if key == "dropout" else 0
-        if not right or not all(type(n) in (int, float, bool) and low < n < 1e9 for n in numbers if TYPES[key] is not bool):
-            raise WeightsError(f"{path}: states {key} = {value!r}, which no DENet has")
+    known = {key: config[key] for key in ARGUMENTS if key in config}
+    if wrong := [key for key, value in known.items() if not ARGUMENTS[key](value)]:
+        raise WeightsError(f"{source}: {wrong[0]} = {known[wrong[0]]!r}, which no DENet has")
     return known
 
 
@@ -109,19 +129,19 @@ def resolve(weights: Weights, asked: dict) -> tuple[dict, list[str]]:
         if said.get(key, value) != value:
             held = _shown(key, said[key])
             raise WeightsError(f"{weights.path}: {OPTIONS[key]} is {_shown(key, value)}, but the file has {held}")
-    said |= asked
+    said |= facts("the options", asked)
     said |= _frame(weights, said)
     notes = []
     if "samples" not in weights.known and "samples" not in asked:
-        notes.append(f"frame length {said['samples']} samples, the roundest that fits; {OPTIONS['samples']} says otherwise")
+        roundest = f"samples = {said['samples']}, the roundest of the frame lengths that fit"
+        notes.append(f"{roundest}; say {OPTIONS['samples']} if it is another")
     for key, value in DEFAULTS.items():
         if key not in said:
             said[key] = value
             if key in OPTIONS:
-                notes.append(f"{key} = {value}, not in the file; {OPTIONS[key]} says otherwise")
+                notes.append(f"{key} = {value}, which the file does not tell; say {OPTIONS[key]} if it is another")
     config = {"input_shape": [said.pop("seq_len"), said.pop("samples"), 1]}
-    order = "n_classes sr before_pooling dropout train_attention attention_dropout n_filters gru_units dense_units".split()
-    return config | {key: said[key] for key in order}, notes
+    return config | {key: said[key] for key in ARGUMENTS if key in said}, notes
 
 
 def check(weights: Weights, config: dict) -> None:

@@ -43,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
         if len(results.recordings) and args.report:
             model, folder = detect_batch.load_model(job), args.output / "report"
             detect_report.write(results, model, folder, args.time_expansion, reference)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     except BrokenProcessPool:
         print("error: a process died, perhaps for want of memory; try fewer --jobs", file=sys.stderr)
         return 2

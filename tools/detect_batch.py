@@ -167,7 +167,7 @@ def _plan(
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     length = round(PART_SECONDS * model.sr / model.samples)
     recordings, failures = {}, {}
-    for path in paths:
+    for path in tqdm(paths, desc="headers", unit="file", leave=False):
         try:
             total = count_frames(model, path, job.time_expansion)
         except audio.AudioError as error:
@@ -205,9 +205,10 @@ def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, st
         for part, failure in zip(todo, outcomes, strict=True):
             if failure:
                 failures[part.path] = failure
-            bar.update(frame * (part.stop - part.start))
-            factor = (time.perf_counter() - started) / (bar.n - bar.initial)
-            bar.set_postfix_str(f"real-time factor {factor:.3f}")
+            seconds = frame * (part.stop - part.start)
+            factor = (time.perf_counter() - started) / (bar.n - bar.initial + seconds)
+            bar.set_postfix_str(f"real-time factor {factor:.3f}", refresh=False)
+            bar.update(seconds)
     finally:
         bar.close()
         if executor:
@@ -216,9 +217,9 @@ def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, st
 
 
 def _start(threads: int) -> None:
-    """Set up a worker: its share of the threads, Ctrl-C left to the parent, an end when the parent ends."""
+    """Set up a worker: its share of the threads, a quiet end at Ctrl-C and when the parent ends."""
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 

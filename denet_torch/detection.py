@@ -98,7 +98,7 @@ def frame_probabilities(
     """Class probabilities (frames, n_classes), float32, of the frames `start` to `stop` of a recording.
 
     They equal the same slice of the whole recording's, bit for bit. `hop`: frames from one sequence to the next, half a
-    sequence by default. `batch_size`: sequences computed at once (2 on a CPU, where more only cost memory, 64
+    sequence by default. `batch_size`: sequences computed at once (8 on a CPU, where more only cost memory, 64
     on a GPU). Only their samples are held in memory. Raises AudioError.
     """
     total = count_frames(model, path, time_expansion)
@@ -108,7 +108,7 @@ def frame_probabilities(
     if not 0 < hop <= model.seq_len:
         raise ValueError(f"hop is {hop} frames; sequences of {model.seq_len} frames need 1 to {model.seq_len}")
     parameter = next(model.parameters())
-    batch_size = batch_size or (2 if parameter.device.type == "cpu" else 64)
+    batch_size = batch_size or (8 if parameter.device.type == "cpu" else 64)
 
     number = -(-(total - seq_len) // hop) + 1  # sequences in the recording
     nearest = max(0, (start - seq_len) // hop)  # the last one that may end before `start`

@@ -4,7 +4,7 @@ Both load the same windows (10 x 50 ms of 250 kHz recordings, resampled to 16 kH
 data loader with two workers, in turns, so that a busy machine slows both; medians are printed. Then one
 loader runs on and the memory of its workers is printed at intervals.
 
-Example: python -m tools.benchmark_windows --rounds 7 --memory-windows 20000
+Example: python -m tools.benchmark_windows --rounds 5 --memory-windows 20000
 """
 
 import argparse
@@ -21,6 +21,7 @@ import soundfile
 import torch
 import torchaudio
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from training.collection import open_collection
 from training.labels import Labeller
@@ -68,9 +69,10 @@ def write_recordings(folder: Path, lengths: np.ndarray) -> None:
 
 
 def windows_per_second(dataset: RandomWindows) -> float:
-    """After the first batch, which waits for the workers to start."""
+    """Once all workers are running: a worker's start takes as long as many windows."""
     batches = iter(DataLoader(dataset, 16, num_workers=WORKERS))
-    next(batches)
+    for _ in range(4 * WORKERS):
+        next(batches)
     started = time.perf_counter()
     windows = sum(len(batch["labels"]) for batch in batches)
     return windows / (time.perf_counter() - started)
@@ -92,8 +94,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each loader (default: 7)")
-    parser.add_argument("--windows", type=int, default=320, help="windows a turn (default: 320)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each loader (default: 5)")
+    parser.add_argument("--windows", type=int, default=960, help="windows a turn (default: 960)")
     parser.add_argument("--recordings", type=int, default=60, help="default: 60")
     parser.add_argument(
         "--seconds",
@@ -113,7 +115,7 @@ def main() -> None:
         write_recordings(Path(folder), lengths)
         collection = open_collection(folder)
         rows, labeller = np.arange(len(collection.recordings)), Labeller(collection)
-        for turn in range(args.rounds):
+        for turn in tqdm(range(args.rounds), desc="rounds"):
             for name, kind in kinds.items():
                 dataset = kind(collection, rows, labeller, length=args.windows, seed=turn)
                 rates[name].append(windows_per_second(dataset))

@@ -1,6 +1,7 @@
 """A run that is killed, told to stop, or finds a damaged checkpoint ends with the weights of one that was left alone."""
 
 import errno
+import io
 import multiprocessing
 import os
 import random
@@ -143,16 +144,23 @@ def test_last_few_checkpoints_are_kept(tmp_path):
     assert [path.name[:14] for path in checkpoints.newest_first(tmp_path)] == ["step-000000015", "step-000000010"]
 
 
-def test_full_disk_keeps_the_checkpoints_there_are(tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["write", "fsync"])
+def test_full_disk_keeps_the_checkpoints_there_are(tmp_path, monkeypatch, where):
     checkpoints.save(tmp_path, {"step": 1}, 1, keep=1)
     before = list(tmp_path.iterdir())
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    class FullFile(io.FileIO):
+        write = full
+
+    if where == "fsync":
+        monkeypatch.setattr(os, "fsync", full)
+    else:
+        monkeypatch.setattr(checkpoints, "open", FullFile, raising=False)
     with pytest.raises(TrainingError, match="step 2 cannot be written \\(No space left on device\\)"):
-        checkpoints.save(tmp_path, {"step": 2}, 2, keep=1)
+        checkpoints.save(tmp_path, {"step": 2, "model": torch.nn.Linear(300, 300)}, 2, keep=1)
     assert list(tmp_path.iterdir()) == before
 
 

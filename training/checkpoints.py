@@ -30,8 +30,10 @@ def save(folder: Path, state: dict[str, Any], step: int, keep: int) -> None:
             os.fsync(file.fileno())
         path = folder / f"step-{step:09d}-{_digest(partial)}.ckpt"
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+    except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            error = error.__context__  # torch's writer hides a full disk behind an error of its own
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise TrainingError(f"{folder}: the checkpoint of step {step} cannot be written ({reason})") from None
     others = [other for other in newest_first(folder) if other != path]

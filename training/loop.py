@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -361,7 +362,7 @@ class Trainer:
             progress.best, progress.best_epoch = score, record["epoch"]
             progress.decoding = dataclasses.asdict(decoding)
             self.model.detection = {"labels": list(data.classes)} | progress.decoding
-            on_zero(self.fabric, checkpoint.save, self.model, self.out / WEIGHTS)
+            on_zero(self.fabric, self._save_weights)
         progress.epochs.append(record)
         progress.epoch, progress.epoch_step, progress.single_class = progress.epoch + 1, 0, 0
         return score
@@ -388,6 +389,13 @@ class Trainer:
 
     def _save(self) -> None:
         on_zero(self.fabric, checkpoints.save, self.out, self.state, self.progress.step, self.config.keep)
+
+    def _save_weights(self) -> None:
+        path = self.out / WEIGHTS
+        try:
+            checkpoint.save(self.model, path)
+        except (SafetensorError, OSError) as error:
+            raise TrainingError(f"{path}: cannot be written ({error})") from None
 
     def result(self) -> Result:
         """Evaluate the best weights on the test split and write scores.json."""

@@ -8,7 +8,6 @@ import re
 import sys
 
 from lightning_fabric.utilities.rank_zero import rank_zero_only
-from safetensors import SafetensorError
 
 from denet_torch import detect
 from denet_torch.audio import AudioError
@@ -20,7 +19,7 @@ from .report import write_report
 from .runs import Stopped
 from .tables import CollectionError
 
-USER_ERRORS = (TrainingError, CollectionError, AudioError, CheckpointError, SafetensorError, OSError)
+USER_ERRORS = (TrainingError, CollectionError, AudioError, CheckpointError, OSError)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -82,31 +82,27 @@ def attention(model: denet_torch.DENet, waveform: np.ndarray) -> tuple[np.ndarra
     return weights[:, order].T.float().cpu().numpy(), centres[order].cpu().numpy()
 
 
-def _write_pages(results, model, folder, row, name, time_expansion, reference) -> list[str]:
-    """Write the pages of one recording; their paths below `folder`."""
-    probabilities = results.probabilities(row.file)[:, 1:].sum(axis=1)
-    seconds = min(PAGE_SECONDS, PAGE_SAMPLES / row.samplerate)
-    length = max(1, int(seconds / results.frame))  # frames in a page
-    firsts = range(0, len(probabilities), length)
+def _write_pages(
+    results: Results,
+    model: denet_torch.DENet,
+    folder: Path,
+    row,
+    name: str,
+    time_expansion: float,
+    reference: pd.DataFrame | None,
+) -> list[str]:
+    """Write the pages of the recording in `row` of `results.recordings`; their paths below `folder`."""
+    length = max(1, int(min(PAGE_SECONDS, PAGE_SAMPLES / row.samplerate) / results.frame))  # frames in a page
+    call = results.probabilities(row.file)[:, 1:].sum(axis=1)
+    firsts = range(0, len(call), length)
     paths = [f"{name}.html" if i == 0 else f"{name}.{i + 1}.html" for i in range(len(firsts))]
+    template = (TEMPLATES / "detect_report.html").read_text(encoding="utf-8")
     events = results.events[results.events.file == row.file]
-    if reference is not None:
-        reference = reference[reference.file == row.file]
     for i, first in enumerate(firsts):
-        start = first * results.frame
-        end = min(row.duration, start + length * results.frame)
-        samples = round(start * row.samplerate), round((end - start) * row.samplerate)
-        waveform = audio.read(row.file, *samples, time_expansion=time_expansion)
-        heard = round(start * model.sr), round((end - start) * model.sr)
-        heard = audio.read(row.file, *heard, rate=model.sr, time_expansion=time_expansion)
-        weights, centres = attention(model, heard)
-        weights = np.sqrt(weights)  # few bands have most of it
-        levels = spectrogram(waveform, row.samplerate, int(np.clip(250 * (end - start), 1200, 15_000)))
         last = i == len(firsts) - 1
-        peak = np.abs(waveform).max()
-        sound = (waveform / (peak or 1) * 32767).astype("<i2")
-        up = "../" * (len(Path(name).parts) - 1)
-        page = {
+        start = first * results.frame
+        end = row.duration if last else start + length * results.frame
+        page = _sound(model, row, start, end, time_expansion) | {
             "file": row.file,
             "rate": row.samplerate,
             "start": start,
@@ -115,29 +111,44 @@ def _write_pages(results, model, folder, row, name, time_expansion, reference) -
             "threshold": results.decoding.threshold,
             "low_threshold": results.decoding.low_threshold or results.decoding.threshold,
             "labels": results.labels[1:],
-            "probabilities": probabilities[first : first + length].round(4).tolist(),
+            "probabilities": call[first : first + length].round(4).tolist(),
             "events": _within(events, start, end, last, ["onset", "offset", "label", "score"]),
-            "reference": None
-            if reference is None
-            else _within(reference, start, end, last, ["onset", "offset", "label"]),
-            "samples": _url("application/octet-stream", sound.tobytes()),
-            "spectrogram": _picture(levels, max(np.median(levels), levels.max() - 80), "jpg"),
-            "attention": _picture(weights, weights.min(), "png"),
-            "bands": [
-                ((k + 0.5) / len(centres), round(float(centres[k]) / 1000, 1))
-                for k in np.linspace(0, len(centres) - 1, 5).round().astype(int)
-            ],
-            "index": f"{up}index.html",
+            "reference": None,
+            "index": "../" * (len(Path(name).parts) - 1) + "index.html",
             "previous": _link(Path(paths[i - 1]).name) if i > 0 else None,
-            "next": _link(Path(paths[i + 1]).name) if i + 1 < len(paths) else None,
+            "next": None if last else _link(Path(paths[i + 1]).name),
             "save_as": Path(paths[i]).stem + ".corrected.csv",
         }
+        if reference is not None:
+            given = reference[reference.file == row.file]
+            page["reference"] = _within(given, start, end, last, ["onset", "offset", "label"])
+        # What the browser keeps belongs to these events of this recording.
         page["id"] = hashlib.sha256(json.dumps([row.file, page["events"]]).encode()).hexdigest()
-        text = json.dumps(page, allow_nan=False).replace("<", "\\u003c")  # nothing in it can end the script element
-        template = (TEMPLATES / "detect_report.html").read_text(encoding="utf-8")
+        text = json.dumps(page, allow_nan=False).replace("<", "\\u003c")  # it cannot end the script element
         with replacing(folder / paths[i]) as file:
             file.write_text(template.replace("__DATA__", text), encoding="utf-8")
     return paths
+
+
+def _sound(model: denet_torch.DENet, row, start: float, end: float, time_expansion: float) -> dict:
+    """Samples, spectrogram and attention of a recording from `start` to `end` (s), as they are in a page."""
+
+    def part(rate: int) -> tuple[int, int]:
+        return round(start * rate), round(end * rate) - round(start * rate)
+
+    waveform = audio.read(row.file, *part(row.samplerate), time_expansion=time_expansion)
+    heard = audio.read(row.file, *part(model.sr), rate=model.sr, time_expansion=time_expansion)
+    levels = spectrogram(waveform, row.samplerate, int(np.clip(250 * (end - start), 1200, 15_000)))
+    weights, centres = attention(model, heard)
+    weights = np.sqrt(weights)  # few bands have most of it
+    sound = (waveform / (np.abs(waveform).max() or 1) * 32767).astype("<i2")
+    marks = np.linspace(0, len(centres) - 1, 5).round().astype(int)
+    return {
+        "samples": _url("application/octet-stream", sound.tobytes()),
+        "spectrogram": _picture(levels, max(np.median(levels), levels.max() - 80), "jpg"),
+        "attention": _picture(weights, weights.min(), "png"),
+        "bands": [((k + 0.5) / len(centres), round(float(centres[k]) / 1000, 1)) for k in marks],
+    }
 
 
 def _within(table: pd.DataFrame, start: float, end: float, last: bool, columns: list[str]) -> list[dict]:

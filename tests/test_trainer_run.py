@@ -111,6 +111,7 @@ def test_help_explains_every_option(capsys):
         (["--learning-rate", "nan"], "learning_rate"),
         (["--subset", "2"], "--subset is 2.0; it must be at most 1"),
         (["--epochs", "many"], "epochs"),
+        (["--snr-db", "20", "10"], "--snr-db takes the lowest and the highest ratio"),
         (["--dropout", "1"], "--dropout is 1.0; it must be at least 0 and below 1"),
         (["--task", "species"], "task"),
         (["--no-such-option"], "--no-such-option"),

@@ -28,7 +28,8 @@ class Config:
     data_dir: Path | None = option(
         None, "folder in the flying-fox layout; without it a synthetic set is written and used"
     )
-    recordings: int = option(160, "recordings of the synthetic set")
+    recordings: int = option(400, "recordings of the synthetic set")
+    snr_db: list[float] = option([10, 20], "lowest and highest signal-to-noise ratio of the synthetic set's calls")
     task: Literal["call", "context", "emitter"] = option(
         "call", "what a frame is labelled with: call, context or emitter"
     )
@@ -65,8 +66,8 @@ class Config:
     )
 
     # training
-    epochs: int = option(8, "passes over the training windows")
-    epoch_windows: int = option(160, "sequences drawn in an epoch")
+    epochs: int = option(4, "passes over the training windows")
+    epoch_windows: int = option(480, "sequences drawn in an epoch")
     batch_size: int = option(8, "sequences in a batch of one device")
     accumulate: int = option(1, "batches whose gradients are summed before a step of the optimizer")
     loss: str = option("cross_entropy", "name of the loss: cross_entropy or focal")
@@ -127,6 +128,8 @@ class Config:
                 raise TrainingError(f"{flag(name)} is {getattr(self, name)}; it must be above 0")
         if self.subset > 1:
             raise TrainingError(f"--subset is {self.subset}; it must be at most 1")
+        if len(self.snr_db) != 2 or not self.snr_db[0] <= self.snr_db[1]:
+            raise TrainingError("--snr-db takes the lowest and the highest ratio")
         if not 0 <= self.dropout < 1:
             raise TrainingError(f"--dropout is {self.dropout}; it must be at least 0 and below 1")
 

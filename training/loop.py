@@ -117,7 +117,8 @@ def get_fabric(config: Config) -> Fabric:
 
 def data_root(config: Config) -> Path:
     """Folder of the collection."""
-    return config.data_dir or Path("data") / f"synthetic-{config.recordings}"
+    low, high = config.snr_db
+    return config.data_dir or Path("data") / f"synthetic-{config.recordings}-{low:g}to{high:g}dB"
 
 
 def prepare_data(config: Config) -> None:
@@ -125,7 +126,7 @@ def prepare_data(config: Config) -> None:
     root = data_root(config)
     if config.data_dir is None and not root.exists():
         try:
-            make_dataset(root, config.recordings)
+            make_dataset(root, config.recordings, snr_db=tuple(config.snr_db))
         except ValueError as error:
             raise TrainingError(f"--recordings: {error}") from None
     open_collection(root)

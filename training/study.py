@@ -61,7 +61,8 @@ def study(config: StudyConfig) -> pd.DataFrame:
     """Train what is not trained yet, score it and write the table and the plot. Raises what `train` raises."""
     data = config.out / "data"
     if not data.exists():
-        make_dataset(data, config.recordings, seed=0, background=config.background)
+        low, high = BANDS[0][0], BANDS[-1][1]
+        make_dataset(data, config.recordings, seed=0, background=config.background, snr_db=(low, high))
     tests = {band: _band(config, band, number) for number, band in enumerate(BANDS)}
     shared = Config(**{field.name: getattr(config, field.name) for field in fields(Config)})
     rows = []

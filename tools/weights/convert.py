@@ -8,7 +8,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from . import Weights, WeightsError
-from .architecture import attention_steps, check, lacks_attention, resolve
+from .architecture import check, lacks_attention, resolve
 from .files import line, replacing
 from .keras_h5 import read_keras_h5, write_keras_h5
 from .keras_v3 import read_keras, read_weights_h5, write_keras, write_weights_h5
@@ -105,7 +105,6 @@ def _fresh_attention(config: dict, dtype: np.dtype) -> dict[str, np.ndarray]:
     from denet_torch.layers import DELayer
 
     samples = config["input_shape"][1]
-    assert attention_steps(samples, config["before_pooling"]) >= 1
     torch.manual_seed(0)
     layer = DELayer(samples if config["before_pooling"] else samples // 3)
     return {f"attention.{name}": tensor.numpy().astype(dtype) for name, tensor in layer.state_dict().items()}

@@ -5,7 +5,6 @@ Layer names carry whatever counters their process had reached, so that layers ar
 
 import json
 import re
-from itertools import chain
 from pathlib import Path
 
 import h5py
@@ -62,7 +61,7 @@ def read_keras_h5(path: Path) -> Weights:
         names = [f"{part}.{leaf}" for part in BLOCKS[block] for leaf in LAYERS[part]]
         kinds, expected = [_kind(name) for name in found], [keras_name(name).rsplit("/")[-1] for name in names]
         if kinds != expected:
-            raise WeightsError(f"{path}: the layer {layer} holds {_list(kinds)} where {block} has {_list(expected)}")
+            raise WeightsError(f"{path}: the layer {layer} holds {', '.join(kinds)} where {block} has {', '.join(expected)}")
         for name, (origin, array) in zip(names, found.items(), strict=True):
             weights.tensors[name] = transposed(name, array)
             weights.origin[name] = origin
@@ -115,21 +114,15 @@ def _kind(name: str) -> str:
     return re.sub(r"^layer_norm(_\d+)?_", "", name.rsplit("/", 1)[-1].split(":")[0])
 
 
-def _list(kinds: list[str]) -> str:
-    return ", ".join(kinds)
-
-
 def _known(path: Path, model_config: str) -> dict:
     """What the configuration in a `save` file tells about the architecture."""
     try:
-        layers = [layer for layer in json.loads(model_config)["config"]["layers"]]
+        layers = json.loads(model_config)["config"]["layers"]
         wrapped = [layer["config"].get("layer", layer) for layer in layers]
         kinds = [layer["class_name"] for layer in wrapped]
         known = {"before_pooling": kinds.index("DELayer") < kinds.index("MaxPooling1D")} if "DELayer" in kinds else {}
-        settings = list(chain.from_iterable(layer["config"].items() for layer in layers[:1] + wrapped))
-        shapes = [value for key, value in settings if key in ("batch_input_shape", "batch_shape")]
-        if shapes:
-            known["input_shape"] = shapes[0][1:]
+        if shape := layers[0]["config"].get("batch_input_shape"):
+            known["input_shape"] = shape[1:]
         rates = [layer["config"]["rate"] for layer in wrapped if layer["class_name"] in ("SpatialDropout1D", "Dropout")]
         known["dropout"] = float(rates[0]) if rates else 0.0
         sinc = wrapped[kinds.index("SincConv1D")]["config"] if "SincConv1D" in kinds else {}

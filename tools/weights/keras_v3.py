@@ -5,6 +5,7 @@ Weights are numbered within objects, and objects are named by the attributes or 
 
 import io
 import json
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -56,8 +57,6 @@ def write_weights_h5(tensors: dict[str, np.ndarray], config: dict, path: Path) -
 
 def write_keras(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None:
     """The archive from which tf_keras's `load_model` rebuilds the `reference_tf` model (after `import reference_tf`)."""
-    import zipfile
-
     dtype = tensors["conv1.weight"].dtype.name
     description = {
         "module": "reference_tf",

@@ -32,7 +32,7 @@ def _read(path: Path, index: Path) -> Weights:
     import tensorflow as tf
 
     prefix = index.with_suffix("")
-    size = sum(part.stat().st_size for part in prefix.parent.glob(f"{prefix.name}.data-*"))
+    size = sum(part.stat().st_size for part in index.parent.iterdir() if part.name.startswith(f"{prefix.name}.data-"))
     weights = Weights(path, {}, {})
     try:
         reader = tf.train.load_checkpoint(str(prefix))

@@ -190,7 +190,7 @@ def count_rows_and_pairs(text):
     return len(lines), pairs
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(file_info=file_info_rows, annotations=annotation_rows)
 def test_rows_read_are_rows_kept_and_rows_reported(pool, file_info, annotations):
     text = ["\n".join(",".join(row) for row in table) for table in (file_info, annotations)]
@@ -212,7 +212,7 @@ def test_rows_read_are_rows_kept_and_rows_reported(pool, file_info, annotations)
         assert spans["recording"].is_monotonic_increasing
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.lists(st.tuples(st.integers(0, 43), st.integers(0, 255)), max_size=4),
     length=st.integers(0, 244),

@@ -1,4 +1,6 @@
 import itertools
+import re
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torchaudio
 from data_cases import make_collection
 from torch.utils.data import DataLoader
 
+from tools import benchmark_windows
 from training.collection import open_collection
 from training.labels import IGNORE, Labeller
 from training.mixing import Background, Mixer
@@ -198,6 +201,15 @@ def test_backgrounds_are_mixed_in(made, tmp_path):
     assert kinds == {True, False}
     batch = next(iter(DataLoader(mixed, 8)))
     assert len(batch["mix"]["background"]) == 8
+
+
+def test_the_benchmark_prints_rates_and_memory(monkeypatch, capsys):
+    words = "--rounds 1 --windows 160 --recordings 6 --memory-windows 320".split()
+    monkeypatch.setattr(sys, "argv", ["benchmark_windows", *words])
+    benchmark_windows.main()
+    out = capsys.readouterr().out
+    assert re.search(r"seeking to the window +[1-9]\d* windows/s", out)
+    assert re.search(r"320 windows: workers hold \d+\.\d MB", out)
 
 
 def test_open_datasets(collection):

@@ -104,7 +104,6 @@ def main() -> None:
     )
     parser.add_argument("--memory-windows", type=int, default=20_000, help="default: 20000")
     args = parser.parse_args()
-    torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     lengths = np.clip(2.4 * np.exp(0.8 * rng.standard_normal(args.recordings)), 0.02, 34)
     if args.seconds:

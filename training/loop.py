@@ -38,6 +38,7 @@ from .metrics import predict as answers
 from .mixing import Mixer, find_backgrounds
 from .registry import get_loss, get_model, get_optimizer, get_schedule
 from .runs import Stopped, describe, on_zero, run_folder, sigterm
+from .splits import write_split
 from .synthetic import make_dataset
 from .windows import Datasets, ExhaustiveWindows, Sampling, open_datasets
 
@@ -231,6 +232,7 @@ class Trainer:
     def _describe(self) -> None:
         index = self.data.collection.root / INDEX_NAME
         describe(self.out, self.config, hashlib.sha256(index.read_bytes()).hexdigest(), self.data.split.version)
+        write_split(self.data.split, self.data.collection, self.out)
 
     # the run
 

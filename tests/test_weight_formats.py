@@ -74,12 +74,28 @@ def test_these_formats_hold_the_whole_architecture(tmp_path_factory, ending, con
     assert found == config and not notes
 
 
-def test_written_by_the_converter_or_by_save_is_the_same(tmp_path):
+@pytest.mark.parametrize("detection", [None, {"threshold": 0.7}])
+def test_written_by_the_converter_or_by_save_is_the_same(tmp_path, detection):
     model = DENet(**SMALL)
+    model.detection = detection
     save(model, tmp_path / "a.safetensors")
     convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     with safe_open(tmp_path / "a.safetensors", "np") as a, safe_open(tmp_path / "b.safetensors", "np") as b:
         assert a.metadata() == b.metadata()  # the checksum among it
+
+
+def test_how_answers_are_read_travels_along(tmp_path):
+    model = DENet(**SMALL)
+    model.detection = {"labels": ["none", "bark", "sqüeak"], "threshold": 0.7}
+    save(model, tmp_path / "a.safetensors")
+    for source, target in ((".safetensors", ".npz"), (".npz", ".safetensors"), (".safetensors", ".onnx")):
+        *_, notes = convert(tmp_path / f"a{source}", tmp_path / f"a{target}")
+        assert not notes
+    assert load(tmp_path / "a.safetensors").detection == model.detection
+    metadata = {p.key: p.value for p in onnx.load(tmp_path / "a.onnx").metadata_props}
+    assert json.loads(metadata["detection"]) == model.detection
+    *_, notes = convert(tmp_path / "a.npz", tmp_path / "a.keras")
+    assert notes == [".keras has no place for the class names and the threshold that belong to these weights"]
 
 
 def test_pt_is_a_state_dict_for_a_strict_load(tmp_path):

@@ -19,7 +19,8 @@ class WeightsError(ValueError):
 class Weights:
     """What a file holds: `tensors` by the port's names, the `origin` of each (its name in the file), and the arguments of
     DENet that the file states (`known`), `input_shape` as `seq_len` and `samples`. `recorded`: inputs (batch, seq_len,
-    samples, 1) and what the model that owns the weights predicted for them, where the file has them."""
+    samples, 1) and what the model that owns the weights predicted for them, where the file has them. `detection`: the JSON of
+    `DENet.detection`, "" where there is none."""
 
     path: Path
     tensors: dict[str, np.ndarray]
@@ -27,3 +28,4 @@ class Weights:
     known: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     recorded: tuple[np.ndarray, np.ndarray] | None = None
+    detection: str = ""

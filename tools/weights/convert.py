@@ -43,6 +43,7 @@ WRITERS = {
     ".pt2": _later("torch_files", "write_pt2"),
     ".onnx": _later("onnx_file", "write_onnx"),
 }
+HOLD_DETECTION = (".safetensors", ".npz", ".onnx")
 
 
 def convert(
@@ -54,18 +55,21 @@ def convert(
     DENet's arguments (the keys of `architecture.OPTIONS`), checked against the file. Returns the weights, the
     configuration and what the user should know. Raises WeightsError; `target` is then as it was.
     """
-    write = WRITERS[ending(WRITERS, target, "written")]
+    format = ending(WRITERS, target, "written")
     if not target.absolute().parent.is_dir():
         raise WeightsError(f"{target}: there is no folder {target.parent}")
     weights, config, notes = read_whole(source, attention, asked or {})
     try:
         with replacing(target) as temporary:
-            write(weights.tensors, config, temporary)
+            detection = [weights.detection] if format in HOLD_DETECTION else []
+            WRITERS[format](weights.tensors, config, temporary, *detection)
     except ImportError as error:
         raise WeightsError(f"{target}: {error.name} is needed to write it, and not installed") from None
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{target}: cannot be written ({line(error)})") from None
-    if write is write_keras_h5:
+    if weights.detection and format not in HOLD_DETECTION:
+        notes.append(f"{format} has no place for the class names and the threshold that belong to these weights")
+    if format == ".h5":
         notes.append("the original's .h5 has no place for the attention's weights; convert to .npz too to keep them")
     return weights, config, notes
 

@@ -20,10 +20,11 @@ def read_npz(path: Path) -> Weights:
     """Weights of an .npz that `keras224_export.export` or `write_npz` wrote. Raises WeightsError."""
     arrays = read_arrays(path)
     known, recorded = _known(path, arrays.pop("config", None)), _recorded(arrays)
+    detection = str(arrays.pop("detection", ""))
     arrays = {name: array for name, array in arrays.items() if name not in ("x", "y")}
     if unknown := [name for name in arrays if name not in PORT_NAMES]:
         raise WeightsError(f"{path}: {unknown[0]} is no weight of a DENet")
-    weights = Weights(path, {}, {}, known, recorded=recorded)
+    weights = Weights(path, {}, {}, known, recorded=recorded, detection=detection)
     for origin, array in arrays.items():
         name = PORT_NAMES[origin]
         weights.tensors[name], weights.origin[name] = transposed(name, array), origin
@@ -50,11 +51,12 @@ def read_attention_npz(path: Path) -> Weights:
     return weights
 
 
-def write_npz(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None:
+def write_npz(tensors: dict[str, np.ndarray], config: dict, path: Path, detection: str = "") -> None:
     """Every weight and the architecture; `keras224_export.restore` puts them into a live original model."""
     arrays = {keras_name(name): transposed(name, tensors[name]) for name in NAMES}
+    texts = {"config": json.dumps(config)} | ({"detection": detection} if detection else {})
     with open(path, "wb") as file:
-        np.savez(file, config=np.array(json.dumps(config)), **arrays)
+        np.savez(file, **{name: np.array(text) for name, text in texts.items()}, **arrays)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from .torch_files import exportable
 OPSET = 20
 
 
-def write_onnx(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None:
+def write_onnx(tensors: dict[str, np.ndarray], config: dict, path: Path, detection: str = "") -> None:
     """Input "waveform" (batch, frames, samples), output "logits" (batch, frames, n_classes); `config` in the metadata."""
     net = exportable(tensors, config)
     net.gru = OnnxGRU(net.gru)
@@ -35,7 +35,7 @@ def write_onnx(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None
             dynamic_shapes={"x": {0: "batch", 1: "frames"}},
             verbose=False,
         )
-    program.model.metadata_props["denet"] = json.dumps(config)
+    program.model.metadata_props.update({"denet": json.dumps(config), "detection": detection})
     program.save(path, external_data=False)
 
 

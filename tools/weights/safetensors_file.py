@@ -26,7 +26,8 @@ def read_safetensors(path: Path) -> Weights:
         raise WeightsError(f"{path}: cannot be read as safetensors ({line(error)})") from None
     if not {"denet", "sha256"} <= metadata.keys():
         raise WeightsError(f"{path}: has no DENet architecture in its metadata")
-    if checksum(metadata["denet"] + metadata.get("detection", ""), tensors) != metadata["sha256"]:
+    detection = metadata.get("detection", "")
+    if checksum(metadata["denet"] + detection, tensors) != metadata["sha256"]:
         raise WeightsError(f"{path}: damaged, its checksum does not match")
     if unknown := tensors.keys() - set(NAMES):
         raise WeightsError(f"{path}: {min(unknown)} is no weight of a DENet")
@@ -34,16 +35,17 @@ def read_safetensors(path: Path) -> Weights:
         config = dict(json.loads(metadata["denet"]))
     except (ValueError, TypeError, RecursionError) as error:
         raise WeightsError(f"{path}: its architecture cannot be read ({line(error)})") from None
-    weights = Weights(path, tensors, {name: name for name in tensors}, facts(path, config))
+    weights = Weights(path, tensors, {name: name for name in tensors}, facts(path, config), detection=detection)
     check_types(weights)
     return weights
 
 
-def write_safetensors(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None:
+def write_safetensors(tensors: dict[str, np.ndarray], config: dict, path: Path, detection: str = "") -> None:
     """The file that `denet_torch.load` rebuilds the model from."""
     tensors = {name: np.ascontiguousarray(tensors[name]) for name in NAMES}
     text = json.dumps(config)
-    save_file(tensors, path, {"format": "pt", "denet": text, "sha256": checksum(text, tensors)})
+    metadata = {"format": "pt", "denet": text, "sha256": checksum(text + detection, tensors)}
+    save_file(tensors, path, metadata | ({"detection": detection} if detection else {}))
 
 
 def checksum(text: str, tensors: dict[str, np.ndarray]) -> str:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from denet_torch.layers import Bidirectional
 
-from .torch_files import exportable
+from .torch_files import model
 
 OPSET = 20
 
 
 def write_onnx(tensors: dict[str, np.ndarray], config: dict, path: Path, detection: str = "") -> None:
     """Input "waveform" (batch, frames, samples), output "logits" (batch, frames, n_classes); `config` in the metadata."""
-    net = exportable(tensors, config)
+    net = model(tensors, config)
     net.gru = OnnxGRU(net.gru)
     example = torch.zeros(2, 3, net.samples, dtype=net.conv1.weight.dtype)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it speaks of other people's operators

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 import denet_torch
-from denet_torch.layers import softmax
 
 from . import Weights, WeightsError
 from .architecture import check_types
@@ -47,7 +46,7 @@ def write_pt(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None:
 
 def write_pt2(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None:
     """A `torch.export` program: waveforms (any batch, seq_len, samples) of the configured length to logits."""
-    net = exportable(tensors, config)
+    net = model(tensors, config)
     example = torch.zeros(2, net.seq_len, net.samples, dtype=net.conv1.weight.dtype)
     program = torch.export.export(net, (example,), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
     with open(path, "wb") as file:
@@ -62,10 +61,3 @@ def model(tensors: dict[str, np.ndarray], config: dict) -> denet_torch.DENet:
     state |= {name: torch.zeros((), dtype=torch.int64) for name in result.state_dict() if name.endswith("local_step")}
     result.load_state_dict(state, assign=True)
     return result.eval()
-
-
-def exportable(tensors: dict[str, np.ndarray], config: dict) -> denet_torch.DENet:
-    """`model`, its attention computed for a whole batch at once: a graph would keep the number of the layer's parts."""
-    net = model(tensors, config)
-    net.attention.attention = lambda x: softmax(net.attention.scores(x))
-    return net

@@ -8,16 +8,17 @@ nox.options.default_venv_backend = "none"
 nox.options.sessions = ["tests"]
 
 PYTEST = (sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile")
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}  # for each of the two workers
 
 
 @nox.session
 def tests(session):
     """Every test: parity, units, lint."""
     session.run(sys.executable, "-m", "ruff", "check", ".")
-    session.run(*PYTEST, *session.posargs)
+    session.run(*PYTEST, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
 def parity(session):
     """The parity suite alone; prints and writes the parity report."""
-    session.run(*PYTEST, "parity_tests", *session.posargs)
+    session.run(*PYTEST, "parity_tests", *session.posargs, env=ONE_THREAD)

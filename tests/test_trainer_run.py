@@ -44,6 +44,7 @@ def test_run_writes_what_it_says(finished, collection, capsys):
         "run.json",
         "scores.json",
         "tensorboard",
+        f"split-{finished.data.split.version}.csv",
         WEIGHTS,
         *(path.name for path in checkpoints.newest_first(out)),
     }
@@ -72,7 +73,7 @@ def test_command_prints_scores_beside_the_majoritys_and_events(finished, collect
     assert main(as_options(config)) == 0
     said = capsys.readouterr().out
     assert "frame F1 of calls" in said and "always answering the commonest class: F1 0.000, accuracy 0.9" in said
-    assert "onset" in said or "no events" in said
+    assert "onset" in said or "no events detected" in said
     assert str(tmp_path / "out") in said
 
 
@@ -128,6 +129,7 @@ def test_help_explains_every_option(capsys):
         (["--data-dir", "missing"], "missing: no such folder"),
         (["--amp", "--amp-dtype", "float16"], "--amp-dtype float16 needs a GPU"),
         (["--backgrounds", "missing"], "missing"),
+        (["--detect", "missing.wav"], "missing.wav: no such file"),
     ],
 )
 def test_bad_options_end_in_one_line(collection, tmp_path, capsys, options, line):

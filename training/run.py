@@ -10,7 +10,7 @@ import sys
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from denet_torch import detect
-from denet_torch.audio import AudioError
+from denet_torch.audio import AudioError, probe
 from denet_torch.checkpoint import CheckpointError
 
 from .config import TrainingError, parse
@@ -26,6 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run and print; 0, or 2 after a one-line error."""
     try:
         config = parse(argv, prog="python -m training.run", description=__doc__)
+        for recording in config.detect:
+            probe(recording)  # not after hours of training
         result = train(config)
         if rank_zero_only.rank != 0:
             return 0
@@ -33,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
             write_report(result)
         print(summary(result))
         if config.detect:
-            print(detect(result.model, config.detect).to_string(index=False))
+            events = detect(result.model, config.detect)
+            print(events.to_string(index=False) if len(events) else "no events detected")
     except Stopped as stopped:
         print(stopped)
     except USER_ERRORS as error:
@@ -57,7 +60,7 @@ def summary(result: Result) -> str:
             f"accuracy {frames['accuracy']:.3f}",
             f"  always answering the commonest class: F1 {frames['majority_f1']:.3f}, accuracy {frames['majority_accuracy']:.3f}",
             f"  event F1 {events['f1']:.3f} (200 ms collar)",
-            f"results in {result.out}: weights.safetensors, scores.json, report.html, tensorboard/",
+            f"results in {result.out}: {', '.join(sorted(path.name for path in result.out.glob('[!.]*')))}",
         ]
     )
 

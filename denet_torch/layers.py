@@ -220,7 +220,7 @@ class DELayer(nn.Module):
             return softmax(self.scores(x))  # a loop over chunks would fix the batch size
         # A few frames at a time, each recomputed in the backward pass: what is kept does not grow with the 30 features,
         # and what is worked on stays near the cache of a CPU.
-        budget = 2**21 if x.device.type == "cpu" else 2**27  # numbers in the output of conv1
+        budget = 2**22 if x.device.type == "cpu" else 2**27  # numbers in the output of conv1
         chunks = x.split(max(1, budget // (15 * x.shape[1] * x.shape[2])))
         if torch.is_grad_enabled():
             return softmax(torch.cat([checkpoint(self.scores, chunk, use_reentrant=False) for chunk in chunks]))

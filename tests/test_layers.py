@@ -44,8 +44,8 @@ def test_gru_recurrence_is_gru_steps_forwards_backwards_and_twice_backwards():
 def test_attention_in_chunks_is_attention_at_once():
     torch.manual_seed(0)
     layer = DELayer(4000).double()
-    x = torch.randn(3, 4000, 20, dtype=torch.float64, requires_grad=True)  # large enough for one frame a chunk
-    assert 15 * x[0].numel() > 2**20
+    x = torch.randn(4, 4000, 20, dtype=torch.float64, requires_grad=True)
+    assert 3 * 15 * x[0].numel() < 2**22 < 4 * 15 * x[0].numel()  # chunks of three frames and of one
     at_once = torch.softmax(layer.scores(x), dim=1)
     torch.testing.assert_close(layer.attention(x), at_once)
     expected, actual = (torch.autograd.grad(y[:, 0].sum(), x)[0] for y in (at_once, layer.attention(x)))

@@ -384,7 +384,7 @@ def _outdated(root: Path, index: Path) -> bool:
         facts = json.loads(pq.read_schema(index).metadata[b"collection"])
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return False
-    return facts["version"] != INDEX_VERSION or facts["tables"] != _table_stamps(root)
+    return facts.get("version") != INDEX_VERSION or facts.get("tables") != _table_stamps(root)
 
 
 def _table_stamps(root: Path) -> dict[str, list[int]]:

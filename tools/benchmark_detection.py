@@ -23,7 +23,7 @@ import torch
 import denet_torch
 
 RATE = 16_000
-SMALL = {"n_filters": 4, "gru_units": 8, "dense_units": (8, 8)}
+SMALL = {"before_pooling": False, "n_filters": 2, "gru_units": 8, "dense_units": (8, 8)}
 
 
 def main() -> int:
@@ -31,7 +31,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--hours", type=float, default=0.1)
-    parser.add_argument("--small", action="store_true", help="4 filters, 8 GRU units, batches of 50")
+    parser.add_argument("--small", action="store_true", help="2 filters, 8 GRU units, batches of 50")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         return measure(Path(scratch), args.hours, args.small)

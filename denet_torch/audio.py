@@ -107,11 +107,11 @@ def resample(
     orig, new = _ratio(true_rate(from_rate, time_expansion), to_rate)
     if orig == new:
         return waveform.float()
-    # torchaudio computes the output length in float32, which loses samples of long recordings: give it
-    # `orig` zeros more than there are and cut to the exact length.
-    length = -(-waveform.shape[-1] * new // orig)
-    padded = torch.nn.functional.pad(waveform.float(), (0, orig))
-    return _resampler(orig, new)(padded)[..., :length]
+    resampler, frames = _resampler(orig, new), waveform.shape[-1]
+    length = -(-frames * new // orig)
+    padding = resampler.padded(length) - frames - resampler.width
+    padded = torch.nn.functional.pad(waveform.float(), (resampler.width, padding))
+    return resampler(padded)[..., :length]
 
 
 def resampled_length(frames: int, from_rate: int, to_rate: int) -> int:
@@ -137,15 +137,46 @@ def find(folder: str | Path) -> list[Path]:
     return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
 
 
+@functools.lru_cache(maxsize=16)
 def _ratio(from_rate: int, to_rate: int) -> tuple[int, int]:
     ratio = Fraction(to_rate, from_rate).limit_denominator(MAX_DENOMINATOR)
     return ratio.denominator, ratio.numerator
 
 
+class _Resampler:
+    """torchaudio's filter that turns every `orig` samples into `new`, as matrix products.
+
+    They take half the time of its convolution, which copies the samples to pad them. A block of samples
+    is at least as long as consecutive blocks share, so that an output needs its block and the next.
+    """
+
+    def __init__(self, orig: int, new: int) -> None:
+        # Left to itself torchaudio computes the filters' phases in float32: 1e-5 off at 44.1 kHz.
+        transform = torchaudio.transforms.Resample(orig, new, dtype=torch.float64).float()
+        self.width = transform.width
+        steps = -(-2 * self.width // orig)
+        self._block, self._outputs = steps * orig, steps * new
+        filters = torch.zeros(self._block + 2 * self.width, self._outputs)
+        for step in range(steps):
+            taps = filters[step * orig :, step * new : (step + 1) * new]
+            taps[: orig + 2 * self.width] = transform.kernel[:, 0].T
+        self._filters = filters.split([self._block, 2 * self.width])
+
+    def padded(self, outputs: int) -> int:
+        """Samples that so many outputs take, `width` of them before the first output's."""
+        return (-(-outputs // self._outputs) + 1) * self._block
+
+    def __call__(self, padded: torch.Tensor) -> torch.Tensor:
+        """(..., padded(outputs)) -> (..., outputs or up to a block more)."""
+        blocks = padded.reshape(*padded.shape[:-1], -1, self._block)
+        own, shared = self._filters
+        outputs = blocks[..., :-1, :] @ own + blocks[..., 1:, : 2 * self.width] @ shared
+        return outputs.flatten(-2)
+
+
 @functools.lru_cache(maxsize=16)
-def _resampler(orig: int, new: int) -> torchaudio.transforms.Resample:
-    # Left to itself torchaudio computes the filters' phases in float32: 1e-5 off at 44.1 kHz.
-    return torchaudio.transforms.Resample(orig, new, dtype=torch.float64).float()
+def _resampler(orig: int, new: int) -> _Resampler:
+    return _Resampler(orig, new)
 
 
 def _open(path: str | Path) -> soundfile.SoundFile:
@@ -171,9 +202,9 @@ def _info(file: soundfile.SoundFile, path: str | Path, time_expansion: float) ->
 
 
 def _samples(
-    file: soundfile.SoundFile, info: AudioInfo, start: int, stop: int, zeros: int = 0
-) -> np.ndarray:
-    """Samples [start, stop) as float32, with so many zeros after them."""
+    file: soundfile.SoundFile, info: AudioInfo, start: int, stop: int, out: np.ndarray
+) -> None:
+    """Write samples [start, stop) to `out` (stop - start,)."""
     # libsndfile takes three times as long to turn 16 bits into floats as numpy does, to the same values.
     is_16_bit = file.subtype == "PCM_16"
     try:
@@ -190,9 +221,7 @@ def _samples(
         mono = samples.mean(axis=1, dtype=np.float32)
     if not is_16_bit and not np.isfinite(mono).all():
         raise AudioError(f"{info.path}: holds samples that are not finite numbers")
-    waveform = np.zeros(stop - start + zeros, np.float32)
-    np.multiply(mono, np.float32(2**-15 if is_16_bit else 1), out=waveform[: stop - start])
-    return waveform
+    np.multiply(mono, np.float32(2**-15 if is_16_bit else 1), out=out)
 
 
 def _part(
@@ -205,13 +234,15 @@ def _part(
         return np.zeros(0, np.float32)
     orig, new = _ratio(info.samplerate, rate)
     if orig == new:
-        return _samples(file, info, start, stop)
-    # The filter turns every `orig` samples, with `width` more on either side, into `new` ones.
+        samples = np.empty(stop - start, np.float32)
+        _samples(file, info, start, stop, samples)
+        return samples
     resampler = _resampler(orig, new)
-    width = resampler.width
-    first = max(0, start // new - -(-width // orig))
-    last = -(-stop // new)
-    end = min(info.frames, last * orig + width)
-    samples = _samples(file, info, first * orig, end, zeros=orig)  # zeros: see `resample`
-    resampled = resampler(torch.from_numpy(samples)).numpy()
-    return resampled[start - first * new : stop - first * new]
+    step, skipped = divmod(start, new)
+    first = step * orig - resampler.width
+    padded = np.empty(resampler.padded(stop - step * new), np.float32)
+    begin, end = max(0, first), min(info.frames, first + len(padded))
+    padded[: begin - first] = padded[end - first :] = 0
+    _samples(file, info, begin, end, padded[begin - first : end - first])
+    resampled = resampler(torch.from_numpy(padded)).numpy()
+    return resampled[skipped : skipped + stop - start]

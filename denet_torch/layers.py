@@ -5,11 +5,11 @@ same names in the same order for TensorFlow: read the two side by side.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 LEAKY_SLOPE = 0.3  # Keras's default; PyTorch's is 0.01
 
@@ -216,24 +216,14 @@ class DELayer(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         """Attention weights (batch, bands) of x (batch, steps, bands); each row sums to 1."""
-        if torch.compiler.is_exporting():
-            return softmax(self.scores(x))  # a loop over chunks would fix the batch size
-        # A few frames at a time, each recomputed in the backward pass: what is kept does not grow with the 30 features,
-        # and what is worked on stays near the cache of a CPU.
-        budget = 2**22 if x.device.type == "cpu" else 2**27  # numbers in the output of conv1
-        chunks = x.split(max(1, budget // (15 * x.shape[1] * x.shape[2])))
-        if torch.is_grad_enabled():
-            return softmax(torch.cat([checkpoint(self.scores, chunk, use_reentrant=False) for chunk in chunks]))
-        return softmax(torch.cat([self.scores(chunk) for chunk in chunks]))
+        return softmax(self.scores(x))
 
     def scores(self, x: Tensor) -> Tensor:
         """One number for each band, x (batch, steps, bands) -> (batch, bands)."""
         batch, steps, bands = x.shape
         h = x.transpose(1, 2).reshape(batch * bands, steps)
-        h = F.relu(strided_conv(h, self.conv1.weight, self.conv1.bias))
-        h = F.relu(self.conv2(h))
-        h = F.relu(self.conv3(h))[:, : self.conv_steps(steps)]  # (batch * bands, conv_steps, 10)
-        h = h.flatten(1)
+        weights = [tensor for conv in (self.conv1, self.conv2, self.conv3) for tensor in (conv.weight, conv.bias)]
+        h = band_convolutions(h, *weights) if torch.compiler.is_exporting() else band_convolutions_in_parts(h, *weights)
         h = F.relu(self.dense1(h))
         h = F.relu(self.dense2(h))
         return self.dense3(h).view(batch, bands)
@@ -243,22 +233,122 @@ class DELayer(nn.Module):
         return x @ weights[:, :, None].to(x.dtype)  # (batch, steps, bands) @ (batch, bands, 1)
 
 
-def strided_conv(x: Tensor, weight: Tensor, bias: Tensor, block: int = 4) -> Tensor:
-    """Convolution of x (batch, steps) with `weight` (out, 1, 7) in steps of 2 -> (batch, at least (steps - 7) // 2 + 1, out).
+def band_convolutions(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> Tensor:
+    """The convolutions of the attention network on bands x (rows, steps) -> (rows, conv_steps * 10), steps outer, channels inner."""
+    h = F.relu(conv1d(x[:, :, None], w1, b1, stride=2))  # (rows, steps / 2, 30)
+    h = F.relu(conv1d(h, w2, b2, stride=3))  # (rows, steps / 6, 30)
+    h = F.relu(conv1d(h, w3, b3, stride=3))  # (rows, steps / 18, 10)
+    return h.flatten(1)
 
-    Up to `block` further steps follow the valid ones, made of zero padding; the caller cuts them off where it is cheapest.
-    A convolution of one channel leaves a CPU's vector units idle, above all backwards; so `block` output steps are made by one
-    step of a convolution whose channels are 2 * block consecutive samples in and block * out features out.
+
+@torch.compiler.disable  # compiled as a whole it would keep everything for the backward pass
+def band_convolutions_in_parts(x: Tensor, *weights: Tensor) -> Tensor:
+    """`band_convolutions` a few rows at a time, in memory that does not grow with the features."""
+    return BandConvolutions.apply(x, *weights)
+
+
+class BandConvolutions(torch.autograd.Function):
+    """`band_convolutions` a few rows at a time, computed again in the backward pass.
+
+    What is kept does not grow with the 30 features, and what is worked on stays in the cache of a CPU. A convolution of one channel
+    leaves a CPU's vector units idle, so the first one makes BLOCK consecutive steps of all features by one product with a
+    window of 4 * BLOCK samples; up to BLOCK steps too many, made of zero padding, are cut off at the end.
     """
-    batch, steps = x.shape
-    out, _, taps = weight.shape
-    width = 2 * block  # a window of 2 (block - 1) + taps samples spans two steps of this width
-    blocks = -(-((steps - taps) // 2 + 1) // block)
-    x = F.pad(x, (0, (blocks + 1) * width - steps)).view(batch, blocks + 1, width)
-    shifted = [F.pad(weight[:, 0], (2 * shift, 2 * width - taps - 2 * shift)) for shift in range(block)]
-    kernel = torch.stack(shifted).view(block * out, 2, width).transpose(1, 2)  # (out channels, in channels, taps)
-    y = conv1d(x, kernel, bias.repeat(block), stride=1)  # (batch, blocks, block * out)
-    return y.reshape(batch, blocks * block, out)
+
+    BLOCK = 4
+    CPU_BUDGET, GPU_BUDGET = 2**20, 2**27  # numbers in the first convolution's output of a part
+
+    @staticmethod
+    def forward(ctx, x: Tensor, *weights: Tensor) -> Tensor:
+        dtype = autocast_dtype(x)
+        kernels = BandConvolutions.kernels(*(weight.to(dtype) for weight in weights))
+        steps = DELayer.conv_steps(x.shape[1])
+        y = x.new_empty(len(x), steps, 10, dtype=dtype)
+        for part, memory in BandConvolutions.parts(x, dtype):
+            _, _, h = BandConvolutions.hidden(x[part].to(dtype), memory, *kernels)
+            h = F.conv2d(h, *kernels[3:], stride=(1, 3)).relu_()
+            y[part] = h[:, :, 0, :steps].transpose(1, 2)
+        ctx.save_for_backward(x, y, *weights)
+        return y.flatten(1)
+
+    @staticmethod
+    def kernels(w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> tuple[Tensor, ...]:
+        """The weights as the products take them; the first and its bias as a matrix (window and a 1, BLOCK steps * 30 features)."""
+        block = BandConvolutions.BLOCK
+        shifted = [F.pad(w1[:, 0], (2 * shift, 4 * block - 7 - 2 * shift)) for shift in range(block)]
+        w2, w3 = (w.unsqueeze(2).contiguous(memory_format=torch.channels_last) for w in (w2, w3))  # (out, in, 1, taps)
+        return torch.cat([torch.cat(shifted).T, b1.repeat(block)[None]]), w2, b2, w3, b3
+
+    @staticmethod
+    def parts(x: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of so many rows that the output of the first convolution stays small, and the memory to put it in."""
+        rows, steps = x.shape
+        blocks = -(-((steps - 7) // 2 + 1) // BandConvolutions.BLOCK)
+        budget = BandConvolutions.CPU_BUDGET if x.device.type == "cpu" else BandConvolutions.GPU_BUDGET
+        size = max(1, budget // (blocks * BandConvolutions.BLOCK * 30))
+        memory = x.new_empty(min(size, rows), blocks, BandConvolutions.BLOCK * 30, dtype=dtype)
+        for start in range(0, rows, size):
+            yield slice(start, start + size), memory[: rows - start]
+
+    @staticmethod
+    def hidden(x: Tensor, memory: Tensor, m1: Tensor, w2: Tensor, b2: Tensor, *_) -> tuple[Tensor, Tensor, Tensor]:
+        """Windows of x (rows, steps) as a matrix, and what the first two convolutions make of them, as channels-last images."""
+        rows, steps = x.shape
+        blocks, width = memory.shape[1], 2 * BandConvolutions.BLOCK
+        windows = x.new_ones(rows, blocks, 2 * width + 1)
+        windows[..., :-1] = F.pad(x, (0, (blocks + 1) * width - steps)).unfold(1, 2 * width, width)
+        windows = windows.flatten(0, 1)
+        h1 = torch.mm(windows, m1, out=memory.flatten(0, 1)).relu_()
+        h1 = h1.view(rows, 1, -1, 30).permute(0, 3, 1, 2)  # (rows, 30, 1, steps / 2)
+        h2 = F.conv2d(h1, w2, b2, stride=(1, 3)).relu_()  # (rows, 30, 1, steps / 6)
+        return windows, h1, h2
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, *weights = ctx.saved_tensors
+        if torch.is_grad_enabled():  # asked for the gradient of a gradient: what is saved has no history
+            return torch.autograd.grad(band_convolutions(x, *weights), (x, *weights), grad, create_graph=True)
+        kernels = BandConvolutions.kernels(*(weight.to(y.dtype) for weight in weights))
+        m1, w2, _, w3, _ = kernels
+        to_weights = any(ctx.needs_input_grad[1:])
+        grad_x, grads = torch.empty_like(x), [torch.zeros_like(kernel, dtype=weights[0].dtype) for kernel in kernels]
+        grad = torch.ops.aten.threshold_backward(grad.view_as(y), y, 0).transpose(1, 2).unsqueeze(2)
+        for part, memory in BandConvolutions.parts(x, y.dtype):
+            windows, h1, h2 = BandConvolutions.hidden(x[part].to(y.dtype), memory, *kernels)
+            g3 = F.pad(grad[part], (0, (h2.shape[3] - 7) // 3 + 1 - grad.shape[3]))
+            g2, *grads3 = convolution_backward(g3, h2, w3, to_weights)
+            g1, *grads2 = convolution_backward(mask_(g2, h2), h1, w2, to_weights)
+            g1 = mask_(g1, h1).permute(0, 2, 3, 1).reshape(len(windows), -1)  # (rows * blocks, BLOCK * 30)
+            if to_weights:
+                for total, part_grad in zip(grads, (windows.T @ g1, *grads2, *grads3), strict=True):
+                    total += part_grad
+            first, second = (g1 @ m1[:-1].T).view(*memory.shape[:2], 2, -1).unbind(2)  # halves of overlapping windows
+            g0 = F.pad(first, (0, 0, 0, 1))
+            g0[:, 1:] += second
+            grad_x[part] = g0.flatten(1)[:, : x.shape[1]]
+        if not to_weights:
+            return grad_x, None, None, None, None, None, None
+        gm1, gw2, gb2, gw3, gb3 = grads
+        shifted, gb1 = gm1[:-1].T.view(BandConvolutions.BLOCK, 30, -1), gm1[-1].view(-1, 30).sum(0)
+        gw1 = sum(shifted[shift, :, None, 2 * shift : 2 * shift + 7] for shift in range(BandConvolutions.BLOCK))
+        return grad_x, gw1, gb1, gw2.squeeze(2), gb2, gw3.squeeze(2), gb3
+
+
+def convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, to_weight: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the input, the weight and the bias of a convolution of images in steps of (1, 3)."""
+    geometry = [len(weight)], (1, 3), (0, 0), (1, 1), False, (0, 0), 1
+    return torch.ops.aten.convolution_backward(grad, x, weight, *geometry, (True, to_weight, to_weight))
+
+
+def mask_(grad: Tensor, y: Tensor) -> Tensor:
+    """`grad`, in place, where the ReLU's output y is above 0, and 0 elsewhere."""
+    return torch.ops.aten.threshold_backward.grad_input(grad, y, 0, grad_input=grad)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The type in which autocast would have the products with x; x's own outside of autocast."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class GRU(nn.Module):
@@ -320,8 +410,7 @@ class GRURecurrence(torch.autograd.Function):
     def forward(ctx, inputs: Tensor, recurrent_kernel: Tensor) -> Tensor:
         batch, steps, _ = inputs.shape
         units = recurrent_kernel.shape[0]
-        device = inputs.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
+        autocast = autocast_dtype(inputs)
         kernel = recurrent_kernel.to(autocast)
         gates = torch.empty_like(inputs)  # z, r, hh
         h = inputs.new_zeros(batch, steps + 1, units)
@@ -357,10 +446,10 @@ class GRURecurrence(torch.autograd.Function):
             carry = dh * z[:, step] + d_reset * r[:, step] + da_zr.to(ctx.autocast) @ kernel[:, : 2 * units].T
             grad_inputs[:, step, : 2 * units], grad_inputs[:, step, 2 * units :] = da_zr, da_h
         rows = grad_inputs.flatten(0, 1).to(ctx.autocast)  # (batch * steps, 3 * units)
-        grad_kernel = torch.empty_like(recurrent_kernel)
-        grad_kernel[:, : 2 * units] = last.flatten(0, 1).to(ctx.autocast).T @ rows[:, : 2 * units]
-        grad_kernel[:, 2 * units :] = (r * last).flatten(0, 1).to(ctx.autocast).T @ rows[:, 2 * units :]
-        return grad_inputs, grad_kernel
+        grad_kernel = torch.empty_like(kernel)
+        torch.mm(last.flatten(0, 1).to(ctx.autocast).T, rows[:, : 2 * units], out=grad_kernel[:, : 2 * units])
+        torch.mm((r * last).flatten(0, 1).to(ctx.autocast).T, rows[:, 2 * units :], out=grad_kernel[:, 2 * units :])
+        return grad_inputs, grad_kernel.to(recurrent_kernel.dtype)
 
 
 class Bidirectional(nn.Module):

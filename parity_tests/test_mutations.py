@@ -75,7 +75,14 @@ MUTATIONS = [
         ("layers.sinc_filters", "filt_b1.abs()[:, None] + 50 / sr", "filt_b1.abs()[:, None]")
     ]),
     Mutation("flatten with channels outside", "DELayer", [
-        ("layers.DELayer.scores", "h.flatten(1)", "h.transpose(1, 2).flatten(1)")
+        ("layers.band_convolutions", "h.flatten(1)", "h.transpose(1, 2).flatten(1)"),
+        ("layers.DELayer.scores", "torch.compiler.is_exporting()", "True"),  # written twice: let it take the plain one
+    ]),
+    Mutation("a wrong mask in the attention's own backward pass", "DELayer", [
+        ("layers.BandConvolutions.backward", "mask_(g2, h2)", "g2")
+    ]),
+    Mutation("half a window lost in the attention's own backward pass", "DELayer", [
+        ("layers.BandConvolutions.backward", "g0[:, 1:] += second", "g0[:, 1:] = second")
     ]),
     Mutation("softmax over the frames", "DELayer", [("layers.softmax", "dim=-1", "dim=0")]),
     Mutation("plain batch-norm statistics", "BatchNorm", [

@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from denet_torch import get_denet
-from denet_torch.layers import DELayer, GRURecurrence, LayerNorm, convolve_waveform, gru_steps, strided_conv
+from denet_torch.layers import (
+    BandConvolutions,
+    DELayer,
+    GRURecurrence,
+    LayerNorm,
+    band_convolutions,
+    convolve_waveform,
+    gru_steps,
+)
 
 SMALL = {"n_filters": 6, "gru_units": 8, "dense_units": (8, 8)}
 
@@ -22,14 +30,32 @@ def test_convolve_waveform_is_a_convolution(steps, filters, half, block):
     torch.testing.assert_close(convolve_waveform(x, kernels, block), expected)
 
 
+def band_weights() -> list[torch.Tensor]:
+    shapes = (30, 1, 7), (30,), (30, 30, 7), (30,), (10, 30, 7), (10,)
+    return [torch.randn(shape, dtype=torch.float64).mul_(0.3).requires_grad_() for shape in shapes]
+
+
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(steps=st.integers(7, 90), out=st.integers(1, 5))
-def test_strided_conv_is_a_convolution(steps, out):
+@given(steps=st.integers(79, 200), rows=st.integers(1, 7), at_once=st.integers(1, 8))
+def test_band_convolutions_in_parts_are_band_convolutions(steps, rows, at_once):
+    """Forwards and backwards, whatever the parts."""
     torch.manual_seed(steps)
-    x = torch.randn(3, steps, dtype=torch.float64)
-    weight, bias = torch.randn(out, 1, 7, dtype=torch.float64), torch.randn(out, dtype=torch.float64)
-    expected = F.conv1d(x[:, None], weight, bias, stride=2).transpose(1, 2)
-    torch.testing.assert_close(strided_conv(x, weight, bias)[:, : expected.shape[1]], expected)
+    x, weights = torch.randn(rows, steps, dtype=torch.float64, requires_grad=True), band_weights()
+    expected = band_convolutions(x, *weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BandConvolutions, "CPU_BUDGET", at_once * 30 * (steps // 2))
+        actual = BandConvolutions.apply(x, *weights)
+        torch.testing.assert_close(actual, expected)
+        grad = torch.randn_like(expected)
+        gradients = torch.autograd.grad(actual, (x, *weights), grad)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (x, *weights), grad))
+
+
+def test_band_convolutions_without_gradients_of_the_weights():
+    torch.manual_seed(0)
+    x, weights = torch.randn(3, 90, dtype=torch.float64, requires_grad=True), [w.detach() for w in band_weights()]
+    expected, actual = (torch.autograd.grad(f(x, *weights).sum(), x) for f in (band_convolutions, BandConvolutions.apply))
+    torch.testing.assert_close(actual, expected)
 
 
 def test_gru_recurrence_is_gru_steps_forwards_backwards_and_twice_backwards():
@@ -41,15 +67,16 @@ def test_gru_recurrence_is_gru_steps_forwards_backwards_and_twice_backwards():
     assert torch.autograd.gradgradcheck(GRURecurrence.apply, (inputs, kernel))
 
 
-def test_attention_in_chunks_is_attention_at_once():
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of its compiler
+def test_compiled_attention_is_attention():
     torch.manual_seed(0)
-    layer = DELayer(4000).double()
-    x = torch.randn(4, 4000, 20, dtype=torch.float64, requires_grad=True)
-    assert 3 * 15 * x[0].numel() < 2**22 < 4 * 15 * x[0].numel()  # chunks of three frames and of one
-    at_once = torch.softmax(layer.scores(x), dim=1)
-    torch.testing.assert_close(layer.attention(x), at_once)
-    expected, actual = (torch.autograd.grad(y[:, 0].sum(), x)[0] for y in (at_once, layer.attention(x)))
+    layer, x = DELayer(100).double(), torch.randn(2, 100, 3, dtype=torch.float64)
+    expected = layer(x)
+    actual = torch.compile(layer, backend="aot_eager")(x)
     torch.testing.assert_close(actual, expected)
+    weights = list(layer.parameters())
+    gradients = [torch.autograd.grad(y.square().sum(), weights) for y in (actual, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_attention_differentiates_twice():

@@ -234,7 +234,7 @@ class DELayer(nn.Module):
 
 
 def band_convolutions(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> Tensor:
-    """The convolutions of the attention network on bands x (rows, steps) -> (rows, conv_steps * 10), steps outer, channels inner."""
+    """The convolutions of the attention network on bands x (rows, steps) -> (rows, conv_steps * 10), steps outer."""
     h = F.relu(conv1d(x[:, :, None], w1, b1, stride=2))  # (rows, steps / 2, 30)
     h = F.relu(conv1d(h, w2, b2, stride=3))  # (rows, steps / 6, 30)
     h = F.relu(conv1d(h, w3, b3, stride=3))  # (rows, steps / 18, 10)
@@ -250,9 +250,9 @@ def band_convolutions_in_parts(x: Tensor, *weights: Tensor) -> Tensor:
 class BandConvolutions(torch.autograd.Function):
     """`band_convolutions` a few rows at a time, computed again in the backward pass.
 
-    What is kept does not grow with the 30 features, and what is worked on stays in the cache of a CPU. A convolution of one channel
-    leaves a CPU's vector units idle, so the first one makes BLOCK consecutive steps of all features by one product with a
-    window of 4 * BLOCK samples; up to BLOCK steps too many, made of zero padding, are cut off at the end.
+    What is kept does not grow with the 30 features, and what is worked on stays in the cache of a CPU. A convolution of one
+    channel leaves a CPU's vector units idle, so the first one makes BLOCK consecutive steps of all features by one product
+    with a window of 4 * BLOCK samples; up to BLOCK steps too many, made of zero padding, are cut off at the end.
     """
 
     BLOCK = 4
@@ -273,7 +273,7 @@ class BandConvolutions(torch.autograd.Function):
 
     @staticmethod
     def kernels(w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> tuple[Tensor, ...]:
-        """The weights as the products take them; the first and its bias as a matrix (window and a 1, BLOCK steps * 30 features)."""
+        """The weights as the products take them; the first and its bias as a matrix (window and a 1, BLOCK * 30)."""
         block = BandConvolutions.BLOCK
         shifted = [F.pad(w1[:, 0], (2 * shift, 4 * block - 7 - 2 * shift)) for shift in range(block)]
         w2, w3 = (w.unsqueeze(2).contiguous(memory_format=torch.channels_last) for w in (w2, w3))  # (out, in, 1, taps)

@@ -94,14 +94,10 @@ class Labeller:
             return np.full(frames, IGNORE)
         spans = self.spans.of(recording)
         spans = spans.select((spans.start < edges[-1]) & (spans.stop > edges[0]))
-        labels = np.zeros(frames, np.int64)
-        most = np.zeros(frames)
-        for label in np.unique(spans.label):
-            mine = spans.label == label
-            covered = coverage(spans.start[mine], spans.stop[mine], edges)
-            labels = np.where(covered > most, label, labels)
-            most = np.maximum(covered, most)
-        labels[~self._calls(spans, edges)] = BACKGROUND
+        labels = np.full(frames, BACKGROUND)
+        if len(spans):
+            labels[:] = _most_covering(spans, edges)
+            labels[~self._calls(spans, edges)] = BACKGROUND
         if self._sources is not None and self._masked[recording]:
             voice, annotated = (spans.of(recording) for spans in self._sources)
             labels[self._calls(voice, edges) != self._calls(annotated, edges)] = IGNORE
@@ -111,6 +107,15 @@ class Labeller:
 
     def _calls(self, spans: Spans, edges: np.ndarray) -> np.ndarray:
         return is_call(spans.start, spans.stop, edges, self.min_overlap)
+
+
+def _most_covering(spans: Spans, edges: np.ndarray) -> np.ndarray:
+    """The label that covers most of each frame, the lower of equals; one for all if there is no other."""
+    labels = np.unique(spans.label)
+    if len(labels) == 1:
+        return labels
+    mine = [spans.select(spans.label == label) for label in labels]
+    return labels[np.argmax([coverage(one.start, one.stop, edges) for one in mine], axis=0)]
 
 
 def quiet_spans(collection: Collection) -> Spans:
@@ -130,7 +135,7 @@ def is_call(
 ) -> np.ndarray:
     """Frames (frames,) of which at least `min_overlap` lies in the spans; see `coverage`."""
     # Edges are seconds times a rate: a frame that is covered exactly as required stays a call.
-    return coverage(start, stop, edges) >= min_overlap * np.diff(edges) - 1e-3
+    return coverage(start, stop, edges) >= min_overlap * (edges[1:] - edges[:-1]) - 1e-3
 
 
 def coverage(start: np.ndarray, stop: np.ndarray, edges: np.ndarray) -> np.ndarray:

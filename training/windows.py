@@ -12,7 +12,7 @@ recordings from end to end, for evaluation.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,12 +65,13 @@ class _Windows(Dataset):
         collection.require_headers()
         # Plain arrays: a data loader's workers share them instead of growing copies of their own.
         self._samplerate = collection.recordings["samplerate"].to_numpy(np.int64)
-        self._frames = collection.recordings["frames"].to_numpy(np.int64)
+        # Samples at the model's rate.
+        self._length = collection.recordings["frames"].to_numpy(np.int64) * rate // self._samplerate
         self._files = np.array(collection.recordings["file"], dtype=np.bytes_)
         self._root, self._time_expansion = collection.root, collection.time_expansion
         self._labeller = labeller
         self.rate, self.samples, self.seq_len = rate, samples, seq_len
-        long_enough = self._length(recordings) >= samples
+        long_enough = self._length[recordings] >= samples
         self.recordings = recordings[labeller.known[recordings] & long_enough]
         if not len(self.recordings):
             raise CollectionError(
@@ -82,10 +83,6 @@ class _Windows(Dataset):
         """Samples in a window, at the model's rate."""
         return self.seq_len * self.samples
 
-    def _length(self, recordings: np.ndarray) -> np.ndarray:
-        """Lengths in samples at the model's rate."""
-        return self._frames[recordings] * self.rate // self._samplerate[recordings]
-
     def _read(self, path: Path, start: int) -> np.ndarray:
         return audio.read(
             path, start, self.window, rate=self.rate, time_expansion=self._time_expansion
@@ -95,14 +92,14 @@ class _Windows(Dataset):
         """The window that begins at sample `start`, at the model's rate; silence after the end."""
         path = self._root / self._files[recording].decode()
         sound = self._read(path, start)
-        if len(sound) < min(self.window, self._length(np.array([recording]))[0] - start):
+        if len(sound) < min(self.window, self._length[recording] - start):
             raise audio.AudioError(f"{path}: is shorter than when it was indexed; index the collection again")
         waveform = np.zeros(self.window, np.float32)
         waveform[: len(sound)] = sound
         edges = np.arange(start, start + self.window + 1, self.samples)
         edges_in_file = edges * (self._samplerate[recording] / self.rate)
         labels = self._labeller(recording, edges_in_file)
-        labels[edges[1:] > self._length(np.array([recording]))] = IGNORE
+        labels[edges[1:] > self._length[recording]] = IGNORE
         return {
             "waveform": waveform.reshape(self.seq_len, self.samples),
             "labels": labels,
@@ -116,7 +113,7 @@ class ExhaustiveWindows(_Windows):
 
     def __init__(self, *args, **options) -> None:
         super().__init__(*args, **options)
-        counts = -(-(self._length(self.recordings) // self.samples) // self.seq_len)
+        counts = -(-(self._length[self.recordings] // self.samples) // self.seq_len)
         self._last = np.cumsum(counts)
 
     def __len__(self) -> int:
@@ -149,15 +146,16 @@ class RandomWindows(_Windows):
         self.length, self.seed, self.sampling, self.mixer = length, seed, sampling, mixer
         # Shared, so that workers that live through several epochs see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._until = np.cumsum(self._length(self.recordings))
+        self._until = np.cumsum(self._length[self.recordings])
         spans = labeller.spans
         mine = np.isin(spans.recording, self.recordings) & (spans.label != IGNORE)
-        self._calls = spans.select(mine)
+        self._calls = self._at_rate(spans.select(mine))
         self._classes = np.unique(self._calls.label)
         self._of_class = {c: np.flatnonzero(self._calls.label == c) for c in self._classes}
         quiet = quiet_spans(collection)
         lengths = (quiet.stop - quiet.start) * self.rate // self._samplerate[quiet.recording]
-        self._quiet = quiet.select(np.isin(quiet.recording, self.recordings) & (lengths >= self.window))
+        mine = np.isin(quiet.recording, self.recordings) & (lengths >= self.window)
+        self._quiet = self._at_rate(quiet.select(mine))
 
     def __len__(self) -> int:
         return self.length
@@ -183,31 +181,35 @@ class RandomWindows(_Windows):
         kind, sampling = rng.random(), self.sampling
         if kind < sampling.call + sampling.boundary and len(self._calls):
             if kind < sampling.call:
-                call = rng.choice(self._of_class[rng.choice(self._classes)])
+                rows = self._of_class[self._classes[rng.integers(len(self._classes))]]
+                call = rows[rng.integers(len(rows))]
                 # Half a frame of the call or more is inside.
-                first = self._at_rate(self._calls, call, "start") - self.window + self.samples // 2
-                last = self._at_rate(self._calls, call, "stop") - self.samples // 2
+                first = self._calls.start[call] - self.window + self.samples // 2
+                last = self._calls.stop[call] - self.samples // 2
             else:
                 call = rng.integers(len(self._calls))
-                last = self._at_rate(self._calls, call, rng.choice(["start", "stop"]))
+                last = (self._calls.start, self._calls.stop)[rng.integers(2)][call]
                 first = last - self.window
             recording = self._calls.recording[call]
         elif kind < sampling.call + sampling.boundary + sampling.quiet and len(self._quiet):
             gap = rng.integers(len(self._quiet))
             recording = self._quiet.recording[gap]
-            first = self._at_rate(self._quiet, gap, "start") + 1
-            last = self._at_rate(self._quiet, gap, "stop") - self.window
+            first = self._quiet.start[gap] + 1
+            last = self._quiet.stop[gap] - self.window
         else:
             place = np.searchsorted(self._until, rng.integers(self._until[-1]), side="right")
             recording = self.recordings[place]
-            first, last = 0, self._length(np.array([recording]))[0]
+            first, last = 0, self._length[recording]
         start = rng.integers(min(first, last), max(first, last) + 1)
-        latest = max(0, self._length(np.array([recording]))[0] - self.window)
-        return int(recording), int(np.clip(start, 0, latest))
+        latest = max(0, self._length[recording] - self.window)
+        return int(recording), int(min(max(0, start), latest))
 
-    def _at_rate(self, spans: Spans, place: int, end: str) -> int:
-        samplerate = self._samplerate[spans.recording[place]]
-        return int(getattr(spans, end)[place] * self.rate // samplerate)
+    def _at_rate(self, spans: Spans) -> Spans:
+        """Spans in samples at the model's rate."""
+        start, stop = (
+            end * self.rate // self._samplerate[spans.recording] for end in (spans.start, spans.stop)
+        )
+        return replace(spans, start=start, stop=stop)
 
 
 @dataclass(frozen=True)

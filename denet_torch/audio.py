@@ -144,10 +144,10 @@ def _ratio(from_rate: int, to_rate: int) -> tuple[int, int]:
 
 
 class _Resampler:
-    """torchaudio's filter that turns every `orig` samples into `new`, as matrix products.
+    """torchaudio's filter, as matrix products: those take half the time of its convolution.
 
-    They take half the time of its convolution, which copies the samples to pad them. A block of samples
-    is at least as long as consecutive blocks share, so that an output needs its block and the next.
+    A block of `block` samples becomes `outputs` ones, which need the 2 * `width` samples after it too;
+    blocks are long enough that these lie in the next one.
     """
 
     def __init__(self, orig: int, new: int) -> None:
@@ -155,20 +155,20 @@ class _Resampler:
         transform = torchaudio.transforms.Resample(orig, new, dtype=torch.float64).float()
         self.width = transform.width
         steps = -(-2 * self.width // orig)
-        self._block, self._outputs = steps * orig, steps * new
-        filters = torch.zeros(self._block + 2 * self.width, self._outputs)
+        self.block, self.outputs = steps * orig, steps * new
+        filters = torch.zeros(self.block + 2 * self.width, self.outputs)
         for step in range(steps):
             taps = filters[step * orig :, step * new : (step + 1) * new]
             taps[: orig + 2 * self.width] = transform.kernel[:, 0].T
-        self._filters = filters.split([self._block, 2 * self.width])
+        self._filters = filters.split([self.block, 2 * self.width])
 
     def padded(self, outputs: int) -> int:
         """Samples that so many outputs take, `width` of them before the first output's."""
-        return (-(-outputs // self._outputs) + 1) * self._block
+        return (-(-outputs // self.outputs) + 1) * self.block
 
     def __call__(self, padded: torch.Tensor) -> torch.Tensor:
         """(..., padded(outputs)) -> (..., outputs or up to a block more)."""
-        blocks = padded.reshape(*padded.shape[:-1], -1, self._block)
+        blocks = padded.reshape(*padded.shape[:-1], -1, self.block)
         own, shared = self._filters
         outputs = blocks[..., :-1, :] @ own + blocks[..., 1:, : 2 * self.width] @ shared
         return outputs.flatten(-2)
@@ -238,9 +238,10 @@ def _part(
         _samples(file, info, start, stop, samples)
         return samples
     resampler = _resampler(orig, new)
-    step, skipped = divmod(start, new)
-    first = step * orig - resampler.width
-    padded = np.empty(resampler.padded(stop - step * new), np.float32)
+    # From the start of a block, so that a sample is summed in the same order whichever part it is in.
+    block, skipped = divmod(start, resampler.outputs)
+    first = block * resampler.block - resampler.width
+    padded = np.empty(resampler.padded(skipped + stop - start), np.float32)
     begin, end = max(0, first), min(info.frames, first + len(padded))
     padded[: begin - first] = padded[end - first :] = 0
     _samples(file, info, begin, end, padded[begin - first : end - first])

@@ -2,6 +2,7 @@
 
     python -m tools.benchmark --out benchmark              # the default cases, about half an hour on two cores
     python -m tools.benchmark --batch 8 --modes train      # one case
+    python -m tools.benchmark --scaling                    # how the cost of the port grows, up to 16 times its size
 
 Every contender runs in a process of its own; the runs are interleaved, so that a machine whose speed drifts is fair to all.
 Outputs are compared before anything is timed. Writes report.md, report.json and times.png into --out.
@@ -12,7 +13,7 @@ import sys
 from pathlib import Path
 
 from .benchmark_contenders import CONTENDERS
-from .benchmark_runs import Case, run
+from .benchmark_runs import Case, run, scaling
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,12 +26,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--attention", nargs="+", default=["before"], choices=["before", "after"], help="pooling")
     parser.add_argument("--modes", nargs="+", default=["predict", "train"], choices=["predict", "train"])
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    parser.add_argument("--scaling", action="store_true", help="batch, sequence and frame length times 1 to 16, the port alone")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each, after one that is not counted")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each contender")
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder for the report")
     args = parser.parse_args(argv)
-    cases = [
-        Case(mode, batch, seq_len, samples, attention)
+    groups = [
+        [Case(mode, batch, seq_len, samples, attention)]
         for mode in args.modes
         for attention in args.attention
         for samples in args.samples
@@ -38,7 +40,10 @@ def main(argv: list[str] | None = None) -> int:
         for batch in args.batch
     ]
     try:
-        print(run(cases, args.contenders, args.rounds, args.threads, args.out))
+        if args.scaling:
+            print(scaling(args.attention[0], args.rounds, args.threads, args.out))
+        else:
+            print(run(groups, args.contenders, args.rounds, args.threads, args.out))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

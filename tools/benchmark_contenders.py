@@ -4,6 +4,7 @@ A contender is a function of (config, weights, threads) that returns (predict, t
 `train(x)` does forward and backward in training mode, without dropout, for the loss mean(logits^2); None where it cannot.
 """
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -110,10 +111,107 @@ def onnxruntime(config: dict[str, Any], weights: Weights, threads: int) -> Funct
     return predict, None
 
 
+def keras_torch(config: dict[str, Any], weights: Weights, threads: int) -> Functions:
+    """The model out of Keras 3's own layers, on its PyTorch backend; the three that Keras lacks are written with `keras.ops`."""
+    os.environ["KERAS_BACKEND"] = "torch"
+    import keras
+    import torch
+    from keras import layers, ops
+
+    torch.set_num_threads(threads)
+    seq_len, samples, _ = config["input_shape"]
+    sr, bands, units = config["sr"], config["n_filters"], config["gru_units"]
+
+    class Sinc(layers.Layer):
+        def build(self, _):
+            self.b1, self.band = self.add_weight((bands,)), self.add_weight((bands,))
+
+        def call(self, x):
+            t = ops.arange(1, 126, dtype="float32") / sr
+            window = 0.54 - 0.46 * ops.cos(2 * np.pi * ops.linspace(0.0, 251.0, 251) / 251)
+
+            def low_pass(cut):
+                angle = 2 * np.pi * (cut * sr) * t
+                right = ops.sin(angle) / angle
+                return 2 * cut * ops.concatenate([ops.flip(right, 1), ops.ones_like(cut), right], 1)
+
+            low = ops.abs(self.b1)[:, None] + 50 / sr
+            high = low + (ops.abs(self.band)[:, None] + 50 / sr)
+            filters = low_pass(high) - low_pass(low)
+            filters = filters / ops.max(filters, axis=1, keepdims=True) * window
+            return ops.conv(x, ops.transpose(filters)[:, None], padding="same")
+
+    class ChannelNorm(layers.Layer):
+        def build(self, shape):
+            self.scale, self.bias = self.add_weight((shape[-1],)), self.add_weight((shape[-1],))
+
+        def call(self, x):
+            std = ops.std(x, axis=-1, keepdims=True)
+            return (x - ops.mean(x, axis=-1, keepdims=True)) / (std + 1e-6) * self.scale + self.bias
+
+    def hard_sigmoid(x):
+        return ops.clip(0.2 * x + 0.5, 0, 1)
+
+    def gru(**options):
+        return layers.GRU(units, recurrent_activation=hard_sigmoid, reset_after=False, return_sequences=True, **options)
+
+    def leaky_relu(x):
+        return ops.leaky_relu(x, 0.3)
+
+    named: dict[str, layers.Layer] = {}
+
+    def layer(name, made):
+        named[name] = made
+        return made
+
+    def attention(x):
+        steps = x.shape[1]
+        h = ops.reshape(ops.transpose(x, (0, 2, 1)), (-1, steps, 1))
+        for number, (features, stride) in enumerate([(30, 2), (30, 3), (10, 3)], 1):
+            h = layer(f"attention.conv{number}", layers.Conv1D(features, 7, stride, activation="relu"))(h)
+        h = layers.Flatten()(h)
+        for number, (features, activation) in enumerate([(128, "relu"), (64, "relu"), (1, None)], 1):
+            h = layer(f"attention.dense{number}", layers.Dense(features, activation=activation))(h)
+        share = ops.softmax(ops.reshape(h, (-1, bands)))
+        return ops.sum(x * share[:, None], axis=2, keepdims=True)
+
+    inputs = keras.Input((seq_len, samples))
+    x = layer("sinc", Sinc())(ops.reshape(inputs, (-1, samples, 1)))
+    if config["before_pooling"]:
+        x = attention(x)
+    x = leaky_relu(layers.MaxPooling1D(3)(x))
+    if not config["before_pooling"]:
+        x = attention(x)
+    for number in (1, 2):
+        x = layers.MaxPooling1D(3)(layer(f"conv{number}", layers.Conv1D(60, 5))(x))
+        x = leaky_relu(layer(f"norm{number}", ChannelNorm())(x))
+    x = ops.reshape(x, (-1, seq_len, x.shape[1] * x.shape[2]))
+    forwards, backwards = layer("gru.forward_gru", gru()), layer("gru.backward_gru", gru(go_backwards=True))
+    x = forwards(x) + ops.flip(backwards(x), axis=1)
+    for number, features in enumerate(config["dense_units"], 1):
+        x = layer(f"dense{number}", layers.Dense(features))(x)
+        x = leaky_relu(layer(f"batch_norm{number}", layers.BatchNormalization(epsilon=1e-3))(x))
+    model = keras.Model(inputs, layer("dense3", layers.Dense(config["n_classes"]))(x))
+    for name, part in named.items():
+        arrays = [weights[key] for key in weights if key.startswith(name + ".") and not key.endswith("local_step")]
+        part.set_weights([array if name.startswith("gru") else array.T for array in arrays])
+
+    def predict(x):
+        with torch.no_grad():
+            return ops.softmax(model(x, training=False)).cpu().numpy()
+
+    def train(x):
+        model.zero_grad()
+        model(x, training=True).square().mean().backward()
+
+    return predict, train
+
+
 CONTENDERS: dict[str, Callable[..., Functions]] = {
     "port": port,
     "port, bfloat16": port_bfloat16,
     "TensorFlow graph": tensorflow_graph,
     "TensorFlow XLA": tensorflow_xla,
+    "Keras 3 on PyTorch": keras_torch,
     "onnxruntime": onnxruntime,
 }

@@ -76,7 +76,7 @@ class Contender:
 
     def __init__(self, name: str, config: dict, weights: Weights, case: Case, threads: int):
         context = multiprocessing.get_context("spawn")
-        self.name, self.times, self.memory = name, [], 0.0
+        self.name, self.case, self.times, self.memory = name, case, [], 0.0
         self.connection, theirs = context.Pipe()
         self.process = context.Process(
             target=serve, args=(theirs, name, config, weights, case, threads), daemon=True
@@ -103,14 +103,14 @@ class Contender:
         self.process.join()
 
 
-def time_case(case: Case, names: list[str], rounds: int, threads: int, progress: tqdm) -> list[dict]:
-    """One row per contender: median, spread, peak memory; those that failed say why in `error`."""
+def start(case: Case, names: list[str], threads: int, progress: tqdm) -> tuple[list[Contender], list[dict]]:
+    """Contenders on the same weights and inputs, each with its answers compared; and a row for each that failed."""
     model = get_denet((case.seq_len, case.samples), 2, before_pooling=case.attention == "before", dropout=0.0)
     weights = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
     config = model.config
     del model
     x = (0.1 * np.random.default_rng(0).standard_normal((case.batch, case.seq_len, case.samples))).astype(np.float32)
-    rows, running = [], []
+    running, failed = [], []
     for name in names:
         if case.mode == "train" and name == "onnxruntime":
             continue
@@ -126,25 +126,39 @@ def time_case(case: Case, names: list[str], rounds: int, threads: int, progress:
                 raise RuntimeError(f"{name}: its probabilities differ by {difference:.1e}")
             running.append(contender)
         except RuntimeError as error:
-            rows.append({"case": str(case), **asdict(case), "contender": name, "error": str(error)})
+            failed.append(row_of(case, name, error=str(error)))
+    return running, failed
+
+
+def time_cases(cases: list[Case], names: list[str], rounds: int, threads: int, progress: tqdm) -> list[dict]:
+    """One row per case and contender, all interleaved: median, spread, peak memory; those that failed say why in `error`."""
+    running, rows = [], []
+    for case in cases:
+        started, failed = start(case, names, threads, progress)
+        running += started
+        rows += failed
     for number in range(rounds + 1):
         for contender in list(running):
+            progress.set_postfix_str(f"{contender.case}: {contender.name}")
             try:
                 seconds, contender.memory = contender.ask(True)
             except RuntimeError as error:
                 running.remove(contender)
-                rows.append({"case": str(case), **asdict(case), "contender": contender.name, "error": str(error)})
+                rows.append(row_of(contender.case, contender.name, error=str(error)))
                 continue
             if number:  # the first is not counted: it traces, compiles and warms up
                 contender.times.append(seconds)
         progress.update()
     for contender in running:
         contender.close()
-        row = {"case": str(case), **asdict(case), "contender": contender.name, "seconds": median(contender.times)}
-        row |= {"fastest": min(contender.times), "slowest": max(contender.times), "peak_gib": contender.memory}
-        row["gflops"] = operations(case) / row["seconds"] / 1e9
-        rows.append(row)
+        times, rate = contender.times, operations(contender.case) / median(contender.times) / 1e9
+        figures = {"seconds": median(times), "fastest": min(times), "slowest": max(times), "peak_gib": contender.memory}
+        rows.append(row_of(contender.case, contender.name, **figures, gflops=rate))
     return rows
+
+
+def row_of(case: Case, contender: str, **figures) -> dict:
+    return {"case": str(case), **asdict(case), "contender": contender, **figures}
 
 
 def peak_gflops(threads: int) -> float:
@@ -169,18 +183,54 @@ def machine() -> str:
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores ({extras}), {platform.system()}; {versions}"
 
 
-def run(cases: list[Case], names: list[str], rounds: int, threads: int, out: Path) -> str:
-    """Time all cases; write report.md, report.json and times.png into `out`; return the Markdown."""
+def run(groups: list[list[Case]], names: list[str], rounds: int, threads: int, out: Path) -> str:
+    """Time all cases, those of a group interleaved; write report.md, .json and times.png into `out`; return the Markdown."""
     out.mkdir(parents=True, exist_ok=True)
     peak, rows = peak_gflops(threads), []
-    with tqdm(total=len(cases) * (rounds + 1), unit="round") as progress:
-        for case in cases:
-            rows += time_case(case, names, rounds, threads, progress)
+    with tqdm(total=len(groups) * (rounds + 1), unit="round") as progress:
+        for cases in groups:
+            rows += time_cases(cases, names, rounds, threads, progress)
             report = {"machine": machine(), "threads": threads, "rounds": rounds, "peak_gflops": peak, "rows": rows}
             (out / "report.json").write_text(json.dumps(report, indent=1))
             (out / "report.md").write_text(markdown(report))
     plot(rows, out / "times.png")
     return markdown(report)
+
+
+BASE = {"batch": 4, "seq_len": 10, "samples": 400}  # what the cases of `scaling` multiply
+
+
+def scaling_cases(mode: str, attention: str, factors: tuple[int, ...] = (1, 2, 4, 8, 16)) -> list[list[Case]]:
+    """A group for each of batch, sequence and frame length, which grows by `factors` while the others stay."""
+    return [[Case(mode, **BASE | {name: BASE[name] * f}, attention=attention) for f in factors] for name in BASE]
+
+
+def scaling(attention: str, rounds: int, threads: int, out: Path) -> str:
+    """How the cost of the port grows: times of `scaling_cases`, and scaling.png with the time per unit relative to the first."""
+    groups = [group for mode in ("predict", "train") for group in scaling_cases(mode, attention)]
+    text = run(groups, ["port"], rounds, threads, out)
+    rows = {row["case"]: row for row in json.loads((out / "report.json").read_text())["rows"]}
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    lines = []
+    for group, name in zip(groups, 2 * list(BASE), strict=True):
+        factors = [getattr(case, name) / BASE[name] for case in group]
+        seconds = [rows[str(case)].get("seconds", np.nan) for case in group]
+        relative = [second / seconds[0] / factor for second, factor in zip(seconds, factors, strict=True)]
+        label = f"{group[0].mode}, {name.replace('_', ' ')}"
+        axes.plot(factors, relative, "o-", label=label)
+        lines.append(f"{label}: " + ", ".join(f"{value:.2f}" for value in relative))
+    axes.axhline(1.1, color="gray", linestyle=":")
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="times " + ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in BASE.items()))
+    axes.set(ylabel="time per unit, relative to the smallest", ylim=(0, None))
+    axes.legend()
+    figure.savefig(out / "scaling.png", dpi=120)
+    text += "\nTime per unit relative to the smallest, at 1, 2, 4, 8 and 16 times:\n" + "\n".join(lines) + "\n"
+    (out / "report.md").write_text(text)
+    return text
 
 
 def markdown(report: dict) -> str:
@@ -203,22 +253,23 @@ def markdown(report: dict) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Median seconds of each contender and case, as bars on a logarithmic axis."""
+    """Median seconds and peak memory of each contender and case, as bars on logarithmic axes."""
     from matplotlib.figure import Figure
 
     timed = [row for row in rows if "error" not in row]
     cases = list(dict.fromkeys(row["case"] for row in timed))
     names = list(dict.fromkeys(row["contender"] for row in timed))
-    figure = Figure(figsize=(9, 1.2 + 0.25 * len(timed)), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(12, 1.2 + 0.25 * len(timed)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
     height = 0.8 / max(1, len(names))
-    for number, name in enumerate(names):
-        mine = [row for row in timed if row["contender"] == name]
-        places = [cases.index(row["case"]) + number * height for row in mine]
-        axes.barh(places, [row["seconds"] for row in mine], height, label=name)
-    axes.set_yticks([place + 0.4 for place in range(len(cases))], cases)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("median seconds")
-    axes.legend()
+    for axes, key, label in ((left, "seconds", "median seconds"), (right, "peak_gib", "peak memory of the process, GiB")):
+        for number, name in enumerate(names):
+            mine = [row for row in timed if row["contender"] == name]
+            places = [cases.index(row["case"]) + number * height for row in mine]
+            axes.barh(places, [row[key] for row in mine], height, label=name)
+        axes.set_xscale("log")
+        axes.set_xlabel(label)
+    left.set_yticks([place + 0.4 for place in range(len(cases))], cases)
+    left.invert_yaxis()
+    left.legend()
     figure.savefig(path, dpi=120)

@@ -23,6 +23,9 @@ from .layers import (
 __all__ = ["CheckpointError", "DENet", "detect", "from_pretrained", "get_denet", "load", "save", "save_pretrained"]
 
 
+FRAMES_AT_ONCE = {True: 16, False: 4096}  # on a CPU, on anything else
+
+
 class DENet(nn.Module):
     """The whole network: sinc filters, attention over the bands, two convolutions, a bidirectional GRU, three dense layers.
 
@@ -101,19 +104,26 @@ class DENet(nn.Module):
         x = self.frames(x)
         batch, seq_len, samples = x.shape
         x = x.reshape(batch * seq_len, samples, 1)  # each frame on its own
-        x = self.sinc(x)  # (B * T, samples, filters)
-        if self.before_pooling:
-            x = self.attention(x)  # (B * T, samples, 1)
-        x = self.spatial_dropout(leaky_relu(max_pool(x)))
-        if not self.before_pooling:
-            x = self.attention(x)  # (B * T, samples // 3, 1)
-        x = self.spatial_dropout(leaky_relu(self.norm1(max_pool(self.conv1(x)))))
-        x = self.spatial_dropout(leaky_relu(self.norm2(max_pool(self.conv2(x)))))
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            x = self.features(x)
+        else:  # nothing is kept for a backward pass: a few frames at a time stay in the cache of a CPU
+            x = torch.cat([self.features(part) for part in x.split(FRAMES_AT_ONCE[x.device.type == "cpu"])])
         x = x.reshape(batch, seq_len, -1)  # steps outer, channels inner
         x = self.gru(x)  # (B, T, units)
         x = self.dropout(leaky_relu(self.batch_norm1(self.dense1(x))))
         x = self.dropout(leaky_relu(self.batch_norm2(self.dense2(x))))
         return self.dense3(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the GRU reads of frames (frames, samples, 1): (frames, conv_steps, 60)."""
+        x = self.sinc(x)  # (frames, samples, filters)
+        if self.before_pooling:
+            x = self.attention(x)  # (frames, samples, 1)
+        x = self.spatial_dropout(leaky_relu(max_pool(x)))
+        if not self.before_pooling:
+            x = self.attention(x)  # (frames, samples // 3, 1)
+        x = self.spatial_dropout(leaky_relu(self.norm1(max_pool(self.conv1(x)))))
+        return self.spatial_dropout(leaky_relu(self.norm2(max_pool(self.conv2(x)))))
 
     def frames(self, x: Tensor) -> Tensor:
         """x as (batch, seq_len, samples); ValueError if it is anything else."""

@@ -31,7 +31,7 @@ def slow_gru(old: str, new: str) -> list[tuple[str, str, str]]:
     """A fault in the GRU's recurrence, which is written twice: plant it in the plain one and let training take that."""
     return [
         ("layers.gru_steps", old, new),
-        ("layers.GRU.forward", "GRURecurrence.apply(inputs, self.recurrent_kernel) if fast else gru_steps", "gru_steps"),
+        ("layers.GRU.forward", "torch.compiler.is_compiling()", "True"),
     ]
 
 
@@ -104,7 +104,7 @@ MUTATIONS = [
         ("DENet.forward", "x.reshape(batch, seq_len, -1)", "x.transpose(1, 2).reshape(batch, seq_len, -1)")
     ]),
     Mutation("norm before the pool", "DENet", [
-        ("DENet.forward", "self.norm1(max_pool(self.conv1(x)))", "max_pool(self.norm1(self.conv1(x)))")
+        ("DENet.features", "self.norm1(max_pool(self.conv1(x)))", "max_pool(self.norm1(self.conv1(x)))")
     ]),
     Mutation("activation before the batch norm", "DENet", [
         ("DENet.forward", "leaky_relu(self.batch_norm1(self.dense1(x)))", "self.batch_norm1(leaky_relu(self.dense1(x)))")

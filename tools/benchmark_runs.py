@@ -6,7 +6,7 @@ import os
 import platform
 import resource
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -36,23 +36,32 @@ class Case:
         return f"{self.mode} {self.batch} x {self.seq_len} x {self.samples}, attention {self.attention} pooling"
 
 
+def forward_operations(case: Case) -> dict[str, int]:
+    """Floating-point operations of the products in one forward pass, by part of the network."""
+    frames = case.batch * case.seq_len
+    pooled = case.samples // 3
+    steps = case.samples if case.attention == "before" else pooled
+    first, second, third = (steps - 7) // 2 + 1, ((steps - 7) // 2 - 6) // 3 + 1, DELayer.conv_steps(steps)
+    dense = 10 * third * 128 + 128 * 64 + 64
+    products = {
+        "sinc": case.samples * 251 * 80,
+        "attention": 80 * (first * 7 * 30 + second * 7 * 900 + third * 7 * 300 + dense) + 80 * steps,
+        "convolutions": (pooled - 4) * 5 * 60 + ((pooled - 4) // 3 - 4) * 5 * 3600,
+        "GRU": 2 * 3 * 2048 * (60 * DENet.conv_steps(case.samples) + 2048),
+        "dense": 2048 * 1024 + 1024 * 512 + 512 * 2,
+    }
+    return {part: 2 * frames * count for part, count in products.items()}
+
+
 def operations(case: Case) -> int:
-    """Floating-point operations that the case cannot do without: products of convolutions and matrices, one forward pass.
+    """Operations that the case cannot do without.
 
     A training step needs the forward pass and twice as much again (gradients of inputs and of weights), less the gradient
     of the waveform, which nobody asks for.
     """
-    frames = case.batch * case.seq_len
-    pooled = case.samples // 3
-    sinc = case.samples * 251 * 80
-    steps = case.samples if case.attention == "before" else pooled
-    first, second, third = (steps - 7) // 2 + 1, ((steps - 7) // 2 - 6) // 3 + 1, DELayer.conv_steps(steps)
-    attention = 80 * (first * 7 * 30 + second * 7 * 900 + third * 7 * 300 + 10 * third * 128 + 128 * 64 + 64) + 80 * steps
-    convolutions = (pooled - 4) * 5 * 60 + ((pooled - 4) // 3 - 4) * 5 * 3600
-    gru = 2 * 3 * 2048 * (60 * DENet.conv_steps(case.samples) + 2048)
-    dense = 2048 * 1024 + 1024 * 512 + 512 * 2
-    forward = 2 * frames * (sinc + attention + convolutions + gru + dense)
-    return forward if case.mode == "predict" else 3 * forward - 2 * frames * sinc
+    parts = forward_operations(case)
+    forward = sum(parts.values())
+    return forward if case.mode == "predict" else 3 * forward - parts["sinc"]
 
 
 def serve(connection, name: str, config: dict, weights: Weights, case: Case, threads: int) -> None:
@@ -249,7 +258,18 @@ def markdown(report: dict) -> str:
             f"| {row['case']} | {row['contender']} | {row['seconds']:.3f} | {row['fastest']:.3f} - {row['slowest']:.3f} "
             f"| {row['peak_gib']:.2f} | {row['gflops']:.0f} | {row['gflops'] / report['peak_gflops']:.0%} |"
         )
+    parts = " | ".join(forward_operations(case_of(report["rows"][0])))
+    lines += ["", "Necessary operations: shares of the forward pass, and the time of all at the rate of the matrix product.", ""]
+    lines += [f"| case | {parts} | all, GFLOP | floor s |", "|---" * 8 + "|"]
+    for case in dict.fromkeys(case_of(row) for row in report["rows"]):
+        parts, total = forward_operations(case), operations(case) / 1e9
+        shares = " | ".join(f"{count / sum(parts.values()):.0%}" for count in parts.values())
+        lines.append(f"| {case} | {shares} | {total:.2f} | {total / report['peak_gflops']:.3f} |")
     return "\n".join(lines) + "\n"
+
+
+def case_of(row: dict) -> Case:
+    return Case(**{field.name: row[field.name] for field in fields(Case)})
 
 
 def plot(rows: list[dict], path: Path) -> None:

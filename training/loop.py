@@ -174,7 +174,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = self._initial_model(n_classes)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = get_optimizer(config.optimizer, parameters, config.learning_rate, config.weight_decay)
+        optimizer = get_optimizer(
+            config.optimizer, parameters, config.learning_rate, config.weight_decay, fabric.device.type == "cpu"
+        )
 
         global_batch = config.batch_size * config.accumulate * fabric.world_size
         self.epoch_steps = config.overfit or max(1, config.epoch_windows // global_batch)

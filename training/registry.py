@@ -57,8 +57,13 @@ def get_loss(name: str) -> Callable:
     return _find("loss", LOSSES, name)
 
 
-def get_optimizer(name: str, parameters: Iterable, learning_rate: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
-    return _find("optimizer", OPTIMIZERS, name)(parameters, lr=learning_rate, weight_decay=weight_decay)
+def get_optimizer(
+    name: str, parameters: Iterable, learning_rate: float, weight_decay: float = 0.0, on_cpu: bool = False
+) -> torch.optim.Optimizer:
+    make = _find("optimizer", OPTIMIZERS, name)
+    # A tenth of the time on a CPU; on a GPU it unscales float16 gradients itself, which then cannot be clipped.
+    fused = {"fused": True} if on_cpu and name in ("adam", "adamw") else {}
+    return make(parameters, lr=learning_rate, weight_decay=weight_decay, **fused)
 
 
 def get_schedule(

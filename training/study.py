@@ -34,6 +34,7 @@ VARIANTS = {
     "untrained": {"amp": True, "train_attention": False},  # the attention branch as the original leaves it
     "float32": {"amp": False, "train_attention": True},
 }
+BANDS_FILE = "bands.csv"  # a run's scores, in its folder
 BANDS = ((-5, 0), (0, 5), (5, 10), (10, 15), (15, 20))  # dB
 
 
@@ -72,8 +73,11 @@ def study(config: StudyConfig) -> pd.DataFrame:
             run = replace(shared, out=out, data_dir=data, seed=seed, resume=True, report=False, **VARIANTS[variant])
             if not (out / "scores.json").exists():
                 train(run)
-            rows += score(run, tests)
-    table = pd.DataFrame(rows)
+            if not (out / BANDS_FILE).exists():
+                with replacing(out / BANDS_FILE) as path:
+                    pd.DataFrame(score(run, tests)).to_csv(path, index=False)
+            rows.append(pd.read_csv(out / BANDS_FILE))
+    table = pd.concat(rows, ignore_index=True)
     with replacing(config.out / "scores.csv") as path:
         table.to_csv(path, index=False)
     with replacing(config.out / "snr.png") as path:

@@ -40,8 +40,8 @@ class Config:
     frame_seconds: float = option(0.05, "length of a frame")
     sample_rate: int = option(16000, "sampling rate of the model; recordings are resampled to it")
     split_by: list[str] = option(["day"], "groups never on two sides of the split: day, treatment, cage, emitter")
-    call_share: float = option(0.4, "share of training windows drawn around a call, each class as often as any other")
-    boundary_share: float = option(0.2, "share of training windows drawn at an onset or offset; the rest lie anywhere")
+    call_share: float = option(0.2, "share of training windows drawn around a call, each class as often as any other")
+    boundary_share: float = option(0.1, "share of training windows drawn at an onset or offset; the rest lie anywhere")
     backgrounds: Path | None = option(None, "folder of other sounds: under half of the training windows, alone in a tenth")
     subset: float = option(1.0, "train on this reproducible share of the training recordings")
     overfit: int = option(
@@ -58,7 +58,7 @@ class Config:
         True, "train the attention branch; the original leaves it as it was initialised"
     )
     before_pooling: bool = option(True, "attention before the first pooling, otherwise after it")
-    dropout: float = option(0.3, "rate of every dropout of a fresh model")
+    dropout: float = option(0.1, "rate of every dropout of a fresh model (the original's default: 0.3)")
     n_filters: int = option(80, "sinc filters of a fresh model")
     gru_units: int = option(2048, "units of each GRU of a fresh model")
     dense_units: list[int] = option(
@@ -75,7 +75,7 @@ class Config:
         [], "weight of each class in the loss; none weighs all alike"
     )
     optimizer: str = option("adam", "name of the optimizer: adam, adamw, sgd or rmsprop")
-    learning_rate: float = option(3e-4, "learning rate at its highest")
+    learning_rate: float = option(6e-4, "learning rate at its highest")
     weight_decay: float = option(0.0, "weight decay of the optimizer")
     schedule: str = option(
         "cosine", "course of the learning rate: constant, cosine or linear, after the warm-up"

@@ -123,7 +123,7 @@ def test_help_explains_every_option(capsys):
         (["--schedule", "step"], "no schedule is called 'step'"),
         (["--class-weights", "1", "2", "3"], "--class-weights has 3 numbers; there are 2 classes"),
         (["--frame-seconds", "0.001"], "too short"),
-        (["--call-share", "0.9"], "--call-share"),
+        (["--call-share", "0.95"], "--call-share"),
         (["--split-by", "cage", "moon"], "cannot split by 'moon'"),
         (["--init-from", "missing.safetensors"], "missing.safetensors: no such file"),
         (["--data-dir", "missing"], "missing: no such folder"),

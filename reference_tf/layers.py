@@ -241,6 +241,7 @@ class BatchNorm(layers.Layer):
         }
         for name, variable in slots.items():
             object.__setattr__(self, name, variable)
+            self._track_trackable(variable, name)  # tf.saved_model.save finds what its functions use
 
     def call(self, x, training=False):
         mean, variance = self.moving_mean, self.moving_variance

@@ -277,11 +277,17 @@ class TestTensorFlow:
             model.save_weights(str(path).removesuffix(".index"))
         self.check(model, path, tmp_path)
 
-    def test_from_a_saved_model(self, tmp_path):
+    @pytest.mark.parametrize("how", ["model.export", "tf.saved_model.save"])
+    def test_from_a_saved_model(self, how, tmp_path):
+        import tensorflow as tf
+
         import reference_tf
 
         model = reference_tf.DENet(**SMALL)
-        model.export(str(tmp_path / "saved"))
+        if how == "model.export":
+            model.export(str(tmp_path / "saved"))
+        else:
+            tf.saved_model.save(model, str(tmp_path / "saved"))
         self.check(model, tmp_path / "saved", tmp_path)
 
     def test_from_a_training_checkpoint(self, tmp_path):

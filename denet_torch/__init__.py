@@ -23,9 +23,6 @@ from .layers import (
 __all__ = ["CheckpointError", "DENet", "detect", "from_pretrained", "get_denet", "load", "save", "save_pretrained"]
 
 
-FRAMES_AT_ONCE = {True: 16, False: 4096}  # on a CPU, on anything else
-
-
 class DENet(nn.Module):
     """The whole network: sinc filters, attention over the bands, two convolutions, a bidirectional GRU, three dense layers.
 
@@ -107,7 +104,8 @@ class DENet(nn.Module):
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             x = self.features(x)
         else:  # nothing is kept for a backward pass: a few frames at a time stay in the cache of a CPU
-            x = torch.cat([self.features(part) for part in x.split(FRAMES_AT_ONCE[x.device.type == "cpu"])])
+            at_once = 16 if x.device.type == "cpu" else 4096
+            x = torch.cat([self.features(part) for part in x.split(at_once)])
         x = x.reshape(batch, seq_len, -1)  # steps outer, channels inner
         x = self.gru(x)  # (B, T, units)
         x = self.dropout(leaky_relu(self.batch_norm1(self.dense1(x))))

@@ -156,7 +156,7 @@ class _Resampler:
         self.width = transform.width
         steps = -(-2 * self.width // orig)
         self.block, self.outputs = steps * orig, steps * new
-        filters = torch.zeros(self.block + 2 * self.width, self.outputs)
+        filters = torch.zeros(self.block + 2 * self.width, self.outputs, dtype=torch.float32)
         for step in range(steps):
             taps = filters[step * orig :, step * new : (step + 1) * new]
             taps[: orig + 2 * self.width] = transform.kernel[:, 0].T

@@ -5,7 +5,7 @@ same names in the same order for TensorFlow: read the two side by side.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -306,8 +306,8 @@ class BandConvolutions(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, *weights = ctx.saved_tensors
-        if torch.is_grad_enabled():  # asked for the gradient of a gradient: what is saved has no history
-            return torch.autograd.grad(band_convolutions(x, *weights), (x, *weights), grad, create_graph=True)
+        if torch.is_grad_enabled():
+            return gradients_with_history(band_convolutions, (x, *weights), grad)
         kernels = BandConvolutions.kernels(*(weight.to(y.dtype) for weight in weights))
         m1, w2, _, w3, _ = kernels
         to_weights = any(ctx.needs_input_grad[1:])
@@ -349,6 +349,13 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
     """The type in which autocast would have the products with x; x's own outside of autocast."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def gradients_with_history(function: Callable, tensors: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of `function` to be differentiated again, None where none is asked for; what a Function saves has no history."""
+    wanted = [tensor for tensor in tensors if tensor.requires_grad]
+    found = iter(torch.autograd.grad(function(*tensors), wanted, grad, create_graph=True))
+    return tuple(next(found) if tensor.requires_grad else None for tensor in tensors)
 
 
 class GRU(nn.Module):
@@ -428,9 +435,8 @@ class GRURecurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
         inputs, recurrent_kernel, gates, h = ctx.saved_tensors
-        if torch.is_grad_enabled():  # asked for the gradient of a gradient: what is saved has no history
-            outputs = gru_steps(inputs, recurrent_kernel)
-            return torch.autograd.grad(outputs, (inputs, recurrent_kernel), grad, create_graph=True)
+        if torch.is_grad_enabled():
+            return gradients_with_history(gru_steps, (inputs, recurrent_kernel), grad)
         batch, steps, units = grad.shape
         kernel = recurrent_kernel.to(ctx.autocast)
         last, (z, r, hh) = h[:, :-1], gates.split(units, dim=2)

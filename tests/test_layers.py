@@ -1,5 +1,7 @@
 """The layers' own shortcuts against plain PyTorch, and their gradients where the original's fail."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from denet_torch import get_denet
 from denet_torch.layers import (
+    GRU,
     BandConvolutions,
     DELayer,
     GRURecurrence,
@@ -85,6 +88,19 @@ def test_attention_differentiates_twice():
     (slope,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
     slope.square().sum().backward()
     assert x.grad.isfinite().all() and x.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("layer", [DELayer(130), GRU(3, 4)], ids=["attention", "GRU"])
+@pytest.mark.parametrize("frozen", ["weights", "input"])
+def test_differentiates_twice_where_a_part_is_frozen(layer, frozen):
+    layer = copy.deepcopy(layer).double()
+    x = torch.randn(2, 130, 3, dtype=torch.float64, requires_grad=frozen != "input")
+    if frozen == "weights":
+        layer.requires_grad_(False)
+    tensor = x if frozen == "weights" else next(layer.parameters())
+    (slope,) = torch.autograd.grad(layer(x).square().sum(), tensor, create_graph=True)
+    slope.square().sum().backward()
+    assert tensor.grad.isfinite().all() and tensor.grad.abs().max() > 0
 
 
 def test_layer_norm_of_equal_channels_passes_no_gradient():

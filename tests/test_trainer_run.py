@@ -69,12 +69,26 @@ def test_test_recordings_are_never_seen(finished):
 
 def test_command_prints_scores_beside_the_majoritys_and_events(finished, collection, tmp_path, capsys):
     recording = collection / finished.data.collection.recordings["file"].iat[0]
-    config = replace(tiny(collection, tmp_path / "out"), init_from=finished.out / WEIGHTS, detect=[recording], amp=True)
+    config = replace(
+        tiny(collection, tmp_path / "out", amp=True, amp_dtype="bfloat16"), init_from=finished.out / WEIGHTS, detect=[recording]
+    )
     assert main(as_options(config)) == 0
     said = capsys.readouterr().out
     assert "frame F1 of calls" in said and "always answering the commonest class: F1 0.000, accuracy 0.9" in said
     assert "onset" in said or "no events detected" in said
     assert str(tmp_path / "out") in said
+
+
+@pytest.mark.parametrize(
+    "there, dtype, precision",
+    [(True, "auto", "bf16-mixed"), (False, "auto", "32-true"), (False, "bfloat16", "bf16-mixed")],
+)
+def test_amp_on_a_cpu_is_bfloat16_only_where_it_pays(collection, tmp_path, monkeypatch, there, dtype, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": there})
+    config = tiny(collection, tmp_path / "out", amp=True, amp_dtype=dtype)
+    trainer = loop.Trainer(config, loop.get_fabric(config), tmp_path, lambda: False, lambda epoch, score: None)
+    assert trainer.precision.precision == precision
+    assert any("no bfloat16 instructions" in line for line in trainer.progress.warnings) == (precision == "32-true")
 
 
 def test_weights_of_the_run_predict_what_the_run_scored(finished):

@@ -4,12 +4,14 @@ import pandas as pd
 import pytest
 from trainer_cases import tiny
 
+from training import loop
 from training import study as studies
+from training.config import TrainingError
 from training.study import StudyConfig, main, study, summary
 
 
 def test_study_scores_each_variant_in_each_band(tmp_path, monkeypatch):
-    shared = vars(tiny(None, tmp_path / "study", epochs=1, recordings=24))
+    shared = vars(tiny(None, tmp_path / "study", epochs=1, recordings=24, amp_dtype="bfloat16"))
     config = StudyConfig(**shared, seeds=[0], variants=["trained", "float32"], band_recordings=8)
     table = study(config)
     assert set(table["variant"]) == {"trained", "float32"}
@@ -21,6 +23,13 @@ def test_study_scores_each_variant_in_each_band(tmp_path, monkeypatch):
     assert summary(table).loc[("trained", "all"), ("frame_f1", "mean")] == pytest.approx(
         table[(table["variant"] == "trained") & (table["snr"] == "all")]["frame_f1"].item(), abs=1e-3
     )
+
+
+def test_nothing_to_compare_without_bfloat16(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "cpu_has_bfloat16", lambda: False)
+    with pytest.raises(TrainingError, match="no bfloat16 instructions"):
+        study(StudyConfig(out=tmp_path / "study", variants=["trained", "float32"]))
+    assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.parametrize(

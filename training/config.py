@@ -89,7 +89,7 @@ class Config:
 
     # machine
     amp: bool = option(
-        False, "mixed precision: float16 with gradient scaling on CUDA, bfloat16 on the CPU"
+        False, "mixed precision: float16 with gradient scaling on CUDA, bfloat16 on a CPU that has instructions for it"
     )
     amp_dtype: Literal["auto", "float16", "bfloat16"] = option(
         "auto", "with --amp: auto, float16 or bfloat16"

@@ -107,13 +107,23 @@ def get_fabric(config: Config) -> Fabric:
     on_gpu = config.accelerator == "gpu" or config.accelerator == "auto" and torch.cuda.is_available()
     if on_gpu and not torch.cuda.is_available():
         raise TrainingError("--accelerator gpu: PyTorch sees no GPU on this machine")
-    dtype = config.amp_dtype if config.amp_dtype != "auto" else "float16" if on_gpu else "bfloat16"
-    if config.amp and dtype == "float16" and not on_gpu:
+    if not config.amp:
+        dtype = "float32"
+    elif config.amp_dtype == "auto":
+        dtype = "float16" if on_gpu else "bfloat16" if cpu_has_bfloat16() else "float32"
+    else:
+        dtype = config.amp_dtype
+    if dtype == "float16" and not on_gpu:
         raise TrainingError("--amp-dtype float16 needs a GPU; on the CPU use bfloat16")
-    precision = {"float16": "16-mixed", "bfloat16": "bf16-mixed"}[dtype] if config.amp else "32-true"
+    precision = {"float16": "16-mixed", "bfloat16": "bf16-mixed", "float32": "32-true"}[dtype]
     return Fabric(
         accelerator="cuda" if on_gpu else "cpu", devices=config.devices, num_nodes=config.nodes, precision=precision
     )
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself; emulated it takes many times as long as float32."""
+    return any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
 
 
 def data_root(config: Config) -> Path:
@@ -196,6 +206,11 @@ class Trainer:
         self.module, self.optimizer = fabric.setup(module, optimizer)
         if config.resume:
             self._resume()
+        if config.amp and self.precision.precision == "32-true":
+            self.warn(
+                "--amp: this processor has no bfloat16 instructions, training in float32; "
+                "--amp-dtype bfloat16 emulates them, many times slower"
+            )
         on_zero(fabric, self._describe)
         if fabric.is_global_zero:
             # TensorBoard imports TensorFlow where it is installed, for seconds, unless this module exists.

@@ -60,12 +60,17 @@ class StudyConfig(Config):
 
 def study(config: StudyConfig) -> pd.DataFrame:
     """Train what is not trained yet, score it and write the table and the plot. Raises what `train` raises."""
+    shared = Config(**{field.name: getattr(config, field.name) for field in fields(Config)})
+    if "float32" in config.variants and get_fabric(replace(shared, amp=True)).strategy.precision.precision == "32-true":
+        raise TrainingError(
+            "--variants float32: this processor has no bfloat16 instructions, all variants train in float32; "
+            "--amp-dtype bfloat16 emulates them, many times slower"
+        )
     data = config.out / "data"
     if not data.exists():
         low, high = BANDS[0][0], BANDS[-1][1]
         make_dataset(data, config.recordings, seed=0, background=config.background, snr_db=(low, high))
     tests = {band: _band(config, band, number) for number, band in enumerate(BANDS)}
-    shared = Config(**{field.name: getattr(config, field.name) for field in fields(Config)})
     rows = []
     for variant in config.variants:
         for seed in config.seeds:

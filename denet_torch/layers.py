@@ -460,7 +460,7 @@ class GRURecurrence(torch.autograd.Function):
 
 def thin_product(x: Tensor, kernel: Tensor, parts: int = 4) -> Tensor:
     """x @ kernel for the few rows of a batch; on a CPU a quarter of the columns at a time, which takes up to half the time."""
-    if x.device.type != "cpu" or x.dtype == torch.bfloat16 or kernel.shape[1] % parts:
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or kernel.shape[1] % parts:
         return x @ kernel
     columns = kernel.unflatten(1, (parts, -1)).transpose(0, 1)  # (parts, in, out / parts)
     return torch.bmm(x.expand(parts, *x.shape), columns).transpose(0, 1).flatten(1)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from .benchmark_contenders import CONTENDERS
-from .benchmark_runs import Case, run, scaling
+from .benchmark_runs import Case, markdown, run, scaling
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.scaling:
             print(scaling(args.attention[0], args.rounds, args.threads, args.out))
         else:
-            print(run(groups, args.contenders, args.rounds, args.threads, args.out))
+            print(markdown(run(groups, args.contenders, args.rounds, args.threads, args.out)))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

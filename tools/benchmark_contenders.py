@@ -112,11 +112,13 @@ def onnxruntime(config: dict[str, Any], weights: Weights, threads: int) -> Funct
 
 
 def keras_torch(config: dict[str, Any], weights: Weights, threads: int) -> Functions:
-    """The model out of Keras 3's own layers, on its PyTorch backend; the three that Keras lacks are written with `keras.ops`."""
+    """The model out of Keras 3's own layers, on PyTorch; what Keras lacks is written with `keras.ops` or is the port's."""
     os.environ["KERAS_BACKEND"] = "torch"
     import keras
     import torch
     from keras import layers, ops
+
+    from denet_torch.layers import hard_sigmoid, sinc_filters
 
     torch.set_num_threads(threads)
     seq_len, samples, _ = config["input_shape"]
@@ -127,18 +129,7 @@ def keras_torch(config: dict[str, Any], weights: Weights, threads: int) -> Funct
             self.b1, self.band = self.add_weight((bands,)), self.add_weight((bands,))
 
         def call(self, x):
-            t = ops.arange(1, 126, dtype="float32") / sr
-            window = 0.54 - 0.46 * ops.cos(2 * np.pi * ops.linspace(0.0, 251.0, 251) / 251)
-
-            def low_pass(cut):
-                angle = 2 * np.pi * (cut * sr) * t
-                right = ops.sin(angle) / angle
-                return 2 * cut * ops.concatenate([ops.flip(right, 1), ops.ones_like(cut), right], 1)
-
-            low = ops.abs(self.b1)[:, None] + 50 / sr
-            high = low + (ops.abs(self.band)[:, None] + 50 / sr)
-            filters = low_pass(high) - low_pass(low)
-            filters = filters / ops.max(filters, axis=1, keepdims=True) * window
+            filters = sinc_filters(ops.convert_to_tensor(self.b1), ops.convert_to_tensor(self.band), sr)
             return ops.conv(x, ops.transpose(filters)[:, None], padding="same")
 
     class ChannelNorm(layers.Layer):
@@ -148,9 +139,6 @@ def keras_torch(config: dict[str, Any], weights: Weights, threads: int) -> Funct
         def call(self, x):
             std = ops.std(x, axis=-1, keepdims=True)
             return (x - ops.mean(x, axis=-1, keepdims=True)) / (std + 1e-6) * self.scale + self.bias
-
-    def hard_sigmoid(x):
-        return ops.clip(0.2 * x + 0.5, 0, 1)
 
     def gru(**options):
         return layers.GRU(units, recurrent_activation=hard_sigmoid, reset_after=False, return_sequences=True, **options)

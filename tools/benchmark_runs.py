@@ -192,8 +192,8 @@ def machine() -> str:
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores ({extras}), {platform.system()}; {versions}"
 
 
-def run(groups: list[list[Case]], names: list[str], rounds: int, threads: int, out: Path) -> str:
-    """Time all cases, those of a group interleaved; write report.md, .json and times.png into `out`; return the Markdown."""
+def run(groups: list[list[Case]], names: list[str], rounds: int, threads: int, out: Path) -> dict:
+    """Time all cases, those of a group interleaved; write report.md, .json and times.png into `out`; return the report."""
     out.mkdir(parents=True, exist_ok=True)
     peak, rows = peak_gflops(threads), []
     with tqdm(total=len(groups) * (rounds + 1), unit="round") as progress:
@@ -203,7 +203,7 @@ def run(groups: list[list[Case]], names: list[str], rounds: int, threads: int, o
             (out / "report.json").write_text(json.dumps(report, indent=1))
             (out / "report.md").write_text(markdown(report))
     plot(rows, out / "times.png")
-    return markdown(report)
+    return report
 
 
 BASE = {"batch": 4, "seq_len": 10, "samples": 400}  # what the cases of `scaling` multiply
@@ -217,29 +217,41 @@ def scaling_cases(mode: str, attention: str, factors: tuple[int, ...] = (1, 2, 4
 def scaling(attention: str, rounds: int, threads: int, out: Path) -> str:
     """How the cost of the port grows: times of `scaling_cases`, and scaling.png with the time per unit relative to the first."""
     groups = [group for mode in ("predict", "train") for group in scaling_cases(mode, attention)]
-    text = run(groups, ["port"], rounds, threads, out)
-    rows = {row["case"]: row for row in json.loads((out / "report.json").read_text())["rows"]}
+    report = run(groups, ["port"], rounds, threads, out)
+    relative = relative_costs(groups, report["rows"])
+    plot_scaling(relative, out / "scaling.png")
+    lines = [f"{label}: " + ", ".join(f"{cost:.2f}" for cost in costs.values()) for label, costs in relative.items()]
+    text = markdown(report) + "\nTime per unit relative to the smallest, at 1, 2, 4, 8 and 16 times:\n" + "\n".join(lines) + "\n"
+    (out / "report.md").write_text(text)
+    return text
+
+
+def relative_costs(groups: list[list[Case]], rows: list[dict]) -> dict[str, dict[float, float]]:
+    """For each group: by the factor on what grows in it, the time per unit relative to the group's first; nan where it failed."""
+    seconds = {row["case"]: row.get("seconds", np.nan) for row in rows}
+    relative = {}
+    for group, name in zip(groups, 2 * list(BASE), strict=True):
+        factors = [getattr(case, name) / BASE[name] for case in group]
+        first = seconds[str(group[0])]
+        costs = {factor: seconds[str(case)] / first / factor for factor, case in zip(factors, group, strict=True)}
+        relative[f"{group[0].mode}, {name.replace('_', ' ')}"] = costs
+    return relative
+
+
+def plot_scaling(relative: dict[str, dict[float, float]], path: Path) -> None:
+    """A line for each of `relative_costs`, and one at 1.1, a tenth more than linear."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    lines = []
-    for group, name in zip(groups, 2 * list(BASE), strict=True):
-        factors = [getattr(case, name) / BASE[name] for case in group]
-        seconds = [rows[str(case)].get("seconds", np.nan) for case in group]
-        relative = [second / seconds[0] / factor for second, factor in zip(seconds, factors, strict=True)]
-        label = f"{group[0].mode}, {name.replace('_', ' ')}"
-        axes.plot(factors, relative, "o-", label=label)
-        lines.append(f"{label}: " + ", ".join(f"{value:.2f}" for value in relative))
+    for label, costs in relative.items():
+        axes.plot(list(costs), list(costs.values()), "o-", label=label)
     axes.axhline(1.1, color="gray", linestyle=":")
     axes.set_xscale("log", base=2)
     axes.set(xlabel="times " + ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in BASE.items()))
     axes.set(ylabel="time per unit, relative to the smallest", ylim=(0, None))
     axes.legend()
-    figure.savefig(out / "scaling.png", dpi=120)
-    text += "\nTime per unit relative to the smallest, at 1, 2, 4, 8 and 16 times:\n" + "\n".join(lines) + "\n"
-    (out / "report.md").write_text(text)
-    return text
+    figure.savefig(path, dpi=120)
 
 
 def markdown(report: dict) -> str:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from denet_torch import get_denet
 from training.config import TrainingError
 from training.labels import IGNORE
 from training.losses import cross_entropy, focal, frame_weights
@@ -52,16 +53,27 @@ def test_names_that_do_not_exist_list_those_that_do():
     with pytest.raises(TrainingError, match="no loss is called 'hinge'; there are cross_entropy, focal"):
         get_loss("hinge")
     with pytest.raises(TrainingError, match="no optimizer is called 'lion'; there are adam, adamw, rmsprop, sgd"):
-        get_optimizer("lion", [], 0.1)
+        get_optimizer("lion", torch.nn.Linear(1, 1), 0.1, 1.0)
     with pytest.raises(TrainingError, match="no model is called 'sincnet'; there are denet"):
         get_model("sincnet", None, 2)
     with pytest.raises(TrainingError, match="no schedule is called 'step'; there are constant, cosine, linear"):
         get_schedule("step", None, 0, 1)
 
 
+def test_wide_layers_and_filters_learn_at_the_rate_the_rest_at_its_multiple():
+    model = get_denet((2, 800), 2, n_filters=4, gru_units=8, dense_units=(8, 8), train_attention=False)
+    optimizer = get_optimizer("adam", model, 0.1, 4.0)
+    rate = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    found = {name: rate.get(id(parameter)) for name, parameter in model.named_parameters()}
+    slow = {name for name in found if name.split(".")[0] in ("sinc", "gru", "dense1")}
+    frozen = {name for name in found if name.startswith("attention.")}
+    assert len(slow) == 2 + 6 + 2 and len(frozen) == 12
+    assert found == {name: 0.1 if name in slow else None if name in frozen else 0.4 for name in found}
+
+
 @pytest.mark.parametrize("name, end", [("constant", 1.0), ("cosine", 0.0), ("linear", 0.0)])
 def test_learning_rate_rises_then_takes_its_course(name, end):
-    optimizer = get_optimizer("adam", [torch.nn.Parameter(torch.zeros(1))], 0.1)
+    optimizer = get_optimizer("adam", torch.nn.Linear(1, 1), 0.1, 1.0)
     schedule = get_schedule(name, optimizer, warmup_steps=4, steps=24)
     rates = []
     for _ in range(25):

@@ -75,7 +75,8 @@ class Config:
         [], "weight of each class in the loss; none weighs all alike"
     )
     optimizer: str = option("adam", "name of the optimizer: adam, adamw, sgd or rmsprop")
-    learning_rate: float = option(6e-4, "learning rate at its highest")
+    learning_rate: float = option(6e-4, "learning rate at its highest, of the GRU, the dense layer after it and the sinc filters")
+    rate_factor: float = option(4.0, "learning rate of all other layers, as a multiple")
     weight_decay: float = option(0.0, "weight decay of the optimizer")
     schedule: str = option(
         "cosine", "course of the learning rate: constant, cosine or linear, after the warm-up"
@@ -152,7 +153,7 @@ AT_LEAST = {
         ["overfit", "workers", "warmup_steps", "checkpoint_steps", "threads", "weight_decay"], 0
     ),
 }
-ABOVE_0 = ("learning_rate", "clip_norm", "frame_seconds", "sample_rate", "subset")
+ABOVE_0 = ("learning_rate", "rate_factor", "clip_norm", "frame_seconds", "sample_rate", "subset")
 # What may differ from the run that a checkpoint was written by, because the weights do not depend on it.
 FREE_ON_RESUME = (
     "out",

@@ -1,5 +1,8 @@
 """DENet (Greco et al. 2021) in PyTorch: sound events found frame by frame in raw audio."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -100,20 +103,27 @@ class DENet(nn.Module):
         """Logits (batch, seq_len, n_classes) of waveforms (batch, seq_len, samples) or (batch, seq_len, samples, 1)."""
         x = self.frames(x)
         batch, seq_len, samples = x.shape
-        x = x.reshape(batch * seq_len, samples, 1)  # each frame on its own
+        x = self.frame_features(x.reshape(batch * seq_len, samples))  # each frame on its own
+        return self.classify(x.reshape(batch, seq_len, -1))
+
+    def frame_features(self, x: Tensor) -> Tensor:
+        """What the GRU reads of frames (frames, samples): (frames, 60 * conv_steps), steps outer, channels inner."""
+        x = x.unsqueeze(2)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            x = self.features(x)
-        else:  # nothing is kept for a backward pass: a few frames at a time stay in the cache of a CPU
-            at_once = 16 if x.device.type == "cpu" else 4096
-            x = torch.cat([self.features(part) for part in x.split(at_once)])
-        x = x.reshape(batch, seq_len, -1)  # steps outer, channels inner
+            return self.features(x).flatten(1)
+        # Nothing is kept for a backward pass: a few frames at a time stay in the cache of a CPU.
+        at_once = 16 if x.device.type == "cpu" else 4096
+        return torch.cat([self.features(part).flatten(1) for part in x.split(at_once)])
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Logits (batch, seq_len, n_classes) of sequences of frame features (batch, seq_len, 60 * conv_steps)."""
         x = self.gru(x)  # (B, T, units)
         x = self.dropout(leaky_relu(self.batch_norm1(self.dense1(x))))
         x = self.dropout(leaky_relu(self.batch_norm2(self.dense2(x))))
         return self.dense3(x)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the GRU reads of frames (frames, samples, 1): (frames, conv_steps, 60)."""
+        """Filters, attention and convolutions of frames (frames, samples, 1) -> (frames, conv_steps, 60)."""
         x = self.sinc(x)  # (frames, samples, filters)
         if self.before_pooling:
             x = self.attention(x)  # (frames, samples, 1)
@@ -134,10 +144,25 @@ class DENet(nn.Module):
     @torch.no_grad()
     def predict_proba(self, x: Tensor) -> Tensor:
         """Class probabilities (batch, seq_len, n_classes) in evaluation mode, what the original's `predict` returns."""
+        with self._evaluating():
+            return softmax(self(x))
+
+    @torch.no_grad()
+    def predict_overlapping(self, frames: Tensor, starts: list[int], seq_len: int) -> Tensor:
+        """`predict_proba` of the sequences of `seq_len` frames that begin at `starts` in waveforms (frames, samples).
+
+        A frame that several of them share goes through filters, attention and convolutions once.
+        """
+        with self._evaluating():
+            features = self.frame_features(frames)
+            return softmax(self.classify(torch.stack([features[start : start + seq_len] for start in starts])))
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
         was_training = self.training
         self.eval()
         try:
-            return softmax(self(x))
+            yield
         finally:
             self.train(was_training)
 

@@ -6,7 +6,7 @@ the last one where it still fits. A frame's probability is the mean over the seq
 depends on the recording alone and not on how much of it is read or computed at once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,7 +84,6 @@ def count_frames(model: "DENet", path: str | Path, time_expansion: float = 1) ->
     return -(-samples // model.samples)
 
 
-@torch.inference_mode()
 def frame_probabilities(
     model: "DENet",
     path: str | Path,
@@ -101,7 +100,31 @@ def frame_probabilities(
     sequence by default. `batch_size`: sequences computed at once (8 on a CPU, where more only cost memory, 64
     on a GPU). Only their samples are held in memory. Raises AudioError.
     """
+
+    def frames(first: int, last: int) -> np.ndarray:
+        waveform = read(
+            path, first * model.samples, (last - first) * model.samples, rate=model.sr, time_expansion=time_expansion
+        )
+        filled = np.zeros((last - first, model.samples), np.float32)
+        filled.reshape(-1)[: len(waveform)] = waveform
+        return filled
+
     total = count_frames(model, path, time_expansion)
+    return mean_probabilities(model, frames, total, start, stop, hop=hop, batch_size=batch_size)
+
+
+@torch.inference_mode()
+def mean_probabilities(
+    model: "DENet",
+    frames: Callable[[int, int], np.ndarray],
+    total: int,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    hop: int | None = None,
+    batch_size: int | None = None,
+) -> np.ndarray:
+    """`frame_probabilities` of `total` frames, of which `frames(first, last)` gives waveforms (last - first, samples)."""
     stop = total if stop is None else min(stop, total)
     seq_len = min(model.seq_len, total)
     hop = max(1, seq_len // 2) if hop is None else hop
@@ -120,18 +143,9 @@ def frame_probabilities(
         if batch[0] >= stop:
             break
         begin, end = batch[0], batch[-1] + seq_len
-        waveform = read(
-            path,
-            begin * model.samples,
-            (end - begin) * model.samples,
-            rate=model.sr,
-            time_expansion=time_expansion,
-        )
-        frames = np.zeros((end - begin, model.samples), np.float32)
-        frames.reshape(-1)[: len(waveform)] = waveform
-        x = np.stack([frames[first - begin :][:seq_len] for first in batch])  # (batch, seq_len, samples)
-        probabilities = model.predict_proba(torch.from_numpy(x).to(parameter)).float().cpu().numpy()
-        for first, sequence in zip(batch, probabilities, strict=True):
+        waveforms = torch.from_numpy(frames(begin, end)).to(parameter)
+        probabilities = model.predict_overlapping(waveforms, [first - begin for first in batch], seq_len)
+        for first, sequence in zip(batch, probabilities.float().cpu().numpy(), strict=True):
             a, b = max(first, start), min(first + seq_len, stop)
             if a < b:
                 sums[a - start : b - start] += sequence[a - first : b - first]

@@ -7,14 +7,15 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset, default_collate
 from tqdm import tqdm
 
-from denet_torch.detection import EVENT_COLUMNS, Decoding, events
+from denet_torch import DENet
+from denet_torch.detection import EVENT_COLUMNS, Decoding, events, mean_probabilities
 
 from .collection import Collection
-from .labels import IGNORE, Labeller
+from .labels import BACKGROUND, IGNORE, Labeller
 from .metrics import best_threshold, event_scores, frame_scores, rates, segment_scores
 from .windows import ExhaustiveWindows
 
@@ -43,45 +44,43 @@ def collate(items: list[dict]) -> dict[str, Tensor]:
     return default_collate([{key: item[key] for key in FRAME_KEYS} for item in items])
 
 
-@torch.no_grad()
 def predict(
     fabric: Fabric,
-    model: nn.Module,
-    windows: ExhaustiveWindows,
-    batch_size: int,
+    model: DENet,
+    stretches: ExhaustiveWindows,
     workers: int = 0,
     check: Callable[[], None] = lambda: None,
     title: str = "evaluation",
 ) -> Predictions:
-    """Run `model` in evaluation mode over all windows, shared out among the ranks; every rank gets the whole.
+    """Probabilities as `denet_torch.detect` finds them in each stretch, shared out among the ranks; every rank gets the whole.
 
-    `check` is called after each batch and may raise.
+    `check` is called after each stretch and may raise.
     """
-    # Ranks get equally many, the last few windows twice if need be: what is computed twice is kept once.
-    ranks, total = fabric.world_size, len(windows)
+    # Ranks get equally many, the last few stretches twice if need be: what is computed twice is kept once.
+    ranks, total = fabric.world_size, len(stretches)
     per_rank = -(-total // ranks)
     mine = [min(fabric.global_rank * per_rank + i, total - 1) for i in range(per_rank)]
-    loader = DataLoader(Subset(windows, mine), batch_size=batch_size, num_workers=workers, collate_fn=collate)
-    was_training = model.training
-    model.eval()
+    loader = DataLoader(Subset(stretches, mine), batch_size=None, num_workers=workers)
     parts = []
-    try:
-        for batch in tqdm(loader, desc=title, unit="batch", leave=False, disable=not fabric.is_global_zero):
-            logits = model(fabric.to_device(batch["waveform"]))
-            parts.append([logits.float().softmax(dim=-1).cpu(), *(batch[key] for key in FRAME_KEYS[1:])])
-            check()
-    finally:
-        model.train(was_training)
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    for item in tqdm(loader, desc=title, unit="stretch", leave=False, disable=not fabric.is_global_zero):
+        waveforms = item["waveform"].numpy()  # (frames, samples), the last of them silence if not `item["frames"]` are whole
+        probabilities = torch.zeros(len(waveforms), model.n_classes)
+        with fabric.autocast():
+            found = mean_probabilities(model, lambda first, last, x=waveforms: x[first:last], item["frames"])
+        probabilities[: item["frames"]] = torch.from_numpy(found)
+        probabilities[item["frames"] :, BACKGROUND] = 1
+        parts.append([probabilities, *(torch.as_tensor(item[key]) for key in ("labels", "recording", "start"))])
+        check()
+    columns = [torch.stack(column) for column in zip(*parts, strict=True)]
     if ranks > 1:
-        columns = [fabric.all_gather(column).flatten(0, 1)[:total].cpu() for column in columns]
+        columns = [fabric.all_gather(fabric.to_device(column)).flatten(0, 1)[:total].cpu() for column in columns]
     probabilities, labels, recording, start = columns
-    frame = windows.samples / windows.rate
-    seq_len = labels.shape[1]
-    # (windows, seq_len) -> (frames,)
-    start = (start[:, None] + frame * torch.arange(seq_len)).flatten().numpy()
+    frame = stretches.samples / stretches.rate
+    frames = labels.shape[1]
+    # (stretches, frames) -> (stretches * frames,)
+    start = (start[:, None] + frame * torch.arange(frames)).flatten().numpy()
     return Predictions(
-        probabilities.flatten(0, 1), labels.flatten(), recording.repeat_interleave(seq_len).numpy(), start, frame
+        probabilities.flatten(0, 1), labels.flatten(), recording.repeat_interleave(frames).numpy(), start, frame
     )
 
 

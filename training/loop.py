@@ -183,9 +183,9 @@ class Trainer:
         self.class_weights = torch.tensor(config.class_weights, device=fabric.device) if config.class_weights else None
         torch.manual_seed(config.seed)
         self.model = self._initial_model(n_classes)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        on_cpu = fabric.device.type == "cpu"
         optimizer = get_optimizer(
-            config.optimizer, parameters, config.learning_rate, config.weight_decay, fabric.device.type == "cpu"
+            config.optimizer, self.model, config.learning_rate, config.rate_factor, config.weight_decay, on_cpu
         )
 
         global_batch = config.batch_size * config.accumulate * fabric.world_size
@@ -390,7 +390,7 @@ class Trainer:
     def _predict(self, windows: ExhaustiveWindows, title: str, save: bool = True) -> Predictions:
         config = self.config
         check = partial(self._stop_if_asked, save)
-        return predict(self.fabric, self.module, windows, config.batch_size, config.workers, check, title)
+        return predict(self.fabric, self.model, windows, config.workers, check, title)
 
     def _mean_loss(self, predictions: Predictions) -> float:
         labels = predictions.labels

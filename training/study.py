@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 
-from denet_torch import checkpoint
+from denet_torch import DENet, checkpoint
 from denet_torch.detection import Decoding
 
 from .collection import Collection, open_collection, replacing
@@ -27,7 +27,7 @@ from .metrics import event_scores, frame_scores
 from .run import USER_ERRORS, one_line
 from .runs import Stopped
 from .synthetic import make_dataset
-from .windows import ExhaustiveWindows
+from .windows import STRETCH, ExhaustiveWindows
 
 VARIANTS = {
     "trained": {"amp": True, "train_attention": True},
@@ -95,8 +95,7 @@ def score(run: Config, tests: dict[tuple[int, int], Collection]) -> list[dict]:
     fabric = get_fabric(run)
     model = checkpoint.load(run.out / WEIGHTS)
     decoding = Decoding(**{name: value for name, value in model.detection.items() if name != "labels"})
-    module = fabric.setup(model)
-    found = {band: answers(fabric, module, model, collection, decoding) for band, collection in tests.items()}
+    found = {band: answers(fabric, model, collection, decoding) for band, collection in tests.items()}
     groups = {f"{low} to {high} dB": [(low, high)] for low, high in BANDS}
     groups |= {"above 10 dB": [band for band in BANDS if band[0] >= 10], "all": list(BANDS)}
     rows = []
@@ -111,13 +110,13 @@ def score(run: Config, tests: dict[tuple[int, int], Collection]) -> list[dict]:
 
 
 def answers(
-    fabric: Fabric, module: torch.nn.Module, model: torch.nn.Module, collection: Collection, decoding: Decoding
+    fabric: Fabric, model: DENet, collection: Collection, decoding: Decoding
 ) -> tuple[Predictions, pd.DataFrame, pd.DataFrame]:
     """Predictions for a whole collection, its reference events and the estimated ones."""
     labeller = Labeller(collection)
     recordings = np.arange(len(collection.recordings))
-    sizes = {"rate": model.sr, "samples": model.samples, "seq_len": model.seq_len}
-    predictions = predict(fabric, module, ExhaustiveWindows(collection, recordings, labeller, **sizes), batch_size=8)
+    sizes = {"rate": model.sr, "samples": model.samples, "seq_len": STRETCH * model.seq_len}
+    predictions = predict(fabric, model, ExhaustiveWindows(collection, recordings, labeller, **sizes))
     # Files have the same names in every band.
     place = {"file": lambda events: str(collection.root) + "/" + events["file"]}
     return (

@@ -4,7 +4,8 @@
     data.train.set_epoch(3); data.train[0]
 
 An item is a dict: waveform (seq_len, samples) float32 at the model's rate, labels (seq_len,) int64 with
-IGNORE for frames that must not count, recording (row number in the collection) and start (seconds).
+IGNORE for frames that must not count, recording (row number in the collection), start (seconds) and
+frames, the number of whole ones.
 
 `RandomWindows` draws; an item depends on (seed, epoch, index) alone, not on the worker that makes it or on
 what was made before, so a run resumes in mid-epoch by starting at a later index. `ExhaustiveWindows` covers
@@ -25,6 +26,8 @@ from training.labels import IGNORE, Labeller, Spans, quiet_spans
 from training.mixing import Mixer
 from training.splits import Split, split_collection
 from training.tables import CollectionError
+
+STRETCH = 8  # sequences, side by side, in a window for evaluation
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ class _Windows(Dataset):
             "labels": labels,
             "recording": int(recording),
             "start": start / self.rate,
+            "frames": int(min(self.window, self._length[recording] - start) // self.samples),  # that are whole
         }
 
 
@@ -248,13 +252,15 @@ def open_datasets(
     """Index (where there is none), label and split the collection in `data_dir`.
 
     subset: share of the training side's recordings to train on, the same ones for a seed.
-    window: rate, samples and seq_len of all three datasets. Raises CollectionError, ValueError.
+    window: rate, samples and seq_len; validation and test are in stretches of STRETCH sequences.
+    Raises CollectionError, ValueError.
     """
     collection = open_collection(data_dir)
     labeller = Labeller(collection, strategy, task, min_overlap, mask_conflicts)
     split = split_collection(collection, split_by, fractions, seed)
     order = np.random.default_rng(seed).permutation(len(split.train))
     train = np.sort(split.train[order[: max(1, round(subset * len(order)))]])
+    stretch = window | {"seq_len": STRETCH * window.get("seq_len", 10)}
     return Datasets(
         collection,
         split,
@@ -269,6 +275,6 @@ def open_datasets(
             mixer=mixer,
             **window,
         ),
-        ExhaustiveWindows(collection, split.validation, labeller, **window),
-        ExhaustiveWindows(collection, split.test, labeller, **window),
+        ExhaustiveWindows(collection, split.validation, labeller, **stretch),
+        ExhaustiveWindows(collection, split.test, labeller, **stretch),
     )

@@ -97,8 +97,8 @@ def frame_probabilities(
     """Class probabilities (frames, n_classes), float32, of the frames `start` to `stop` of a recording.
 
     They equal the same slice of the whole recording's, bit for bit. `hop`: frames from one sequence to the next, half a
-    sequence by default. `batch_size`: sequences computed at once (8 on a CPU, where more only cost memory, 64
-    on a GPU). Only their samples are held in memory. Raises AudioError.
+    sequence by default. `batch_size`: sequences computed at once (32 on a CPU, 64 on a GPU);
+    only their samples are held in memory. Raises AudioError.
     """
 
     def frames(first: int, last: int) -> np.ndarray:
@@ -131,7 +131,7 @@ def mean_probabilities(
     if not 0 < hop <= model.seq_len:
         raise ValueError(f"hop is {hop} frames; sequences of {model.seq_len} frames need 1 to {model.seq_len}")
     parameter = next(model.parameters())
-    batch_size = batch_size or (8 if parameter.device.type == "cpu" else 64)
+    batch_size = batch_size or (32 if parameter.device.type == "cpu" else 64)
 
     number = -(-(total - seq_len) // hop) + 1  # sequences in the recording
     nearest = max(0, (start - seq_len) // hop)  # the last one that may end before `start`

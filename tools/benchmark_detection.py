@@ -6,7 +6,7 @@ read twice a second. A second search is killed half way and started again; its e
 Examples:
   python -m tools.benchmark_detection --hours 10 --small     ten hours, a small model, for the memory
   python -m tools.benchmark_detection --hours 0.1            the full model
-  python -m tools.benchmark_detection --hours 0.05 --rate 250000
+  python -m tools.benchmark_detection --hours 0.2 --rate 250000
 """
 
 import argparse

@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         "--hop", type=int, metavar="FRAMES", help="between sequences (default: half a sequence)"
     )
     parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="sequences at once (default: 8, on a GPU 64)"
+        "--batch-size", type=int, metavar="N", help="sequences at once (default: 32, on a GPU 64)"
     )
     parser.add_argument("--report", action="store_true", help="web pages to look, listen and judge")
     parser.add_argument(

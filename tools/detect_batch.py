@@ -1,6 +1,6 @@
 """Detection in many recordings: several processes, several machines, and a restart.
 
-The work is cut into parts, a minute of a recording each. The probabilities of a finished part are a file
+The work is cut into parts, three minutes of a recording each. The probabilities of a finished part are a file
 in FOLDER/parts, named by a digest of everything they depend on: a restart finds what is done, and other
 weights or a changed recording never mix with it. Events are decoded from the parts, so that another
 threshold costs no computation.
@@ -39,7 +39,7 @@ from denet_torch.detection import (
 )
 from training.collection import replacing
 
-PART_SECONDS = 60
+PART_SECONDS = 180
 
 
 @dataclass(frozen=True)

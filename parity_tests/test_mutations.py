@@ -101,13 +101,14 @@ MUTATIONS = [
     ]),
     Mutation("a pool of two", "max_pool", [("layers.max_pool", "transpose(1, 2), size)", "transpose(1, 2), 2, 3)")]),
     Mutation("flatten with channels outside", "DENet", [
-        ("DENet.forward", "x.reshape(batch, seq_len, -1)", "x.transpose(1, 2).reshape(batch, seq_len, -1)")
+        ("DENet.frame_features", "self.features(x).flatten(1)", "self.features(x).transpose(1, 2).flatten(1)"),
+        ("DENet.frame_features", "self.features(part).flatten(1)", "self.features(part).transpose(1, 2).flatten(1)"),
     ]),
     Mutation("norm before the pool", "DENet", [
         ("DENet.features", "self.norm1(max_pool(self.conv1(x)))", "max_pool(self.norm1(self.conv1(x)))")
     ]),
     Mutation("activation before the batch norm", "DENet", [
-        ("DENet.forward", "leaky_relu(self.batch_norm1(self.dense1(x)))", "self.batch_norm1(leaky_relu(self.dense1(x)))")
+        ("DENet.classify", "leaky_relu(self.batch_norm1(self.dense1(x)))", "self.batch_norm1(leaky_relu(self.dense1(x)))")
     ]),
 ]  # fmt: skip
 

@@ -16,9 +16,7 @@ RECORDED = sorted({"BatchNorm", *(recording.layer for recording in recordings.RE
 
 REFERENCE_BAR = 1e-10  # float64 port against float64 reference
 OUTPUT_BAR, GRADIENT_BAR = 1e-5, 2e-5  # a layer in float32 against a recording of the original
-# Float32 errors below this count as this: half a unit in the last place for the rounding of the result, and as much for the
-# sums before it. To come closer is luck, which falls to one side or the other with the processor's vector width.
-HALF_ULP = 2 * 2**-24
+HALF_ULP = 2**-24  # what rounding an exact result to float32 costs: no program can promise less
 # A case with a unit closer to a kink than this part of its array's largest magnitude (see `sides.kink_margins`) is left out of
 # the float32 comparison and counted in the report.
 MARGIN = 1e-6
@@ -43,6 +41,7 @@ def errors(case: Case, actual: sides.Result, expected: sides.Result) -> dict[str
 
 def add(report: Report, layer: str, column: str, errors: dict[str, float]) -> None:
     """Note the errors of a result, forward and gradient apart."""
+    report.case(layer, column, max(errors.values()))
     for key, value in errors.items():
         report.add(layer, f"{'gradient' if key.startswith('grad/') else 'forward'} {column}", value)
 
@@ -90,7 +89,7 @@ def check_reference(layer: str, report: Report, examples: int) -> list[float]:
     return ratios
 
 
-def check_float32(layer: str, report: Report, ratios: list[float]) -> None:
+def check_float32(layer: str, report: Report, ratios: list[float], cases: dict[tuple[str, str], list[float]]) -> None:
     """The port's float32 error is never much larger than TensorFlow's own, and not larger in the median.
 
     Both sides round the same operations, so that a layer's median is 1 give or take the luck of the draw and of the processor:
@@ -98,8 +97,11 @@ def check_float32(layer: str, report: Report, ratios: list[float]) -> None:
     """
     larger, smaller = sum(r > 1 for r in ratios), sum(r < 1 for r in ratios)
     report.add(layer, "median ratio", median(ratios))
-    report.add(layer, "worst ratio", max(ratios))
-    assert max(ratios) <= WORST_RATIO, f"{layer}: float32 error {max(ratios):.2f} times TensorFlow's own in one case"
+    # A sum that came out within a unit in the last place was lucky, and with another vector width would not be.
+    pairs = zip(cases[layer, "float32"], cases[layer, "tensorflow float32"], strict=True)
+    worst = max(port / max(tensorflow, 2 * HALF_ULP) for port, tensorflow in pairs)
+    report.add(layer, "worst ratio", worst)
+    assert worst <= WORST_RATIO, f"{layer}: float32 error {worst:.2f} times TensorFlow's own in one case"
     assert sign_test(larger, smaller) >= LUCK, f"{layer}: float32 error above TensorFlow's in {larger} cases, below in {smaller}"
 
 

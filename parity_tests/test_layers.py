@@ -25,13 +25,12 @@ def test_reference(layer, report):
     ratios, figures = compared(layer)
     report.merge(figures.rows)
     assert 4 * len(ratios) >= figures.rows[layer]["cases"], f"{layer}: only {len(ratios)} cases off the kinks"
-    check_float32(layer, report, ratios)
+    check_float32(layer, report, ratios, figures.cases)
 
 
 def test_float32_median(report):
     """Over all drawn cases the port's float32 error is in the median no larger than TensorFlow's own; ties would hide it."""
     ratios = [ratio for layer in CASES for ratio in compared(layer)[0] if ratio != 1]
     report.add(ALL, "median ratio", median(ratios))
-    report.add(ALL, "worst ratio", max(ratios))
     report.merge({ALL: {"cases": len(ratios)}})
     assert median(ratios) <= 1

@@ -27,7 +27,8 @@ LEGEND = """\
 Errors are the largest difference relative to the largest magnitude of the array, the largest over all cases and arrays. float64
 and float32 are the port against reference_tf in float64; TensorFlow is reference_tf in float32 against itself in float64.
 A case's ratio is the port's float32 error over TensorFlow's, each the largest over its outputs and gradients and at least half a
-unit in the last place; in the worst ratio TensorFlow's is at least one unit. Recordings are those of the original, in float32, by the port and by reference_tf.
+unit in the last place; in the worst ratio TensorFlow's is at least one unit. Recordings are those of the original, in float32, by
+the port and by reference_tf.
 Near a kink: cases with a unit within 1e-6 of one (a ReLU's zero, a tie of a pool, an end of the hard sigmoid), where float32 may
 decide either way; left out of the float32 figures. The last row pools the cases of all layers in which the two errors differ.
 """

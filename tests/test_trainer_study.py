@@ -2,9 +2,9 @@
 
 import pandas as pd
 import pytest
+import torch
 from trainer_cases import tiny
 
-from training import loop
 from training import study as studies
 from training.config import TrainingError
 from training.study import StudyConfig, main, study, summary
@@ -26,7 +26,7 @@ def test_study_scores_each_variant_in_each_band(tmp_path, monkeypatch):
 
 
 def test_nothing_to_compare_without_bfloat16(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     with pytest.raises(TrainingError, match="no bfloat16 instructions"):
         study(StudyConfig(out=tmp_path / "study", variants=["trained", "float32"]))
     assert not (tmp_path / "study").exists()

@@ -29,6 +29,7 @@ from denet_torch import DENet, checkpoint
 from denet_torch.detection import Decoding
 
 from . import checkpoints, guards
+from .bfloat16 import cpu_has_bfloat16, emulated
 from .collection import INDEX_NAME, open_collection, replacing
 from .config import Config, TrainingError
 from .evaluation import Predictions, choose_decoding, collate, predict, scores
@@ -96,7 +97,7 @@ def train(config: Config, on_epoch: Callable[[int, float], None] = lambda epoch,
         torch.set_num_threads(config.threads)
     fabric = get_fabric(config)
     fabric.launch()
-    with run_folder(fabric, config) as out, sigterm() as asked_to_stop:
+    with run_folder(fabric, config) as out, sigterm() as asked_to_stop, emulated(fabric):
         trainer = Trainer(config, fabric, out, asked_to_stop, on_epoch)
         trainer.run()
         return trainer.result()
@@ -119,11 +120,6 @@ def get_fabric(config: Config) -> Fabric:
     return Fabric(
         accelerator="cuda" if on_gpu else "cpu", devices=config.devices, num_nodes=config.nodes, precision=precision
     )
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself; emulated it takes many times as long as float32."""
-    return any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
 
 
 def data_root(config: Config) -> Path:
@@ -209,7 +205,7 @@ class Trainer:
         if config.amp and self.precision.precision == "32-true":
             self.warn(
                 "--amp: this processor has no bfloat16 instructions, training in float32; "
-                "--amp-dtype bfloat16 emulates them, many times slower"
+                "--amp-dtype bfloat16 emulates them, which is slower"
             )
         on_zero(fabric, self._describe)
         if fabric.is_global_zero:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from denet_torch import DENet, checkpoint
 from denet_torch.detection import Decoding
 
+from .bfloat16 import emulated
 from .collection import Collection, open_collection, replacing
 from .config import Config, TrainingError, option, parse
 from .evaluation import Predictions, estimated_events, predict, reference_events
@@ -64,7 +65,7 @@ def study(config: StudyConfig) -> pd.DataFrame:
     if "float32" in config.variants and get_fabric(replace(shared, amp=True)).strategy.precision.precision == "32-true":
         raise TrainingError(
             "--variants float32: this processor has no bfloat16 instructions, all variants train in float32; "
-            "--amp-dtype bfloat16 emulates them, many times slower"
+            "--amp-dtype bfloat16 emulates them"
         )
     data = config.out / "data"
     if not data.exists():
@@ -95,7 +96,8 @@ def score(run: Config, tests: dict[tuple[int, int], Collection]) -> list[dict]:
     fabric = get_fabric(run)
     model = checkpoint.load(run.out / WEIGHTS)
     decoding = Decoding(**{name: value for name, value in model.detection.items() if name != "labels"})
-    found = {band: answers(fabric, model, collection, decoding) for band, collection in tests.items()}
+    with emulated(fabric):
+        found = {band: answers(fabric, model, collection, decoding) for band, collection in tests.items()}
     groups = {f"{low} to {high} dB": [(low, high)] for low, high in BANDS}
     groups |= {"above 10 dB": [band for band in BANDS if band[0] >= 10], "all": list(BANDS)}
     rows = []

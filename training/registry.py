@@ -36,8 +36,9 @@ OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": partial(torch.optim.SGD, momentum=0.9),
 }
-# Adam moves all weights alike: units with thousands of them need smaller steps, and so do the cuts of the sinc filters.
-SLOW = ("sinc.", "gru.", "dense1.")
+# Adam moves all weights alike: units with thousands of them need smaller steps, and so do the cuts of the sinc filters and the
+# attention, on which everything after it is built.
+SLOW = ("sinc.", "attention.", "gru.", "dense1.")
 # Factor of the learning rate at a share (0 to 1) of the steps after the warm-up.
 SCHEDULES = {
     "constant": lambda share: 1.0,

@@ -75,7 +75,7 @@ class Config:
         [], "weight of each class in the loss; none weighs all alike"
     )
     optimizer: str = option("adam", "name of the optimizer: adam, adamw, sgd or rmsprop")
-    learning_rate: float = option(6e-4, "learning rate at its highest, of sinc filters, attention, GRU and the dense layer after it")
+    learning_rate: float = option(6e-4, "highest learning rate of sinc filters, attention, GRU and the dense layer after it")
     rate_factor: float = option(4.0, "learning rate of all other layers, as a multiple")
     weight_decay: float = option(0.0, "weight decay of the optimizer")
     schedule: str = option(

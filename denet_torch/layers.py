@@ -250,29 +250,30 @@ def band_convolutions_in_parts(x: Tensor, *weights: Tensor) -> Tensor:
 class BandConvolutions(torch.autograd.Function):
     """`band_convolutions` a few rows at a time, most of it computed again in the backward pass.
 
-    What is kept does not grow with the 30 features: x, the result, and the output of the second convolution for as many rows as KEPT
-    numbers hold. What is worked on stays in the cache of a CPU. Features are filled up to WIDTH, whole vectors of a processor,
-    with zeros. The strides of 3 make GROUP steps of WIDTH features one row of a matrix: the first convolution, whose single channel would
-    leave vector units idle, is one product with windows of 4 * GROUP samples, and the gradients of the others' weights are products.
+    What is kept does not grow with the 30 features: x, the result, and the second convolution's output for as many rows as KEPT
+    numbers hold. What is worked on stays in the cache of a CPU. Features are filled up with zeros to WIDTH, whole vectors of a
+    processor, and three steps of them are a row of a matrix, a group: the strides of 3 go from group to group. So the first
+    convolution, whose one channel would leave vector units idle, is a product with windows of 12 samples, 6 apart, and the
+    gradients of the weights are products as well.
 
-    Rows are cut or filled up with zeros to the samples that make whole groups everywhere: for c = conv_steps, c + 2 groups behind the
-    second convolution and 3 c + 8 behind the first.
+    Rows are cut, or filled up with zeros, to whole groups: for c = conv_steps, c + 2 behind the second convolution and 3 c + 8
+    behind the first.
     """
 
-    GROUP, WIDTH = 3, 32
+    WIDTH = 32
     CPU_BUDGET, GPU_BUDGET = 2**20, 2**27  # numbers in the first convolution's output of a part
     KEPT = 2**27
 
     @staticmethod
     def forward(ctx, x: Tensor, *weights: Tensor) -> Tensor:
         dtype = autocast_dtype(x)
-        kernels = BandConvolutions.kernels(*(weight.to(dtype) for weight in weights))
+        m1, *others = BandConvolutions.kernels(*(weight.to(dtype) for weight in weights))
         y = x.new_empty(len(x), DELayer.conv_steps(x.shape[1]), 10, dtype=dtype)
         kept, room = [], BandConvolutions.KEPT if any(ctx.needs_input_grad) else 0
         for part, memory in BandConvolutions.parts(x, dtype):
-            _, h1 = BandConvolutions.first(x[part].to(dtype), memory, kernels[0])
-            h2 = F.conv2d(h1, *kernels[1:3], stride=(1, 3)).relu_()  # (rows, WIDTH, 1, steps / 6)
-            y[part] = F.conv2d(h2, *kernels[3:], stride=(1, 3)).relu_()[:, :, 0].transpose(1, 2)
+            _, h1 = BandConvolutions.first_convolution(x[part].to(dtype), memory, m1)
+            h2 = F.conv2d(h1, *others[:2], stride=(1, 3)).relu_()  # (rows, WIDTH, 1, steps / 6)
+            y[part] = F.conv2d(h2, *others[2:], stride=(1, 3)).relu_()[:, :, 0].transpose(1, 2)
             room -= h2.numel()
             if room >= 0:
                 kept.append(h2)
@@ -281,10 +282,10 @@ class BandConvolutions(torch.autograd.Function):
 
     @staticmethod
     def kernels(w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> tuple[Tensor, ...]:
-        """The weights as the products take them; the first and its bias as a matrix (11 samples and a 1, GROUP * WIDTH)."""
-        group, more = BandConvolutions.GROUP, BandConvolutions.WIDTH - 30
-        shifted = [F.pad(w1[:, 0], (2 * shift, 4 - 2 * shift, 0, more)) for shift in range(group)]  # (WIDTH, 11)
-        m1 = torch.cat([torch.cat(shifted).T, F.pad(b1, (0, more)).repeat(group)[None]])
+        """The weights as the products take them; the first and its bias as a matrix (11 samples and a 1, 3 * WIDTH)."""
+        more = BandConvolutions.WIDTH - 30
+        shifted = [F.pad(w1[:, 0], (2 * shift, 4 - 2 * shift, 0, more)) for shift in range(3)]  # (WIDTH, 11)
+        m1 = torch.cat([torch.cat(shifted).T, F.pad(b1, (0, more)).repeat(3)[None]])
         w2, w3 = F.pad(w2, (0, 0, 0, more, 0, more)), F.pad(w3, (0, 0, 0, more))
         w2, w3 = (w.unsqueeze(2).contiguous(memory_format=torch.channels_last) for w in (w2, w3))  # (out, in, 1, taps)
         return m1, w2, F.pad(b2, (0, more)), w3, b3
@@ -293,22 +294,21 @@ class BandConvolutions(torch.autograd.Function):
     def parts(x: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Slices of so many rows that the output of the first convolution stays small, and the memory to put it in."""
         rows, steps = x.shape
-        groups, features = 3 * DELayer.conv_steps(steps) + 8, BandConvolutions.GROUP * BandConvolutions.WIDTH
+        groups = 3 * DELayer.conv_steps(steps) + 8
         budget = BandConvolutions.CPU_BUDGET if x.device.type == "cpu" else BandConvolutions.GPU_BUDGET
-        size = max(1, budget // (groups * features))
-        memory = x.new_empty(min(size, rows), groups, features, dtype=dtype)
+        size = max(1, budget // (groups * 3 * BandConvolutions.WIDTH))
+        memory = x.new_empty(min(size, rows), groups, 3 * BandConvolutions.WIDTH, dtype=dtype)
         for start in range(0, rows, size):
             yield slice(start, start + size), memory[: rows - start]
 
     @staticmethod
-    def first(x: Tensor, memory: Tensor, m1: Tensor) -> tuple[Tensor, Tensor]:
-        """Windows of x (rows, steps) as a matrix, and what the first convolution makes of them in `memory`, as a channels-last image."""
+    def first_convolution(x: Tensor, memory: Tensor, m1: Tensor) -> tuple[Tensor, Tensor]:
+        """Windows (rows, groups, 12) of x (rows, steps), and what the first convolution makes of them, a view of `memory`."""
         rows, groups, _ = memory.shape
         windows = x.new_empty(rows, groups, 12)
         windows.copy_(F.pad(x, (0, 6 * groups + 6 - x.shape[1])).unfold(1, 12, 6))
-        windows[..., 11] = 1  # 11 samples make a group
-        windows = windows.flatten(0, 1)
-        torch.mm(windows, m1, out=memory.flatten(0, 1)).relu_()
+        windows[..., 11] = 1  # three steps read 11 samples
+        torch.mm(windows.flatten(0, 1), m1, out=memory.flatten(0, 1)).relu_()
         return windows, memory.view(rows, 1, 3 * groups, -1).permute(0, 3, 1, 2)  # (rows, WIDTH, 1, steps / 2)
 
     @staticmethod
@@ -318,49 +318,55 @@ class BandConvolutions(torch.autograd.Function):
         if torch.is_grad_enabled():
             return gradients_with_history(band_convolutions, (x, *weights), grad)
         m1, w2, b2, w3, _ = BandConvolutions.kernels(*(weight.to(y.dtype) for weight in weights))
-        width, features = BandConvolutions.WIDTH, BandConvolutions.GROUP * BandConvolutions.WIDTH
-        to_x = F.pad(m1[:11].T, (0, 5))  # (GROUP * WIDTH, 16): whole vectors here, too
-        # The last convolution as a product: rows are the gradients of the three steps that read a group, the first one first, and
-        # two more numbers.
-        taps3 = F.pad(w3[:, :, 0].permute(2, 0, 1), (0, 0, 0, 0, 0, 2)).view(3, 3, 10, width)  # (step back, place in group, out, in)
-        m3 = taps3.flip(0).permute(0, 2, 1, 3).reshape(30, features)
-        m3 = F.pad(m3, (0, 0, 0, 2))
-        to_weights = any(ctx.needs_input_grad[1:])
+        width, to_weights = BandConvolutions.WIDTH, any(ctx.needs_input_grad[1:])
+        to_x = F.pad(m1[:11].T, (0, 5))  # (3 * WIDTH, 16): 16 columns take half the time of 11
+        # A group behind the second convolution is read by three steps of the third, by the first of them as its last tap.
+        taps = F.pad(w3[:, :, 0].permute(2, 0, 1), (0, 0, 0, 0, 0, 2)).view(3, 3, 10, width)  # (steps ago, place in group, ...)
+        to_h2 = F.pad(taps.flip(0).transpose(1, 2).reshape(30, 3 * width), (0, 0, 0, 2))
         grad_x = torch.empty_like(x)
-        gm1, gm2, gm3 = (x.new_zeros(shape, dtype=weights[0].dtype) for shape in ((12, features), (7, width, width), (32, features)))
-        gb2 = x.new_zeros(width, dtype=weights[0].dtype)
+        shapes = (12, 3 * width), (7, width, width), (width,), (32, 3 * width)
+        gm1, gw2, gb2, gm3 = (x.new_zeros(shape, dtype=weights[0].dtype) for shape in shapes)
         grad = torch.ops.aten.threshold_backward(grad.view_as(y), y, 0)  # (rows, steps / 18, 10)
         for part, memory in BandConvolutions.parts(x, y.dtype):
-            windows, h1 = BandConvolutions.first(x[part].to(y.dtype), memory, m1)
+            windows, h1 = BandConvolutions.first_convolution(x[part].to(y.dtype), memory, m1)
             h2 = next(kept, None)
             if h2 is None:
                 h2 = F.conv2d(h1, w2, b2, stride=(1, 3)).relu_()
-            rows, steps = len(h2), h2.shape[3]
-            g3 = F.pad(grad[part].flatten(1), (20, 22)).unfold(1, 32, 10).reshape(-1, 32)  # (rows * steps / 3, 32)
-            g2 = mask_((g3 @ m3).view(rows, steps, width), h2[:, :, 0].transpose(1, 2))
-            g1, _, _ = torch.ops.aten.convolution_backward(
-                g2.transpose(1, 2).unsqueeze(2), h1, w2, None, (1, 3), (0, 0), (1, 1), False, (0, 0), 1, (True, False, False)
-            )
-            g1 = mask_(g1, h1).permute(0, 2, 3, 1).reshape(len(windows), features)
+            h2 = h2[:, :, 0].transpose(1, 2)  # (rows, steps / 6, WIDTH)
+            g3 = F.pad(grad[part].flatten(1), (20, 22)).unfold(1, 32, 10).reshape(-1, 32)  # three steps and two more numbers
+            g2 = (g3 @ to_h2).view(h2.shape)
+            g2 = mask_(g2, h2)
+            g1 = gradient_of_images(g2.transpose(1, 2).unsqueeze(2), h1, w2)
+            g1 = mask_(g1, h1).permute(0, 2, 3, 1).reshape(memory.shape)
             if to_weights:
-                groups = memory.flatten(0, 1)  # the first convolution's output
-                g2 = F.pad(g2, (0, 0, 0, 2)).flatten(0, 1)  # nothing from the two groups with which no step begins
-                gm2[:3] += (groups.T @ g2).view(3, width, width)
-                gm2[3:6] += (groups[1:].T @ g2[:-1]).view(3, width, width)
-                gm2[6] += groups[2:, :width].T @ g2[:-2]
-                gb2 += g2.sum(0)
-                gm1 += windows.T @ g1
-                gm3 += g3.T @ h2.permute(0, 2, 3, 1).reshape(len(g3), features)
-            g0 = (g1 @ to_x).view(*memory.shape[:2], 16)
-            g0, more = F.pad(g0[..., :6], (0, 0, 0, 1)), g0[..., 6:12]  # windows overlap
-            g0[:, 1:] += more
+                steps = h2.shape[1]
+                for first in (0, 1):
+                    gw2[3 * first :][:3] += product_of_rows(memory[:, first:][:, :steps], g2).view(3, width, width)
+                gw2[6] += product_of_rows(memory[:, 2:, :width], g2)
+                gb2 += g2.sum((0, 1))
+                gm1 += product_of_rows(windows, g1)
+                gm3 += g3.T @ h2.reshape(len(g3), 3 * width)
+            first, second, _ = (g1 @ to_x).split([6, 6, 4], dim=2)  # halves of overlapping windows
+            g0 = F.pad(first, (0, 0, 0, 1))
+            g0[:, 1:] += second
             grad_x[part] = g0.flatten(1)[:, : x.shape[1]]
         if not to_weights:
             return grad_x, None, None, None, None, None, None
         gw1 = sum(gm1[:11].T.view(3, width, 11)[shift, :30, None, 2 * shift : 2 * shift + 7] for shift in range(3))
-        gw2 = gm2[:, :30, :30].permute(2, 1, 0)
-        gw3 = gm3[:30].view(3, 10, 3, width).flip(0).permute(1, 3, 0, 2).flatten(2)[:, :30, :7]
-        return grad_x, gw1, gm1[11].view(3, width).sum(0)[:30], gw2, gb2[:30], gw3, grad.sum((0, 1), dtype=gb2.dtype)
+        gw3 = gm3[:30].view(3, 10, 3, width).flip(0).permute(1, 3, 0, 2).flatten(2)  # (10, WIDTH, 9)
+        gb1, gb3 = gm1[11].view(3, width).sum(0), grad.sum((0, 1), dtype=gb2.dtype)
+        return grad_x, gw1, gb1[:30], gw2[:, :30, :30].permute(2, 1, 0), gb2[:30], gw3[:, :30, :7], gb3
+
+
+def gradient_of_images(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of the images x that a convolution in steps of (1, 3) read."""
+    geometry = None, (1, 3), (0, 0), (1, 1), False, (0, 0), 1
+    return torch.ops.aten.convolution_backward(grad, x, weight, *geometry, (True, False, False))[0]
+
+
+def product_of_rows(a: Tensor, b: Tensor) -> Tensor:
+    """Sum over the rows of (rows, steps, p) and (rows, steps, q) of their products (p, q): parallel where one product is not."""
+    return torch.bmm(a.transpose(1, 2), b).sum(0)
 
 
 def mask_(grad: Tensor, y: Tensor) -> Tensor:

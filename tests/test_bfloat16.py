@@ -64,3 +64,10 @@ def test_no_product_of_a_training_step_is_left_out():
     assert seen.names and not [name for name in seen.names if "mm" in name or "conv" in name or "linear" in name]
     own = gradients(contextlib.nullcontext())
     assert F.cosine_similarity(emulated, own, dim=0) > 0.99
+
+
+def test_no_product_of_a_prediction_is_left_out():
+    model = get_denet((4, 400), 2, gru_units=16, dense_units=(8, 8))
+    with Seen() as seen, Float32Products(), torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        model.predict_overlapping(torch.randn(8, 400), [0, 2, 4], 4)
+    assert seen.names and not [name for name in seen.names if "mm" in name or "conv" in name or "linear" in name or "matmul" in name]

@@ -39,14 +39,16 @@ def band_weights() -> list[torch.Tensor]:
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(steps=st.integers(79, 200), rows=st.integers(1, 7), at_once=st.integers(1, 8))
-def test_band_convolutions_in_parts_are_band_convolutions(steps, rows, at_once):
-    """Forwards and backwards, whatever the parts."""
+@given(steps=st.integers(79, 200), rows=st.integers(1, 7), at_once=st.integers(1, 8), kept=st.integers(0, 8))
+def test_band_convolutions_in_parts_are_band_convolutions(steps, rows, at_once, kept):
+    """Forwards and backwards, whatever the parts and however many rows' second convolution is kept."""
     torch.manual_seed(steps)
     x, weights = torch.randn(rows, steps, dtype=torch.float64, requires_grad=True), band_weights()
     expected = band_convolutions(x, *weights)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BandConvolutions, "CPU_BUDGET", at_once * 30 * (steps // 2))
+        groups = 3 * DELayer.conv_steps(steps) + 8
+        patch.setattr(BandConvolutions, "CPU_BUDGET", at_once * groups * 96)
+        patch.setattr(BandConvolutions, "KEPT", kept * (groups - 2) * 32)
         actual = BandConvolutions.apply(x, *weights)
         torch.testing.assert_close(actual, expected)
         grad = torch.randn_like(expected)

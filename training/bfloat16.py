@@ -39,7 +39,11 @@ class Float32Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func not in PRODUCTS or args[0].dtype != torch.bfloat16:
+        if func not in PRODUCTS:
+            with self:  # in inference mode a whole linear layer or convolution comes here: its products follow
+                parts = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if parts is NotImplemented else parts
+        if args[0].dtype != torch.bfloat16:
             return func(*args, **kwargs)
         out = kwargs.get("out")
         exact = tree_map_only(torch.Tensor, lambda tensor: tensor.float(), (args, kwargs))

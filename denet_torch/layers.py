@@ -262,7 +262,7 @@ class BandConvolutions(torch.autograd.Function):
 
     WIDTH = 32
     CPU_BUDGET, GPU_BUDGET = 2**20, 2**27  # numbers in the first convolution's output of a part
-    KEPT = 2**27
+    KEPT = 3 * 2**24
 
     @staticmethod
     def forward(ctx, x: Tensor, *weights: Tensor) -> Tensor:

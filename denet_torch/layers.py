@@ -340,8 +340,8 @@ class BandConvolutions(torch.autograd.Function):
             g1 = mask_(g1, h1).permute(0, 2, 3, 1).reshape(memory.shape)
             if to_weights:
                 steps = h2.shape[1]
-                for first in (0, 1):
-                    gw2[3 * first :][:3] += product_of_rows(memory[:, first:][:, :steps], g2).view(3, width, width)
+                for group in (0, 1):
+                    gw2[3 * group : 3 * group + 3] += product_of_rows(memory[:, group : group + steps], g2).view(3, width, width)
                 gw2[6] += product_of_rows(memory[:, 2:, :width], g2)
                 gb2 += g2.sum((0, 1))
                 gm1 += product_of_rows(windows, g1)

@@ -20,8 +20,10 @@ def port_model(config: dict[str, Any], weights: Weights, threads: int):
     import torch
 
     from denet_torch import DENet
+    from denet_torch.checkpoint import keep_freed_memory
 
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as `denet_torch.load` does
     with torch.device("meta"):
         model = DENet(**config)
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()}, assign=True)

@@ -75,9 +75,9 @@ def load(path: str | Path) -> "denet_torch.DENet":
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed blocks of up to 28 MB for the next step, rather than fetch them from the system again each time.
+    """Let the C library keep freed blocks of up to 28 MB, rather than fetch memory from the system anew for each step.
 
-    glibc does so for blocks as large as the largest that it has seen freed. A model that draws initial weights frees such blocks, one
+    glibc keeps blocks as large as the largest that it has seen freed. A model that draws initial weights frees large ones, one
     that is loaded does not, and would predict more slowly.
     """
     torch.empty(7 * 2**20)

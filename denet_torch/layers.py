@@ -244,6 +244,8 @@ def band_convolutions(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
 @torch.compiler.disable  # compiled as a whole it would keep everything for the backward pass
 def band_convolutions_in_parts(x: Tensor, *weights: Tensor) -> Tensor:
     """`band_convolutions` a few rows at a time, in memory that does not grow with the features."""
+    if not torch.is_grad_enabled():
+        x, *weights = (tensor.detach() for tensor in (x, *weights))  # else the Function prepares for a backward pass
     return BandConvolutions.apply(x, *weights)
 
 

@@ -1,6 +1,7 @@
 """The layers' own shortcuts against plain PyTorch, and their gradients where the original's fail."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -54,6 +55,24 @@ def test_band_convolutions_in_parts_are_band_convolutions(steps, rows, at_once, 
         grad = torch.randn_like(expected)
         gradients = torch.autograd.grad(actual, (x, *weights), grad)
     torch.testing.assert_close(gradients, torch.autograd.grad(expected, (x, *weights), grad))
+
+
+@pytest.mark.parametrize(("grad", "at_once"), [(True, 6), (False, 2)])
+def test_second_convolution_is_kept_only_for_a_backward_pass(monkeypatch, grad, at_once):
+    convolution, made, alive = F.conv2d, [], []
+
+    def noted(*args, **options):
+        y = convolution(*args, **options)
+        made.append(weakref.ref(y))
+        alive.append(sum(reference() is not None for reference in made))
+        return y
+
+    monkeypatch.setattr(F, "conv2d", noted)
+    monkeypatch.setattr(BandConvolutions, "CPU_BUDGET", 1)  # a row at a time
+    with torch.set_grad_enabled(grad):
+        DELayer(100).scores(torch.randn(1, 100, 6))
+    assert len(made) == 12
+    assert max(alive) >= at_once if grad else max(alive) <= at_once
 
 
 def test_band_convolutions_without_gradients_of_the_weights():

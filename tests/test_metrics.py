@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.labels import IGNORE
-from training.metrics import best_threshold, confusion, event_scores, frame_scores, predict, rates, segment_scores
+from training.metrics import choose_threshold, confusion, event_scores, frame_scores, predict, rates, segment_scores
 
 COLUMNS = ["file", "onset", "offset", "label"]
 DURATION = 12.0
@@ -103,12 +103,31 @@ def test_classes_are_told_apart():
     assert frame_scores(probabilities, labels)["macro_f1"] == pytest.approx(5 / 9)
 
 
-def test_best_threshold_is_where_f1_is_highest():
-    call = torch.tensor([0.35, 0.33, 0.31, 0.28, 0.2, 0.1])
-    labels = torch.tensor([1, 1, 1, 0, 0, 0])
-    threshold = best_threshold(torch.stack([1 - call, call], dim=1), labels)
-    assert 0.28 < threshold <= 0.31
+def test_threshold_is_where_f1_is_highest():
+    call = torch.tensor([0.35, 0.33, 0.31, 0.28, 0.2, 0.1]).repeat(10)
+    labels = torch.tensor([1, 1, 1, 0, 0, 0]).repeat(10)
+    threshold = choose_threshold(torch.stack([1 - call, call], dim=1), labels, np.arange(60) // 6)
+    assert threshold == pytest.approx(0.31)  # the nearest to 0.5 of those that part the two
     assert frame_scores(torch.stack([1 - call, call], dim=1), labels, threshold)["f1"] == 1
+
+
+@pytest.mark.parametrize(("recordings", "expected"), [(1, 0.5), (40, 0.3)])
+def test_threshold_leaves_one_half_for_good_reason_only(recordings, expected):
+    """One recording of a hundred whose calls only a threshold of 0.3 finds is an accident; forty are not."""
+    call = torch.full((100, 20), 0.1)
+    labels = torch.zeros(100, 20, dtype=torch.long)
+    labels[:, :4] = 1
+    call[:, :4] = 0.9
+    call[:recordings, :4] = 0.3
+    probabilities = torch.stack([1 - call, call], dim=2).flatten(0, 1)
+    threshold = choose_threshold(probabilities, labels.flatten(), np.repeat(np.arange(100), 20))
+    assert threshold == pytest.approx(expected)
+
+
+def test_threshold_without_calls_or_frames():
+    probabilities, labels = torch.tensor([[0.9, 0.1]] * 4), torch.zeros(4, dtype=torch.long)
+    assert choose_threshold(probabilities, labels, np.zeros(4, int)) == 0.5
+    assert choose_threshold(probabilities, torch.full((4,), IGNORE), np.zeros(4, int)) == 0.5
 
 
 def test_rates_by_hand():

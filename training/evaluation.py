@@ -16,7 +16,7 @@ from denet_torch.detection import EVENT_COLUMNS, Decoding, events, mean_probabil
 
 from .collection import Collection
 from .labels import BACKGROUND, IGNORE, Labeller
-from .metrics import best_threshold, event_scores, frame_scores, rates, segment_scores
+from .metrics import choose_threshold, event_scores, frame_scores, rates, segment_scores
 from .windows import ExhaustiveWindows
 
 FRAME_KEYS = ("waveform", "labels", "recording", "start")
@@ -85,8 +85,8 @@ def predict(
 
 
 def choose_decoding(predictions: Predictions, labeller: Labeller, collection: Collection) -> Decoding:
-    """The threshold with the best frame F1, then the smoothing with the best event F1."""
-    threshold = best_threshold(predictions.probabilities, predictions.labels)
+    """The threshold by frame F1, then the smoothing with the best event F1."""
+    threshold = choose_threshold(predictions.probabilities, predictions.labels, predictions.recording)
     choices = [Decoding(threshold, min_gap=gap, min_duration=length) for gap in MIN_GAPS for length in MIN_DURATIONS]
     reference = reference_events(predictions, labeller, collection)
 

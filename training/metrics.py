@@ -67,16 +67,33 @@ def confusion(probabilities: Tensor, labels: Tensor, threshold: float = 0.5) -> 
     return tm.classification.multiclass_confusion_matrix(predict(probabilities, threshold), labels, n_classes).numpy()
 
 
-def best_threshold(probabilities: Tensor, labels: Tensor) -> float:
-    """The threshold between 0.05 and 0.95 whose F1 of call frames is highest; of several the one nearest to their middle."""
+def choose_threshold(probabilities: Tensor, labels: Tensor, recording: np.ndarray) -> float:
+    """The threshold nearest to 0.5, from 0.05 to 0.95, whose F1 of call frames is within a standard error of the best.
+
+    The best threshold of a few recordings is an accident of these; probabilities that are right are cut near 0.5.
+    `recording` (frames,) is that of each frame. Standard errors are those of the differences of F1 to the best, by the jackknife
+    over recordings, whose frames are not independent.
+    """
+    recordings, mine = np.unique(recording, return_inverse=True)
+    mine = torch.from_numpy(mine)[labels != IGNORE]
     probabilities, labels = seen(probabilities, labels)
     thresholds = torch.arange(0.05, 0.951, 0.01)
-    call, is_call = 1 - probabilities[:, BACKGROUND], labels != BACKGROUND
-    found = call[:, None] >= thresholds  # (frames, thresholds)
-    hits = (found & is_call[:, None]).sum(dim=0)
-    f1 = 2 * hits / (found.sum(dim=0) + is_call.sum()).clamp(min=1)
-    best = thresholds[f1 == f1.max()]
-    return round(float(best[len(best) // 2]), 2)
+    is_call = (labels != BACKGROUND)[:, None]
+    found = 1 - probabilities[:, BACKGROUND, None] >= thresholds  # (frames, thresholds)
+
+    def of_recordings(counted: Tensor) -> Tensor:  # (frames, n) -> (recordings, n)
+        return torch.zeros(len(recordings), counted.shape[1], dtype=torch.float64).index_add_(0, mine, counted.double())
+
+    counts = [of_recordings(counted) for counted in (found & is_call, found, is_call)]
+    hits, *both = (count.sum(dim=0) for count in counts)
+    f1 = 2 * hits / sum(both).clamp(min=1)
+    # Without one recording each, (recordings, thresholds).
+    hits, *both = (count.sum(dim=0) - count for count in counts)
+    f1_without = 2 * hits / sum(both).clamp(min=1)
+    less = f1_without[:, f1.argmax(), None] - f1_without
+    error = (less.var(dim=0, correction=0) * (len(less) - 1)).sqrt()
+    good = thresholds[f1.max() - f1 <= error]
+    return round(float(good[(good - 0.5).abs().argmin()]), 2)
 
 
 def rates(reference: pd.DataFrame, estimated: pd.DataFrame, background_seconds: float, resolution: float = 1.0) -> dict:

@@ -5,13 +5,14 @@ same names in the same order for TensorFlow: read the two side by side.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEAKY_SLOPE = 0.3  # Keras's default; PyTorch's is 0.01
+LEAST_ROWS = 10  # of a product in `kernels`
 
 
 def dropout_mask(shape: tuple[int, ...], rate: float, like: Tensor) -> Tensor:
@@ -93,7 +94,10 @@ class SincConv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         filters = sinc_filters(self.filt_b1, self.filt_band, self.sr, self.taps)
-        return convolve_waveform(x[..., 0], filters)
+        x = x[..., 0]
+        if x.requires_grad or len(filters) < LEAST_ROWS or compiled_kernels(x, least=8) is None:
+            return convolve_waveform(x, filters)
+        return WaveformConvolution.apply(x, filters).transpose(1, 2)
 
 
 def convolve_waveform(x: Tensor, filters: Tensor, block: int = 8) -> Tensor:
@@ -108,8 +112,39 @@ def convolve_waveform(x: Tensor, filters: Tensor, block: int = 8) -> Tensor:
     x = F.pad(x, (taps // 2, taps // 2 + blocks * block - steps))
     windows = x.unfold(1, taps + block - 1, block)  # (batch, blocks, taps + block - 1)
     shifted = torch.stack([F.pad(filters, (shift, block - 1 - shift)) for shift in range(block)])
-    y = windows.reshape(-1, taps + block - 1) @ shifted.flatten(0, 1).T  # (batch * blocks, block * filters)
+    y = multiply(windows.flatten(0, 1), shifted.flatten(0, 1).T)  # (batch * blocks, block * filters)
     return y.view(batch, blocks * block, count)[:, :steps]
+
+
+def compiled_kernels(x: Tensor, least: int = 1):
+    """The module `kernels` if it takes x: float32 or float64 on a CPU, `least` rows or more; fewer do not wait for a compiler."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or len(x) < least:
+        return None
+    if autocast_dtype(x) != x.dtype or torch.compiler.is_compiling():
+        return None
+    from . import kernels  # numba takes a second to import
+
+    return kernels
+
+
+class WaveformConvolution(torch.autograd.Function):
+    """`convolve_waveform` on a CPU, compiled, without copies of windows and without gradients of the waveform.
+
+    (batch, steps) -> (batch, filters, steps): the bands are the rows that the attention reads.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, filters: Tensor) -> Tensor:
+        ctx.save_for_backward(x, filters)
+        ctx.compiled = compiled_kernels(x)
+        return ctx.compiled.convolve(x, filters)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[None, Tensor]:
+        x, filters = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, gradients_with_history(convolve_waveform, (x, filters), grad.transpose(1, 2))[1]
+        return None, ctx.compiled.filter_gradients(x, grad, filters.shape[1])
 
 
 class Dense(nn.Linear):
@@ -118,6 +153,47 @@ class Dense(nn.Linear):
     def reset_parameters(self) -> None:
         nn.init.xavier_uniform_(self.weight)
         nn.init.zeros_(self.bias)
+
+
+def multiply(x: Tensor, kernel: Tensor) -> Tensor:
+    """x @ kernel, (..., in) @ (in, out) -> (..., out)."""
+    if not goes_to_onednn(x) or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return x @ kernel
+    return Product.apply(x.flatten(0, -2), kernel).view(*x.shape[:-1], -1)
+
+
+class Product(torch.autograd.Function):
+    """`product` with gradients."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, kernel: Tensor) -> Tensor:
+        ctx.save_for_backward(x, kernel)
+        return product(x, kernel)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, kernel = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return gradients_with_history(torch.mm, (x, kernel), grad)
+        to_x, to_kernel = ctx.needs_input_grad
+        return product(grad, kernel.T) if to_x else None, product(x.T, grad) if to_kernel else None
+
+
+def product(x: Tensor, kernel: Tensor, relu: bool = False) -> Tensor:
+    """x @ kernel of two matrices; with `relu`, negative results become 0. Without gradients.
+
+    float32 on a CPU goes to oneDNN. PyTorch takes MKL, which leaves AVX-512 to Intel's processors: elsewhere half as fast.
+    """
+    if not goes_to_onednn(x):
+        y = x @ kernel
+        return y.relu_() if relu else y
+    # A part of a matrix would go to oneDNN's reference code.
+    weight = kernel.T.contiguous() if kernel.stride(0) == 1 else kernel.contiguous().T
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, None, "relu" if relu else "none", [], "")
+
+
+def goes_to_onednn(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 class Conv1D(nn.Conv1d):
@@ -224,13 +300,13 @@ class DELayer(nn.Module):
         h = x.transpose(1, 2).reshape(batch * bands, steps)
         weights = [tensor for conv in (self.conv1, self.conv2, self.conv3) for tensor in (conv.weight, conv.bias)]
         h = band_convolutions(h, *weights) if torch.compiler.is_exporting() else band_convolutions_in_parts(h, *weights)
-        h = F.relu(self.dense1(h))
+        h = F.relu(multiply(h, self.dense1.weight.T) + self.dense1.bias)
         h = F.relu(self.dense2(h))
         return self.dense3(h).view(batch, bands)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.dropout(self.attention(x))
-        return x @ weights[:, :, None].to(x.dtype)  # (batch, steps, bands) @ (batch, bands, 1)
+        weights = self.dropout(self.attention(x))[:, None, :]
+        return (weights.to(x.dtype) @ x.transpose(1, 2)).transpose(1, 2)  # (batch, 1, bands) @ (batch, bands, steps)
 
 
 def band_convolutions(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> Tensor:
@@ -260,6 +336,8 @@ class BandConvolutions(torch.autograd.Function):
 
     Rows are cut, or filled up with zeros, to whole groups: for c = conv_steps, c + 2 behind the second convolution and 3 c + 8
     behind the first.
+
+    In float32 and float64 on a CPU `kernels` computes the same, a row at a time, and keeps nothing but x and the result.
     """
 
     WIDTH = 32
@@ -268,13 +346,18 @@ class BandConvolutions(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, *weights: Tensor) -> Tensor:
-        dtype = autocast_dtype(x)
+        dtype, conv_steps = autocast_dtype(x), DELayer.conv_steps(x.shape[1])
         m1, *others = BandConvolutions.kernels(*(weight.to(dtype) for weight in weights))
-        y = x.new_empty(len(x), DELayer.conv_steps(x.shape[1]), 10, dtype=dtype)
+        ctx.compiled = compiled_kernels(x, least=512) if conv_steps >= LEAST_ROWS else None
+        if ctx.compiled:
+            y = ctx.compiled.band_convolutions(x, conv_steps, m1, *others)
+            ctx.save_for_backward(x, y, *weights)
+            return y.flatten(1)
+        y = x.new_empty(len(x), conv_steps, 10, dtype=dtype)
         kept, room = [], BandConvolutions.KEPT if any(ctx.needs_input_grad) else 0
-        for part, memory in BandConvolutions.parts(x, dtype):
-            _, h1 = BandConvolutions.first_convolution(x[part].to(dtype), memory, m1)
-            h2 = F.conv2d(h1, *others[:2], stride=(1, 3)).relu_()  # (rows, WIDTH, 1, steps / 6)
+        for part in BandConvolutions.parts(x):
+            _, h1 = BandConvolutions.first_convolution(x[part].to(dtype), m1)
+            h2 = F.conv2d(images(h1), *others[:2], stride=(1, 3)).relu_()  # (rows, WIDTH, 1, steps / 6)
             y[part] = F.conv2d(h2, *others[2:], stride=(1, 3)).relu_()[:, :, 0].transpose(1, 2)
             room -= h2.numel()
             if room >= 0:
@@ -293,25 +376,26 @@ class BandConvolutions(torch.autograd.Function):
         return m1, w2, F.pad(b2, (0, more)), w3, b3
 
     @staticmethod
-    def parts(x: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of so many rows that the output of the first convolution stays small, and the memory to put it in."""
+    def parts(x: Tensor) -> list[slice]:
+        """Slices of so many rows of x that the output of the first convolution stays small."""
         rows, steps = x.shape
-        groups = 3 * DELayer.conv_steps(steps) + 8
         budget = BandConvolutions.CPU_BUDGET if x.device.type == "cpu" else BandConvolutions.GPU_BUDGET
-        size = max(1, budget // (groups * 3 * BandConvolutions.WIDTH))
-        memory = x.new_empty(min(size, rows), groups, 3 * BandConvolutions.WIDTH, dtype=dtype)
-        for start in range(0, rows, size):
-            yield slice(start, start + size), memory[: rows - start]
+        size = max(1, budget // (BandConvolutions.groups(steps) * 3 * BandConvolutions.WIDTH))
+        return [slice(start, start + size) for start in range(0, rows, size)]
 
     @staticmethod
-    def first_convolution(x: Tensor, memory: Tensor, m1: Tensor) -> tuple[Tensor, Tensor]:
-        """Windows (rows, groups, 12) of x (rows, steps), and what the first convolution makes of them, a view of `memory`."""
-        rows, groups, _ = memory.shape
-        windows = x.new_empty(rows, groups, 12)
+    def groups(steps: int) -> int:
+        """Groups of three steps behind the first convolution."""
+        return 3 * DELayer.conv_steps(steps) + 8
+
+    @staticmethod
+    def first_convolution(x: Tensor, m1: Tensor) -> tuple[Tensor, Tensor]:
+        """Windows (rows, groups, 12) of x (rows, steps), and what is made of them (rows, groups, 3 * WIDTH)."""
+        groups = BandConvolutions.groups(x.shape[1])
+        windows = x.new_empty(len(x), groups, 12)
         windows.copy_(F.pad(x, (0, 6 * groups + 6 - x.shape[1])).unfold(1, 12, 6))
         windows[..., 11] = 1  # three steps read 11 samples
-        torch.mm(windows.flatten(0, 1), m1, out=memory.flatten(0, 1)).relu_()
-        return windows, memory.view(rows, 1, 3 * groups, -1).permute(0, 3, 1, 2)  # (rows, WIDTH, 1, steps / 2)
+        return windows, product(windows.flatten(0, 1), m1, relu=True).view(len(x), groups, -1)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -319,56 +403,62 @@ class BandConvolutions(torch.autograd.Function):
         weights, kept = weights[:6], iter(weights[6:])
         if torch.is_grad_enabled():
             return gradients_with_history(band_convolutions, (x, *weights), grad)
-        m1, w2, b2, w3, _ = BandConvolutions.kernels(*(weight.to(y.dtype) for weight in weights))
-        width, to_weights = BandConvolutions.WIDTH, any(ctx.needs_input_grad[1:])
+        matrices = BandConvolutions.kernels(*(weight.to(y.dtype) for weight in weights))
+        to_weights = any(ctx.needs_input_grad[1:])
+        grad = torch.ops.aten.threshold_backward(grad.view_as(y), y, 0)  # (rows, steps / 18, 10)
+        if ctx.compiled:
+            grad_x, *found = ctx.compiled.band_gradients(grad, x, *matrices, to_weights)
+            return grad_x, *BandConvolutions.weight_gradients(*found, grad)
+        m1, w2, b2, w3, _ = matrices
+        width = BandConvolutions.WIDTH
         to_x = F.pad(m1[:11].T, (0, 5))  # (3 * WIDTH, 16): 16 columns take half the time of 11
         # A group behind the second convolution is read by three steps of the third, by the first of them as its last tap.
         taps = F.pad(w3[:, :, 0].permute(2, 0, 1), (0, 0, 0, 0, 0, 2)).view(3, 3, 10, width)  # (steps ago, place in group, ...)
         to_h2 = F.pad(taps.flip(0).transpose(1, 2).reshape(30, 3 * width), (0, 0, 0, 2))
         grad_x = torch.empty_like(x)
-        shapes = (12, 3 * width), (7, width, width), (width,), (32, 3 * width)
+        shapes = (12, 3 * width), (width, width, 1, 7), (width,), (32, 3 * width)
         gm1, gw2, gb2, gm3 = (x.new_zeros(shape, dtype=weights[0].dtype) for shape in shapes)
-        grad = torch.ops.aten.threshold_backward(grad.view_as(y), y, 0)  # (rows, steps / 18, 10)
-        for part, memory in BandConvolutions.parts(x, y.dtype):
-            windows, h1 = BandConvolutions.first_convolution(x[part].to(y.dtype), memory, m1)
+        for part in BandConvolutions.parts(x):
+            windows, h1 = BandConvolutions.first_convolution(x[part].to(y.dtype), m1)
             h2 = next(kept, None)
             if h2 is None:
-                h2 = F.conv2d(h1, w2, b2, stride=(1, 3)).relu_()
-            h2 = h2[:, :, 0].transpose(1, 2)  # (rows, steps / 6, WIDTH)
+                h2 = F.conv2d(images(h1), w2, b2, stride=(1, 3)).relu_()
             g3 = F.pad(grad[part].flatten(1), (20, 22)).unfold(1, 32, 10).reshape(-1, 32)  # three steps and two more numbers
-            g2 = (g3 @ to_h2).view(h2.shape)
+            h2 = h2.permute(0, 2, 3, 1).view(len(g3), 3 * width)
+            g2 = product(g3, to_h2)
             g2 = mask_(g2, h2)
-            g1 = gradient_of_images(g2.transpose(1, 2).unsqueeze(2), h1, w2)
-            g1 = mask_(g1, h1).permute(0, 2, 3, 1).reshape(memory.shape)
+            g2_images = images(g2.view(len(h1), -1, width))
+            g1 = convolution_gradients(g2_images, images(h1), w2, (True, False, False))[0].permute(0, 2, 3, 1).view(h1.shape)
+            g1 = mask_(g1, h1).flatten(0, 1)
             if to_weights:
-                steps = h2.shape[1]
-                for group in (0, 1):
-                    gw2[3 * group : 3 * group + 3] += product_of_rows(memory[:, group : group + steps], g2).view(3, width, width)
-                gw2[6] += product_of_rows(memory[:, 2:, :width], g2)
-                gb2 += g2.sum((0, 1))
-                gm1 += product_of_rows(windows, g1)
-                gm3 += g3.T @ h2.reshape(len(g3), 3 * width)
-            first, second, _ = (g1 @ to_x).split([6, 6, 4], dim=2)  # halves of overlapping windows
+                _, to_w2, to_b2 = convolution_gradients(g2_images, images(h1), w2, (False, True, True))
+                gw2, gb2 = gw2 + to_w2, gb2 + to_b2
+                gm1 += product(windows.flatten(0, 1).T, g1)
+                gm3 += product(g3.T, h2)
+            first, second, _ = product(g1, to_x).view(len(h1), -1, 16).split([6, 6, 4], dim=2)  # halves of overlapping windows
             g0 = F.pad(first, (0, 0, 0, 1))
             g0[:, 1:] += second
             grad_x[part] = g0.flatten(1)[:, : x.shape[1]]
-        if not to_weights:
-            return grad_x, None, None, None, None, None, None
-        gw1 = sum(gm1[:11].T.view(3, width, 11)[shift, :30, None, 2 * shift : 2 * shift + 7] for shift in range(3))
-        gw3 = gm3[:30].view(3, 10, 3, width).flip(0).permute(1, 3, 0, 2).flatten(2)  # (10, WIDTH, 9)
-        gb1, gb3 = gm1[11].view(3, width).sum(0), grad.sum((0, 1), dtype=gb2.dtype)
-        return grad_x, gw1, gb1[:30], gw2[:, :30, :30].permute(2, 1, 0), gb2[:30], gw3[:, :30, :7], gb3
+        gw3 = gm3[:30].view(3, 10, 3, width).flip(0).permute(1, 3, 0, 2).flatten(2)[..., :7]  # (10, WIDTH, 7)
+        return grad_x, *BandConvolutions.weight_gradients(gm1, gw2[:, :, 0], gb2, gw3, grad)
+
+    @staticmethod
+    def weight_gradients(gm1: Tensor, gw2: Tensor, gb2: Tensor, gw3: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of the six weights from those of what `kernels` makes of them and `grad`, behind the third convolution."""
+        by_step = gm1.view(12, 3, -1)[..., :30]
+        gw1 = sum(by_step[2 * step : 2 * step + 7, step] for step in range(3)).T[:, None]
+        return gw1, by_step[11].sum(0), gw2[:30, :30], gb2[:30], gw3[:, :30], grad.sum((0, 1), dtype=gb2.dtype)
 
 
-def gradient_of_images(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Gradient of the images x that a convolution in steps of (1, 3) read."""
-    geometry = None, (1, 3), (0, 0), (1, 1), False, (0, 0), 1
-    return torch.ops.aten.convolution_backward(grad, x, weight, *geometry, (True, False, False))[0]
+def images(x: Tensor) -> Tensor:
+    """Steps x (rows, steps, WIDTH), or groups of them, as images (rows, WIDTH, 1, steps) in the same memory."""
+    return x.view(len(x), 1, -1, BandConvolutions.WIDTH).permute(0, 3, 1, 2)
 
 
-def product_of_rows(a: Tensor, b: Tensor) -> Tensor:
-    """Sum over the rows of (rows, steps, p) and (rows, steps, q) of their products (p, q): parallel where one product is not."""
-    return torch.bmm(a.transpose(1, 2), b).sum(0)
+def convolution_gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:
+    """Gradients of images x, weight and bias of a convolution in steps of (1, 3), those `wanted`."""
+    geometry = (1, 3), (0, 0), (1, 1), False, (0, 0), 1
+    return torch.ops.aten.convolution_backward(grad, x, weight, [len(weight)], *geometry, wanted)
 
 
 def mask_(grad: Tensor, y: Tensor) -> Tensor:
@@ -411,9 +501,9 @@ class GRU(nn.Module):
         if self.training and self.dropout > 0:
             masks = [dropout_mask((batch, 1, features), self.dropout, like=x) for _ in "zrh"]
             kernels = self.kernel.split(self.units, dim=1)
-            inputs = torch.cat([(x * m) @ k for m, k in zip(masks, kernels, strict=True)], dim=2)
+            inputs = torch.cat([multiply(x * m, k) for m, k in zip(masks, kernels, strict=True)], dim=2)
         else:
-            inputs = x @ self.kernel
+            inputs = multiply(x, self.kernel)
         inputs = inputs + self.bias  # (batch, steps, 3 * units)
         if self.go_backwards:
             inputs = inputs.flip(1)
@@ -449,15 +539,16 @@ class GRURecurrence(torch.autograd.Function):
         batch, steps, _ = inputs.shape
         units = recurrent_kernel.shape[0]
         autocast = autocast_dtype(inputs)
-        kernel = recurrent_kernel.to(autocast)
+        kernel_z, kernel_r, kernel_h = gate_kernels(recurrent_kernel, autocast)
         gates = torch.empty_like(inputs)  # z, r, hh
         h = inputs.new_zeros(batch, steps + 1, units)
         for step in range(steps):
             last = h[:, step]
-            zr = hard_sigmoid(inputs[:, step, : 2 * units] + thin_product(last.to(autocast), kernel[:, : 2 * units]))
-            z, r = zr.chunk(2, dim=1)
-            hh = torch.tanh(inputs[:, step, 2 * units :] + thin_product((r * last).to(autocast), kernel[:, 2 * units :]))
-            gates[:, step, : 2 * units], gates[:, step, 2 * units :] = zr, hh
+            a_z, a_r, a_h = inputs[:, step].split(units, dim=1)
+            z = hard_sigmoid(a_z + product(last.to(autocast), kernel_z))
+            r = hard_sigmoid(a_r + product(last.to(autocast), kernel_r))
+            hh = torch.tanh(a_h + product((r * last).to(autocast), kernel_h))
+            gates[:, step] = torch.cat([z, r, hh], dim=1)
             h[:, step + 1] = z * last + (1 - z) * hh
         ctx.save_for_backward(inputs, recurrent_kernel, gates, h)
         ctx.autocast = autocast
@@ -469,32 +560,29 @@ class GRURecurrence(torch.autograd.Function):
         if torch.is_grad_enabled():
             return gradients_with_history(gru_steps, (inputs, recurrent_kernel), grad)
         batch, steps, units = grad.shape
-        kernel = recurrent_kernel.to(ctx.autocast)
+        kernel_z, kernel_r, kernel_h = gate_kernels(recurrent_kernel, ctx.autocast)
         last, (z, r, hh) = h[:, :-1], gates.split(units, dim=2)
-        open_zr = (gates[..., : 2 * units] > 0) & (gates[..., : 2 * units] < 1)  # hard_sigmoid's slope is 0.2 or 0
+        slope_z, slope_r = (0.2 * ((gate > 0) & (gate < 1)).to(gate.dtype) for gate in (z, r))  # hard_sigmoid's
         grad_inputs = torch.empty_like(inputs)
         carry = grad.new_zeros(batch, units)
         for step in reversed(range(steps)):
             dh = grad[:, step] + carry
+            da_z = dh * (last[:, step] - hh[:, step]) * slope_z[:, step]
             da_h = dh * (1 - z[:, step]) * (1 - hh[:, step].square())
-            d_reset = thin_product(da_h.to(ctx.autocast), kernel[:, 2 * units :].T).to(dh.dtype)
-            d_zr = torch.cat([dh * (last[:, step] - hh[:, step]), d_reset * last[:, step]], dim=1)
-            da_zr = 0.2 * d_zr * open_zr[:, step]
-            carry = dh * z[:, step] + d_reset * r[:, step] + thin_product(da_zr.to(ctx.autocast), kernel[:, : 2 * units].T)
-            grad_inputs[:, step, : 2 * units], grad_inputs[:, step, 2 * units :] = da_zr, da_h
-        rows = grad_inputs.flatten(0, 1).to(ctx.autocast)  # (batch * steps, 3 * units)
-        grad_kernel = torch.empty_like(kernel)
-        torch.mm(last.flatten(0, 1).to(ctx.autocast).T, rows[:, : 2 * units], out=grad_kernel[:, : 2 * units])
-        torch.mm((r * last).flatten(0, 1).to(ctx.autocast).T, rows[:, 2 * units :], out=grad_kernel[:, 2 * units :])
+            d_reset = product(da_h.to(ctx.autocast), kernel_h.T).to(dh.dtype)
+            da_r = d_reset * last[:, step] * slope_r[:, step]
+            carry = dh * z[:, step] + d_reset * r[:, step]
+            carry += product(da_z.to(ctx.autocast), kernel_z.T) + product(da_r.to(ctx.autocast), kernel_r.T)
+            grad_inputs[:, step] = torch.cat([da_z, da_r, da_h], dim=1)
+        reset, last = (x.flatten(0, 1).to(ctx.autocast).T for x in (r * last, last))  # (units, batch * steps)
+        rows = grad_inputs.flatten(0, 1).to(ctx.autocast).split(units, dim=1)
+        grad_kernel = torch.cat([product(x, gate) for x, gate in zip((last, last, reset), rows, strict=True)], dim=1)
         return grad_inputs, grad_kernel.to(recurrent_kernel.dtype)
 
 
-def thin_product(x: Tensor, kernel: Tensor, parts: int = 4) -> Tensor:
-    """x @ kernel for the few rows of a batch; on a CPU a quarter of the columns at a time, which takes up to half the time."""
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or kernel.shape[1] % parts:
-        return x @ kernel
-    columns = kernel.unflatten(1, (parts, -1)).transpose(0, 1)  # (parts, in, out / parts)
-    return torch.bmm(x.expand(parts, *x.shape), columns).transpose(0, 1).flatten(1)
+def gate_kernels(recurrent_kernel: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """The parts of a recurrent kernel for z, r and hh, each contiguous: they are read at every step."""
+    return [kernel.to(dtype).contiguous() for kernel in recurrent_kernel.split(len(recurrent_kernel), dim=1)]
 
 
 class Bidirectional(nn.Module):

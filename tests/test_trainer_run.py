@@ -312,11 +312,11 @@ def test_contexts_are_learned_with_weights_and_focal_loss(collection, tmp_path):
 
 def test_overfitting_a_few_batches_drives_the_loss_down(collection, tmp_path):
     config = tiny(
-        collection, tmp_path / "out", overfit=2, epochs=30, learning_rate=1e-2, rate_factor=1.0, dropout=0.0,
+        collection, tmp_path / "out", overfit=2, epochs=60, learning_rate=3e-3, rate_factor=1.0, dropout=0.0,
         schedule="constant", warmup_steps=0,
     )  # fmt: skip
     losses = train(config).progress.losses
-    assert len(losses) == 60
+    assert len(losses) == 120
     assert np.mean(losses[-6:]) < 0.4 * np.mean(losses[:2])
 
 

@@ -1,0 +1,297 @@
+"""The convolutions of waveforms and bands on a CPU, compiled by numba.
+
+A window of a convolution is a row of a matrix whose rows overlap in memory. Libraries of matrix products do not take such
+matrices; `_product` does, at the rate that they have for others. So no windows are copied, and a band goes through the three
+convolutions of the attention network within a core's cache. What is computed is said in layers.py, by `convolve_waveform` and
+`BandConvolutions`, the tested twins.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+import torch
+import torch.nn.functional as F
+from llvmlite import binding, ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+FEATURES = binding.get_host_cpu_features()
+VECTOR_BYTES = 64 if FEATURES.get("avx512f", False) else 32 if FEATURES.get("avx", False) else 16
+ROWS = 10 if FEATURES.get("avx512f", False) or FEATURES.get("neon", False) else 5  # of a tile: its sums fill the registers
+LANES = 16  # arrays have a multiple of so many columns, no processor's vectors hold more
+WIDTH, OUT = 32, 16  # features, 30 and at last 10, filled up with zeros
+FRAMES, BANDS = 2, 64  # in one go: their gradients are added up, then those of all
+
+
+def compiled(function: Callable) -> Callable:
+    """Compiled when first called, for the next process as well if there is a folder to keep it in."""
+    try:
+        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    except RuntimeError:
+        return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+def _product(layer: bool = False, masked: bool = False):
+    """A compiled function f(c, (at, row), a, (at, row, inner), b, (at, row), (rows, columns, inner), mask) that makes c = a b.
+
+    c[i, j] = sum over k < inner of a[i, k] * b[k, j] for i < rows, `layers.LEAST_ROWS` or more, and j < columns, a multiple of
+    LANES. In memory, counted in numbers, a[i, k] lies at at + i * row + k * inner, row k of b at at + k * row. Arrays are
+    contiguous and of one type, float32 or float64. A `layer` adds the row behind those of b to each of c's, and negative
+    results become 0. If `masked`, results become 0 where `mask`, which lies as c does, is not above 0.
+
+    A tile is ROWS rows and two vectors of columns, held in registers over all k; the last ROWS rows are made twice if need be.
+    """
+
+    @intrinsic
+    def product(_, c, c_place, a, a_place, b, b_place, counts, mask):
+        def generate(context, builder, signature, arguments):
+            def size(value):
+                return ir.Constant(ir.IntType(64), value)
+
+            def at(array, *offsets):
+                for offset in offsets:
+                    array = builder.gep(array, [offset])
+                return array
+
+            def vector_at(array, *offsets):
+                return builder.bitcast(at(array, *offsets), vector.as_pointer())
+
+            c, a, b, mask = (context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in (0, 2, 4, 7))
+            numbers = [cgutils.unpack_tuple(builder, arguments[n]) for n in (1, 3, 5, 6)]
+            (c_at, c_row), (a_at, a_row, a_inner), (b_at, b_row), (rows, columns, inner) = numbers
+            c, a, b, mask = at(c, c_at), at(a, a_at), at(b, b_at), at(mask, c_at)
+            number = context.get_data_type(signature.args[0].dtype)
+            bytes_each = context.get_abi_sizeof(number)
+            lanes = VECTOR_BYTES // bytes_each
+            vector = ir.VectorType(number, lanes)
+            zero, undefined = ir.Constant(vector, None), ir.Constant(vector, ir.Undefined)
+            first_lane = ir.Constant(ir.VectorType(ir.IntType(32), lanes), None)
+            fma_type = ir.FunctionType(vector, [vector] * 3)
+            fma = cgutils.get_or_insert_function(builder.module, fma_type, f"llvm.fma.v{lanes}f{8 * bytes_each}")
+
+            def load(array, *offsets):
+                return builder.load(vector_at(array, *offsets), align=bytes_each)
+
+            def tile(first_row, first_column, width):
+                """ROWS rows and `width` vectors of columns."""
+                index = [builder.add(first_row, size(r)) for r in range(ROWS)]
+                column = [builder.add(first_column, size(v * lanes)) for v in range(width)]
+                cells = [(r, v) for r in range(ROWS) for v in range(width)]
+                sums = {cell: cgutils.alloca_once(builder, vector) for cell in cells}  # LLVM makes them registers
+                for r, v in cells:
+                    start = load(b, builder.mul(inner, b_row), column[v]) if layer else zero
+                    builder.store(start, sums[r, v])
+                with cgutils.for_range(builder, inner) as k:
+                    from_row = at(b, builder.mul(k.index, b_row))
+                    values = [load(from_row, column[v]) for v in range(width)]
+                    from_column = at(a, builder.mul(k.index, a_inner))
+                    for r in range(ROWS):
+                        scalar = builder.load(at(from_column, builder.mul(index[r], a_row)))
+                        scalar = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+                        scalar = builder.shuffle_vector(scalar, undefined, first_lane)
+                        for v in range(width):
+                            builder.store(builder.call(fma, [scalar, values[v], builder.load(sums[r, v])]), sums[r, v])
+                for r, v in cells:
+                    y, place = builder.load(sums[r, v]), (builder.mul(index[r], c_row), column[v])
+                    if layer or masked:  # NaN stays NaN
+                        open_ = builder.fcmp_unordered(">", load(mask, *place) if masked else y, zero)
+                        y = builder.select(open_, y, zero)
+                    builder.store(y, vector_at(c, *place), align=bytes_each)
+
+            last = builder.sub(rows, size(ROWS))
+            pairs = builder.sdiv(columns, size(2 * lanes))
+            left = builder.mul(pairs, size(2 * lanes))
+            tiles = builder.sdiv(builder.add(rows, size(ROWS - 1)), size(ROWS))
+            with cgutils.for_range(builder, tiles) as t:
+                row = builder.mul(t.index, size(ROWS))
+                row = builder.select(builder.icmp_signed("<", row, last), row, last)
+                with cgutils.for_range(builder, pairs) as pair:
+                    tile(row, builder.mul(pair.index, size(2 * lanes)), 2)
+                if lanes == LANES:
+                    with builder.if_then(builder.icmp_signed("<", left, columns)):
+                        tile(row, left, 1)
+            return context.get_dummy_value()
+
+        return types.void(c, c_place, a, a_place, b, b_place, counts, mask), generate
+
+    return product
+
+
+_multiply, _layer, _masked = _product(), _product(layer=True), _product(masked=True)
+
+
+def convolve(x: Tensor, filters: Tensor) -> Tensor:
+    """Convolution ("same") of waveforms x (frames, steps) with filters (filters, taps) -> (frames, filters, steps)."""
+    steps = x.shape[1]
+    y = x.new_empty(len(x), len(filters), steps + -steps % LANES)
+    _share_out(_convolve, FRAMES, _filled(x, filters.shape[1]), filters.contiguous(), y)
+    return y[..., :steps]
+
+
+def filter_gradients(x: Tensor, grad: Tensor, taps: int) -> Tensor:
+    """Gradients (filters, taps) of the filters of `convolve`, from that of its result (frames, filters, steps)."""
+    found = _share_out(_filter_gradients, FRAMES, _filled(x, taps), grad.contiguous(), taps + -taps % LANES)
+    return sum(torch.from_numpy(part) for part in found)[:, :taps]
+
+
+def _filled(x: Tensor, taps: int) -> Tensor:
+    """Waveforms with zeros before and after them, as many as windows of `taps` samples and whole vectors of them need."""
+    return F.pad(x, (taps // 2, taps // 2 + 2 * LANES))
+
+
+@compiled
+def _convolve(first, last, x, filters, y):
+    count, taps = filters.shape
+    steps = y.shape[2]
+    for frame in range(first, last):
+        _multiply(y[frame], (0, steps), filters, (0, taps, 1), x[frame], (0, 1), (count, steps, taps), y[frame])
+
+
+@compiled
+def _filter_gradients(first, last, x, grad, columns):
+    _, count, steps = grad.shape
+    total, one = np.zeros((count, columns), x.dtype), np.empty((count, columns), x.dtype)
+    for frame in range(first, last):
+        _multiply(one, (0, columns), grad[frame], (0, steps, 1), x[frame], (0, 1), (count, columns, steps), one)
+        total += one
+    return total
+
+
+def band_convolutions(x: Tensor, conv_steps: int, m1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> Tensor:
+    """`BandConvolutions` of bands x (rows, steps) -> (rows, conv_steps, 10); weights as `BandConvolutions.kernels` has them."""
+    y = x.new_empty(len(x), conv_steps, 10)
+    _share_out(_forward, BANDS, x.contiguous(), *_matrices(m1, w2, b2, w3, b3), y)
+    return y
+
+
+def band_gradients(
+    grad: Tensor, x: Tensor, m1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor, to_weights: bool
+) -> tuple[Tensor, ...]:
+    """Gradients of x, m1, w2 (out, in, 7), b2 and w3 (out, in, 7), those of the weights 0 unless `to_weights`.
+
+    `grad` (rows, conv_steps, 10) is that of the third convolution's output before its ReLU.
+    """
+    w3 = F.pad(w3, (0, 0, 0, 0, 0, 0, 0, OUT - 10))
+    backwards = _reading_steps(w3), _reading_steps(w2), F.pad(m1[:11].T, (0, 5)).contiguous()
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    matrices = _matrices(m1, w2, b2, w3, b3)[:2]
+    parts = _share_out(_backward, BANDS, x.contiguous(), *matrices, *backwards, grad.contiguous(), grad_x, to_weights)
+    gm1, gw2, gb2, gw3 = (sum(torch.from_numpy(part) for part in found) for found in zip(*parts, strict=True))
+    gw2, gw3 = (found.unflatten(0, (7, WIDTH)).permute(2, 1, 0) for found in (gw2, gw3))
+    return grad_x, gm1, gw2, gb2, gw3[:10]
+
+
+def _matrices(m1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> list[Tensor]:
+    """Each layer's weights (window, features), the biases as last row."""
+    matrices = [m1]
+    for w, b in ((w2, b2), (w3, b3)):
+        matrix = torch.cat([w[:, :, 0].permute(2, 1, 0).flatten(0, 1), F.pad(b, (0, len(w) - len(b)))[None]])
+        matrices.append(F.pad(matrix, (0, -matrix.shape[1] % LANES)))
+    return matrices
+
+
+def _reading_steps(w: Tensor) -> Tensor:
+    """(3 * out, 3 * in) from the weights w (out, in, 1, 7) of a convolution in steps of 3: what the three of its steps that read
+
+    a group of three steps, the first of them with its last tap only, hand back to it.
+    """
+    taps = F.pad(w[:, :, 0].permute(2, 0, 1), (0, 0, 0, 0, 0, 2)).unflatten(0, (3, 3))  # (steps ago, place in group, out, in)
+    return taps.flip(0).transpose(1, 2).flatten(2).flatten(0, 1).contiguous()
+
+
+def _share_out(function: Callable, at_once: int, x: Tensor, *arguments) -> list:
+    """function(first, last, x, *arguments) for `at_once` rows of x after the other, on as many threads as PyTorch uses.
+
+    The same rows go together on any number of threads, so that sums do not depend on it.
+    """
+    arrays = [argument.numpy() if isinstance(argument, Tensor) else argument for argument in (x, *arguments)]
+    starts = range(0, len(x), at_once)
+    found, to_do = [None] * len(starts), iter(enumerate(starts))
+
+    def work() -> None:
+        for i, first in to_do:
+            found[i] = function(first, min(first + at_once, len(x)), *arrays)
+
+    helpers = min(torch.get_num_threads(), len(starts)) - 1
+    with ThreadPoolExecutor(max(1, helpers)) as pool:
+        others = [pool.submit(work) for _ in range(helpers)]
+        work()
+    for other in others:
+        other.result()  # raises what it raised
+    return found
+
+
+@compiled
+def _hidden_layers(x, m1, m2, window, h1, h2):
+    """The first two convolutions of one band; `window` gets its samples, filled up with zeros."""
+    groups, steps = len(h1) // (3 * WIDTH), len(h2) // WIDTH
+    count = min(len(x), len(window))
+    window[:count] = x[:count]
+    _layer(h1, (0, 3 * WIDTH), window, (0, 6, 1), m1, (0, 3 * WIDTH), (groups, 3 * WIDTH, 11), h1)
+    _layer(h2, (0, WIDTH), h1, (0, 3 * WIDTH, 1), m2, (0, WIDTH), (steps, WIDTH, 7 * WIDTH), h2)
+
+
+@compiled
+def _forward(first, last, x, m1, m2, m3, y):
+    conv_steps = y.shape[1]
+    groups = 3 * conv_steps + 8
+    window = np.zeros(6 * groups + 6, x.dtype)
+    h1, h2 = np.empty(groups * 3 * WIDTH, x.dtype), np.empty((groups - 2) * WIDTH, x.dtype)
+    out = np.empty((conv_steps, OUT), x.dtype)
+    for row in range(first, last):
+        _hidden_layers(x[row], m1, m2, window, h1, h2)
+        _layer(out, (0, OUT), h2, (0, 3 * WIDTH, 1), m3, (0, OUT), (conv_steps, OUT, 7 * WIDTH), out)
+        y[row] = out[:, :10]
+
+
+@compiled
+def _backward(first, last, x, m1, m2, to_h2, to_h1, to_x, grad, grad_x, to_weights):
+    conv_steps = grad.shape[1]
+    groups, width = 3 * conv_steps + 8, 3 * WIDTH
+    steps = groups - 2
+    window = np.zeros(6 * groups + 6, x.dtype)
+    h1, h2 = np.empty(groups * width, x.dtype), np.empty(steps * WIDTH, x.dtype)
+    # Gradients, those of outputs between two rows of zeros, for steps that read beyond the ends.
+    g3, g2 = np.zeros((conv_steps + 4, OUT), x.dtype), np.zeros((steps + 4) * WIDTH, x.dtype)
+    inside = g2[2 * WIDTH : -2 * WIDTH]
+    g1, g0 = np.empty(groups * width, x.dtype), np.empty((groups, 16), x.dtype)
+    found = np.empty(6 * groups + 6, x.dtype)
+    gm1, gw2 = np.zeros((12, width), x.dtype), np.zeros((7 * WIDTH, WIDTH), x.dtype)
+    gb2, gw3 = np.zeros(WIDTH, x.dtype), np.zeros((7 * WIDTH, OUT), x.dtype)
+    one1, one2, one3 = np.empty((11, width), x.dtype), np.empty_like(gw2), np.empty_like(gw3)  # those of one band
+    for row in range(first, last):
+        _hidden_layers(x[row], m1, m2, window, h1, h2)
+        g3[2:-2, :10] = grad[row]
+        _masked(inside, (0, width), g3, (0, OUT, 1), to_h2, (0, width), (conv_steps + 2, width, 3 * OUT), h2)
+        # A group's second and third step are read by two steps only.
+        _masked(g1, (0, width), g2, (0, WIDTH, 1), to_h1, (0, width), (groups, WIDTH, width), h1)
+        place = WIDTH * width + WIDTH
+        _masked(g1, (WIDTH, width), g2, (WIDTH, WIDTH, 1), to_h1, (place, width), (groups, 2 * WIDTH, 2 * WIDTH), h1)
+        _multiply(g0, (0, 16), g1, (0, width, 1), to_x, (0, 16), (groups, 16, width), g0)
+        found[:] = 0
+        for group in range(groups):
+            for sample in range(11):
+                found[6 * group + sample] += g0[group, sample]
+        count = min(len(found), grad_x.shape[1])
+        grad_x[row, :count] = found[:count]
+        grad_x[row, count:] = 0
+        if to_weights:
+            _multiply(one1, (0, width), window, (0, 1, 6), g1, (0, width), (11, width, groups), one1)
+            _multiply(one2, (0, WIDTH), h1, (0, 1, width), inside, (0, WIDTH), (7 * WIDTH, WIDTH, steps), one2)
+            _multiply(one3, (0, OUT), h2, (0, 1, width), g3, (2 * OUT, OUT), (7 * WIDTH, OUT, conv_steps), one3)
+            _add_rows(gm1[:11].reshape(-1), one1.reshape(1, -1))
+            _add_rows(gm1[11], g1.reshape(groups, width))
+            _add_rows(gw2.reshape(-1), one2.reshape(1, -1))
+            _add_rows(gb2, inside.reshape(steps, WIDTH))
+            _add_rows(gw3.reshape(-1), one3.reshape(1, -1))
+    return gm1, gw2, gb2, gw3
+
+
+@compiled
+def _add_rows(total, rows):
+    for row in range(len(rows)):
+        for i in range(len(total)):
+            total[i] += rows[row, i]

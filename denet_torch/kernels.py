@@ -35,12 +35,13 @@ def compiled(function: Callable) -> Callable:
 
 
 def _product(layer: bool = False, masked: bool = False):
-    """A compiled function f(c, (at, row), a, (at, row, inner), b, (at, row), (rows, columns, inner), mask) that makes c = a b.
+    """A compiled f(c, (at, row), a, (at, row, outer, inner), b, (at, row), (rows, columns, outer, inner), mask) makes c = a b.
 
-    c[i, j] = sum over k < inner of a[i, k] * b[k, j] for i < rows, `layers.LEAST_ROWS` or more, and j < columns, a multiple of
-    LANES. In memory, counted in numbers, a[i, k] lies at at + i * row + k * inner, row k of b at at + k * row. Arrays are
-    contiguous and of one type, float32 or float64. A `layer` adds the row behind those of b to each of c's, and negative
-    results become 0. If `masked`, results become 0 where `mask`, which lies as c does, is not above 0.
+    c[i, j] = sum over o < outer and k < inner of a[i, o, k] * b[o, k, j] for i < rows, `layers.LEAST_ROWS` or more, and
+    j < columns, a multiple of LANES. In memory, counted in numbers, a[i, o, k] lies at at + i * row + o * outer + k * inner,
+    row (o, k) of b at at + (o * inner + k) * row, inner being the number of k. Arrays are contiguous and of one type, float32
+    or float64. A `layer` adds the row behind those of b to each of c's, and negative results become 0. If `masked`, results
+    become 0 where `mask`, which lies as c does, is not above 0.
 
     A tile is ROWS rows and two vectors of columns, held in registers over all k; the last ROWS rows are made twice if need be.
     """
@@ -61,7 +62,7 @@ def _product(layer: bool = False, masked: bool = False):
 
             c, a, b, mask = (context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in (0, 2, 4, 7))
             numbers = [cgutils.unpack_tuple(builder, arguments[n]) for n in (1, 3, 5, 6)]
-            (c_at, c_row), (a_at, a_row, a_inner), (b_at, b_row), (rows, columns, inner) = numbers
+            (c_at, c_row), (a_at, a_row, a_outer, a_inner), (b_at, b_row), (rows, columns, outer, inner) = numbers
             c, a, b, mask = at(c, c_at), at(a, a_at), at(b, b_at), at(mask, c_at)
             number = context.get_data_type(signature.args[0].dtype)
             bytes_each = context.get_abi_sizeof(number)
@@ -82,12 +83,13 @@ def _product(layer: bool = False, masked: bool = False):
                 cells = [(r, v) for r in range(ROWS) for v in range(width)]
                 sums = {cell: cgutils.alloca_once(builder, vector) for cell in cells}  # LLVM makes them registers
                 for r, v in cells:
-                    start = load(b, builder.mul(inner, b_row), column[v]) if layer else zero
+                    start = load(b, builder.mul(builder.mul(outer, inner), b_row), column[v]) if layer else zero
                     builder.store(start, sums[r, v])
-                with cgutils.for_range(builder, inner) as k:
-                    from_row = at(b, builder.mul(k.index, b_row))
+                with cgutils.for_range(builder, outer) as o, cgutils.for_range(builder, inner) as k:
+                    row_of_b = builder.add(builder.mul(o.index, inner), k.index)
+                    from_row = at(b, builder.mul(row_of_b, b_row))
                     values = [load(from_row, column[v]) for v in range(width)]
-                    from_column = at(a, builder.mul(k.index, a_inner))
+                    from_column = at(a, builder.mul(o.index, a_outer), builder.mul(k.index, a_inner))
                     for r in range(ROWS):
                         scalar = builder.load(at(from_column, builder.mul(index[r], a_row)))
                         scalar = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
@@ -147,7 +149,7 @@ def _convolve(first, last, x, filters, y):
     count, taps = filters.shape
     steps = y.shape[2]
     for frame in range(first, last):
-        _multiply(y[frame], (0, steps), filters, (0, taps, 1), x[frame], (0, 1), (count, steps, taps), y[frame])
+        _multiply(y[frame], (0, steps), filters, (0, taps, 0, 1), x[frame], (0, 1), (count, steps, 1, taps), y[frame])
 
 
 @compiled
@@ -155,7 +157,7 @@ def _filter_gradients(first, last, x, grad, columns):
     _, count, steps = grad.shape
     total, one = np.zeros((count, columns), x.dtype), np.empty((count, columns), x.dtype)
     for frame in range(first, last):
-        _multiply(one, (0, columns), grad[frame], (0, steps, 1), x[frame], (0, 1), (count, columns, steps), one)
+        _multiply(one, (0, columns), grad[frame], (0, steps, 0, 1), x[frame], (0, 1), (count, columns, 1, steps), one)
         total += one
     return total
 
@@ -174,8 +176,8 @@ def band_gradients(
 
     `grad` (rows, conv_steps, 10) is that of the third convolution's output before its ReLU.
     """
-    w3 = F.pad(w3, (0, 0, 0, 0, 0, 0, 0, OUT - 10))
-    backwards = _reading_steps(w3), _reading_steps(w2), F.pad(m1[:11].T, (0, 5)).contiguous()
+    to_x = F.pad(m1[:11].T.unflatten(0, (3, WIDTH))[:, :30], (0, 5)).contiguous()  # (place in group, in, samples)
+    backwards = _reading_steps(w3), _reading_steps(w2[:30]), to_x
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     matrices = _matrices(m1, w2, b2, w3, b3)[:2]
     parts = _share_out(_backward, BANDS, x.contiguous(), *matrices, *backwards, grad.contiguous(), grad_x, to_weights)
@@ -188,7 +190,7 @@ def _matrices(m1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> lis
     """Each layer's weights (window, features), the biases as last row."""
     matrices = [m1]
     for w, b in ((w2, b2), (w3, b3)):
-        matrix = torch.cat([w[:, :, 0].permute(2, 1, 0).flatten(0, 1), F.pad(b, (0, len(w) - len(b)))[None]])
+        matrix = torch.cat([w[:, :30, 0].permute(2, 1, 0).flatten(0, 1), b[None]])
         matrices.append(F.pad(matrix, (0, -matrix.shape[1] % LANES)))
     return matrices
 
@@ -230,8 +232,8 @@ def _hidden_layers(x, m1, m2, window, h1, h2):
     groups, steps = len(h1) // (3 * WIDTH), len(h2) // WIDTH
     count = min(len(x), len(window))
     window[:count] = x[:count]
-    _layer(h1, (0, 3 * WIDTH), window, (0, 6, 1), m1, (0, 3 * WIDTH), (groups, 3 * WIDTH, 11), h1)
-    _layer(h2, (0, WIDTH), h1, (0, 3 * WIDTH, 1), m2, (0, WIDTH), (steps, WIDTH, 7 * WIDTH), h2)
+    _layer(h1, (0, 3 * WIDTH), window, (0, 6, 0, 1), m1, (0, 3 * WIDTH), (groups, 3 * WIDTH, 1, 11), h1)
+    _layer(h2, (0, WIDTH), h1, (0, 3 * WIDTH, WIDTH, 1), m2, (0, WIDTH), (steps, WIDTH, 7, 30), h2)
 
 
 @compiled
@@ -243,7 +245,7 @@ def _forward(first, last, x, m1, m2, m3, y):
     out = np.empty((conv_steps, OUT), x.dtype)
     for row in range(first, last):
         _hidden_layers(x[row], m1, m2, window, h1, h2)
-        _layer(out, (0, OUT), h2, (0, 3 * WIDTH, 1), m3, (0, OUT), (conv_steps, OUT, 7 * WIDTH), out)
+        _layer(out, (0, OUT), h2, (0, 3 * WIDTH, WIDTH, 1), m3, (0, OUT), (conv_steps, OUT, 7, 30), out)
         y[row] = out[:, :10]
 
 
@@ -265,12 +267,12 @@ def _backward(first, last, x, m1, m2, to_h2, to_h1, to_x, grad, grad_x, to_weigh
     for row in range(first, last):
         _hidden_layers(x[row], m1, m2, window, h1, h2)
         g3[2:-2, :10] = grad[row]
-        _masked(inside, (0, width), g3, (0, OUT, 1), to_h2, (0, width), (conv_steps + 2, width, 3 * OUT), h2)
+        _masked(inside, (0, width), g3, (0, OUT, OUT, 1), to_h2, (0, width), (conv_steps + 2, width, 3, 10), h2)
         # A group's second and third step are read by two steps only.
-        _masked(g1, (0, width), g2, (0, WIDTH, 1), to_h1, (0, width), (groups, WIDTH, width), h1)
-        place = WIDTH * width + WIDTH
-        _masked(g1, (WIDTH, width), g2, (WIDTH, WIDTH, 1), to_h1, (place, width), (groups, 2 * WIDTH, 2 * WIDTH), h1)
-        _multiply(g0, (0, 16), g1, (0, width, 1), to_x, (0, 16), (groups, 16, width), g0)
+        _masked(g1, (0, width), g2, (0, WIDTH, WIDTH, 1), to_h1, (0, width), (groups, WIDTH, 3, 30), h1)
+        place = 30 * width + WIDTH
+        _masked(g1, (WIDTH, width), g2, (WIDTH, WIDTH, WIDTH, 1), to_h1, (place, width), (groups, 2 * WIDTH, 2, 30), h1)
+        _multiply(g0, (0, 16), g1, (0, width, WIDTH, 1), to_x, (0, 16), (groups, 16, 3, 30), g0)
         found[:] = 0
         for group in range(groups):
             for sample in range(11):
@@ -279,9 +281,9 @@ def _backward(first, last, x, m1, m2, to_h2, to_h1, to_x, grad, grad_x, to_weigh
         grad_x[row, :count] = found[:count]
         grad_x[row, count:] = 0
         if to_weights:
-            _multiply(one1, (0, width), window, (0, 1, 6), g1, (0, width), (11, width, groups), one1)
-            _multiply(one2, (0, WIDTH), h1, (0, 1, width), inside, (0, WIDTH), (7 * WIDTH, WIDTH, steps), one2)
-            _multiply(one3, (0, OUT), h2, (0, 1, width), g3, (2 * OUT, OUT), (7 * WIDTH, OUT, conv_steps), one3)
+            _multiply(one1, (0, width), window, (0, 1, 0, 6), g1, (0, width), (11, width, 1, groups), one1)
+            _multiply(one2, (0, WIDTH), h1, (0, 1, 0, width), inside, (0, WIDTH), (7 * WIDTH, WIDTH, 1, steps), one2)
+            _multiply(one3, (0, OUT), h2, (0, 1, 0, width), g3, (2 * OUT, OUT), (7 * WIDTH, OUT, 1, conv_steps), one3)
             _add_rows(gm1[:11].reshape(-1), one1.reshape(1, -1))
             _add_rows(gm1[11], g1.reshape(groups, width))
             _add_rows(gw2.reshape(-1), one2.reshape(1, -1))

@@ -120,7 +120,7 @@ def compiled_kernels(x: Tensor, least: int = 1):
     """The module `kernels` if it takes x: float32 or float64 on a CPU, `least` rows or more; fewer do not wait for a compiler."""
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or len(x) < least:
         return None
-    if autocast_dtype(x) != x.dtype or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return None
     from . import kernels  # numba takes a second to import
 
@@ -346,9 +346,10 @@ class BandConvolutions(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, *weights: Tensor) -> Tensor:
-        dtype, conv_steps = autocast_dtype(x), DELayer.conv_steps(x.shape[1])
-        m1, *others = BandConvolutions.kernels(*(weight.to(dtype) for weight in weights))
+        conv_steps = DELayer.conv_steps(x.shape[1])
         ctx.compiled = compiled_kernels(x, least=512) if conv_steps >= LEAST_ROWS else None
+        dtype = x.dtype if ctx.compiled else autocast_dtype(x)
+        m1, *others = BandConvolutions.kernels(*(weight.to(dtype) for weight in weights))
         if ctx.compiled:
             y = ctx.compiled.band_convolutions(x, conv_steps, m1, *others)
             ctx.save_for_backward(x, y, *weights)

@@ -127,10 +127,9 @@ _multiply, _layer, _masked = _product(), _product(layer=True), _product(masked=T
 
 def convolve(x: Tensor, filters: Tensor) -> Tensor:
     """Convolution ("same") of waveforms x (frames, steps) with filters (filters, taps) -> (frames, filters, steps)."""
-    steps = x.shape[1]
-    y = x.new_empty(len(x), len(filters), steps + -steps % LANES)
+    y = x.new_empty(len(x), len(filters), x.shape[1])
     _share_out(_convolve, FRAMES, _filled(x, filters.shape[1]), filters.contiguous(), y)
-    return y[..., :steps]
+    return y
 
 
 def filter_gradients(x: Tensor, grad: Tensor, taps: int) -> Tensor:
@@ -148,8 +147,13 @@ def _filled(x: Tensor, taps: int) -> Tensor:
 def _convolve(first, last, x, filters, y):
     count, taps = filters.shape
     steps = y.shape[2]
+    columns = steps + -steps % LANES
+    one = np.empty((count, columns), x.dtype)
     for frame in range(first, last):
-        _multiply(y[frame], (0, steps), filters, (0, taps, 0, 1), x[frame], (0, 1), (count, steps, 1, taps), y[frame])
+        out = y[frame] if columns == steps else one
+        _multiply(out, (0, columns), filters, (0, taps, 0, 1), x[frame], (0, 1), (count, columns, 1, taps), out)
+        if columns != steps:
+            y[frame] = one[:, :steps]
 
 
 @compiled
@@ -170,20 +174,20 @@ def band_convolutions(x: Tensor, conv_steps: int, m1: Tensor, w2: Tensor, b2: Te
 
 
 def band_gradients(
-    grad: Tensor, x: Tensor, m1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor, to_weights: bool
+    grad: Tensor, y: Tensor, x: Tensor, m1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor, to_weights: bool
 ) -> tuple[Tensor, ...]:
-    """Gradients of x, m1, w2 (out, in, 7), b2 and w3 (out, in, 7), those of the weights 0 unless `to_weights`.
+    """Gradients of x, m1, w2 (out, in, 7), b2, w3 (out, in, 7) and b3, those of the weights 0 unless `to_weights`.
 
-    `grad` (rows, conv_steps, 10) is that of the third convolution's output before its ReLU.
+    `grad` (rows, conv_steps, 10) is that of y, which `band_convolutions` made of x.
     """
     to_x = F.pad(m1[:11].T.unflatten(0, (3, WIDTH))[:, :30], (0, 5)).contiguous()  # (place in group, in, samples)
     backwards = _reading_steps(w3), _reading_steps(w2[:30]), to_x
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     matrices = _matrices(m1, w2, b2, w3, b3)[:2]
-    parts = _share_out(_backward, BANDS, x.contiguous(), *matrices, *backwards, grad.contiguous(), grad_x, to_weights)
-    gm1, gw2, gb2, gw3 = (sum(torch.from_numpy(part) for part in found) for found in zip(*parts, strict=True))
+    parts = _share_out(_backward, BANDS, x.contiguous(), *matrices, *backwards, grad.contiguous(), y, grad_x, to_weights)
+    gm1, gw2, gb2, gw3, gb3 = (sum(torch.from_numpy(part) for part in found) for found in zip(*parts, strict=True))
     gw2, gw3 = (found.unflatten(0, (7, WIDTH)).permute(2, 1, 0) for found in (gw2, gw3))
-    return grad_x, gm1, gw2, gb2, gw3[:10]
+    return grad_x, gm1, gw2, gb2, gw3[:10], gb3[:10]
 
 
 def _matrices(m1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> list[Tensor]:
@@ -250,7 +254,7 @@ def _forward(first, last, x, m1, m2, m3, y):
 
 
 @compiled
-def _backward(first, last, x, m1, m2, to_h2, to_h1, to_x, grad, grad_x, to_weights):
+def _backward(first, last, x, m1, m2, to_h2, to_h1, to_x, grad, y, grad_x, to_weights):
     conv_steps = grad.shape[1]
     groups, width = 3 * conv_steps + 8, 3 * WIDTH
     steps = groups - 2
@@ -262,11 +266,13 @@ def _backward(first, last, x, m1, m2, to_h2, to_h1, to_x, grad, grad_x, to_weigh
     g1, g0 = np.empty(groups * width, x.dtype), np.empty((groups, 16), x.dtype)
     found = np.empty(6 * groups + 6, x.dtype)
     gm1, gw2 = np.zeros((12, width), x.dtype), np.zeros((7 * WIDTH, WIDTH), x.dtype)
-    gb2, gw3 = np.zeros(WIDTH, x.dtype), np.zeros((7 * WIDTH, OUT), x.dtype)
+    gb2, gw3, gb3 = np.zeros(WIDTH, x.dtype), np.zeros((7 * WIDTH, OUT), x.dtype), np.zeros(OUT, x.dtype)
     one1, one2, one3 = np.empty((11, width), x.dtype), np.empty_like(gw2), np.empty_like(gw3)  # those of one band
     for row in range(first, last):
         _hidden_layers(x[row], m1, m2, window, h1, h2)
-        g3[2:-2, :10] = grad[row]
+        for step in range(conv_steps):
+            for i in range(10):
+                g3[2 + step, i] = grad[row, step, i] if not y[row, step, i] <= 0 else x.dtype.type(0)
         _masked(inside, (0, width), g3, (0, OUT, OUT, 1), to_h2, (0, width), (conv_steps + 2, width, 3, 10), h2)
         # A group's second and third step are read by two steps only.
         _masked(g1, (0, width), g2, (0, WIDTH, WIDTH, 1), to_h1, (0, width), (groups, WIDTH, 3, 30), h1)
@@ -289,7 +295,8 @@ def _backward(first, last, x, m1, m2, to_h2, to_h1, to_x, grad, grad_x, to_weigh
             _add_rows(gw2.reshape(-1), one2.reshape(1, -1))
             _add_rows(gb2, inside.reshape(steps, WIDTH))
             _add_rows(gw3.reshape(-1), one3.reshape(1, -1))
-    return gm1, gw2, gb2, gw3
+            _add_rows(gb3, g3)
+    return gm1, gw2, gb2, gw3, gb3
 
 
 @compiled

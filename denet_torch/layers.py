@@ -184,10 +184,11 @@ def product(x: Tensor, kernel: Tensor, relu: bool = False) -> Tensor:
 
     float32 on a CPU goes to oneDNN. PyTorch takes MKL, which leaves AVX-512 to Intel's processors: elsewhere half as fast.
     """
-    if not goes_to_onednn(x):
+    # A part of a matrix would go to oneDNN's reference code: it is copied if there are enough rows to make up for that.
+    whole = kernel.is_contiguous() or kernel.T.is_contiguous()
+    if not goes_to_onednn(x) or not whole and len(x) < 128:
         y = x @ kernel
         return y.relu_() if relu else y
-    # A part of a matrix would go to oneDNN's reference code.
     weight = kernel.T.contiguous() if kernel.stride(0) == 1 else kernel.contiguous().T
     return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, None, "relu" if relu else "none", [], "")
 
@@ -406,10 +407,11 @@ class BandConvolutions(torch.autograd.Function):
             return gradients_with_history(band_convolutions, (x, *weights), grad)
         matrices = BandConvolutions.kernels(*(weight.to(y.dtype) for weight in weights))
         to_weights = any(ctx.needs_input_grad[1:])
-        grad = torch.ops.aten.threshold_backward(grad.view_as(y), y, 0)  # (rows, steps / 18, 10)
+        grad = grad.view_as(y)  # (rows, steps / 18, 10)
         if ctx.compiled:
-            grad_x, *found = ctx.compiled.band_gradients(grad, x, *matrices, to_weights)
-            return grad_x, *BandConvolutions.weight_gradients(*found, grad)
+            grad_x, *found = ctx.compiled.band_gradients(grad, y, x, *matrices, to_weights)
+            return grad_x, *BandConvolutions.weight_gradients(*found)
+        grad = torch.ops.aten.threshold_backward(grad, y, 0)
         m1, w2, b2, w3, _ = matrices
         width = BandConvolutions.WIDTH
         to_x = F.pad(m1[:11].T, (0, 5))  # (3 * WIDTH, 16): 16 columns take half the time of 11
@@ -441,14 +443,14 @@ class BandConvolutions(torch.autograd.Function):
             g0[:, 1:] += second
             grad_x[part] = g0.flatten(1)[:, : x.shape[1]]
         gw3 = gm3[:30].view(3, 10, 3, width).flip(0).permute(1, 3, 0, 2).flatten(2)[..., :7]  # (10, WIDTH, 7)
-        return grad_x, *BandConvolutions.weight_gradients(gm1, gw2[:, :, 0], gb2, gw3, grad)
+        return grad_x, *BandConvolutions.weight_gradients(gm1, gw2[:, :, 0], gb2, gw3, grad.sum((0, 1), dtype=gb2.dtype))
 
     @staticmethod
-    def weight_gradients(gm1: Tensor, gw2: Tensor, gb2: Tensor, gw3: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of the six weights from those of what `kernels` makes of them and `grad`, behind the third convolution."""
+    def weight_gradients(gm1: Tensor, gw2: Tensor, gb2: Tensor, gw3: Tensor, gb3: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of the six weights from those of what `kernels` makes of them."""
         by_step = gm1.view(12, 3, -1)[..., :30]
         gw1 = sum(by_step[2 * step : 2 * step + 7, step] for step in range(3)).T[:, None]
-        return gw1, by_step[11].sum(0), gw2[:30, :30], gb2[:30], gw3[:, :30], grad.sum((0, 1), dtype=gb2.dtype)
+        return gw1, by_step[11].sum(0), gw2[:30, :30], gb2[:30], gw3[:, :30], gb3
 
 
 def images(x: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ class DENet(nn.Module):
         x = x.unsqueeze(2)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.features(x).flatten(1)
-        # Nothing is kept for a backward pass: a few frames at a time stay in the cache of a CPU.
+        # Nothing is kept for a backward pass: a few frames at a time take little memory.
         at_once = 80 if x.device.type == "cpu" else 4096
         return torch.cat([self.features(part).flatten(1) for part in x.split(at_once)])
 

@@ -18,11 +18,13 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from .layers import BandConvolutions, handed_back
+
 FEATURES = binding.get_host_cpu_features()
 VECTOR_BYTES = 64 if FEATURES.get("avx512f", False) else 32 if FEATURES.get("avx", False) else 16
 ROWS = 10 if FEATURES.get("avx512f", False) or FEATURES.get("neon", False) else 5  # of a tile: its sums fill the registers
 LANES = 16  # arrays have a multiple of so many columns, no processor's vectors hold more
-WIDTH, OUT = 32, 16  # features, 30 and at last 10, filled up with zeros
+WIDTH, OUT = BandConvolutions.WIDTH, 16  # features, 30 and at last 10, filled up with zeros
 FRAMES, BANDS = 2, 64  # in one go: their gradients are added up, then those of all
 
 
@@ -181,7 +183,7 @@ def band_gradients(
     `grad` (rows, conv_steps, 10) is that of y, which `band_convolutions` made of x.
     """
     to_x = F.pad(m1[:11].T.unflatten(0, (3, WIDTH))[:, :30], (0, 5)).contiguous()  # (place in group, in, samples)
-    backwards = _reading_steps(w3), _reading_steps(w2[:30]), to_x
+    backwards = handed_back(w3), handed_back(w2[:30]), to_x
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     matrices = _matrices(m1, w2, b2, w3, b3)[:2]
     parts = _share_out(_backward, BANDS, x.contiguous(), *matrices, *backwards, grad.contiguous(), y, grad_x, to_weights)
@@ -197,15 +199,6 @@ def _matrices(m1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> lis
         matrix = torch.cat([w[:, :30, 0].permute(2, 1, 0).flatten(0, 1), b[None]])
         matrices.append(F.pad(matrix, (0, -matrix.shape[1] % LANES)))
     return matrices
-
-
-def _reading_steps(w: Tensor) -> Tensor:
-    """(3 * out, 3 * in) from the weights w (out, in, 1, 7) of a convolution in steps of 3: what the three of its steps that read
-
-    a group of three steps, the first of them with its last tap only, hand back to it.
-    """
-    taps = F.pad(w[:, :, 0].permute(2, 0, 1), (0, 0, 0, 0, 0, 2)).unflatten(0, (3, 3))  # (steps ago, place in group, out, in)
-    return taps.flip(0).transpose(1, 2).flatten(2).flatten(0, 1).contiguous()
 
 
 def _share_out(function: Callable, at_once: int, x: Tensor, *arguments) -> list:

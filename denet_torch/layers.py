@@ -415,9 +415,7 @@ class BandConvolutions(torch.autograd.Function):
         m1, w2, b2, w3, _ = matrices
         width = BandConvolutions.WIDTH
         to_x = F.pad(m1[:11].T, (0, 5))  # (3 * WIDTH, 16): 16 columns take half the time of 11
-        # A group behind the second convolution is read by three steps of the third, by the first of them as its last tap.
-        taps = F.pad(w3[:, :, 0].permute(2, 0, 1), (0, 0, 0, 0, 0, 2)).view(3, 3, 10, width)  # (steps ago, place in group, ...)
-        to_h2 = F.pad(taps.flip(0).transpose(1, 2).reshape(30, 3 * width), (0, 0, 0, 2))
+        to_h2 = F.pad(handed_back(w3), (0, 0, 0, 2))
         grad_x = torch.empty_like(x)
         shapes = (12, 3 * width), (width, width, 1, 7), (width,), (32, 3 * width)
         gm1, gw2, gb2, gm3 = (x.new_zeros(shape, dtype=weights[0].dtype) for shape in shapes)
@@ -451,6 +449,15 @@ class BandConvolutions(torch.autograd.Function):
         by_step = gm1.view(12, 3, -1)[..., :30]
         gw1 = sum(by_step[2 * step : 2 * step + 7, step] for step in range(3)).T[:, None]
         return gw1, by_step[11].sum(0), gw2[:30, :30], gb2[:30], gw3[:, :30], gb3
+
+
+def handed_back(w: Tensor) -> Tensor:
+    """Weights w (out, in, 1, 7) of a convolution in steps of 3 as a matrix (3 * out, 3 * in) that takes gradients back.
+
+    A group of three steps is read by three steps of the result, the first of which has it as its last tap.
+    """
+    taps = F.pad(w[:, :, 0].permute(2, 0, 1), (0, 0, 0, 0, 0, 2)).unflatten(0, (3, 3))  # (steps ago, place in group, out, in)
+    return taps.flip(0).transpose(1, 2).flatten(2).flatten(0, 1).contiguous()
 
 
 def images(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layer_cases import band_weights
 
 from denet_torch import kernels, layers
 from denet_torch.layers import (
@@ -16,12 +17,6 @@ from denet_torch.layers import (
     compiled_kernels,
     convolve_waveform,
 )
-
-SHAPES = (30, 1, 7), (30,), (30, 30, 7), (30,), (10, 30, 7), (10,)
-
-
-def band_weights() -> list[torch.Tensor]:
-    return [torch.randn(shape, dtype=torch.float64).mul_(0.3).requires_grad_() for shape in SHAPES]
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layer_cases import band_weights
 
 from denet_torch import get_denet
 from denet_torch.layers import (
@@ -32,11 +33,6 @@ def test_convolve_waveform_is_a_convolution(steps, filters, half, block):
     kernels = torch.randn(filters, 2 * half + 1, dtype=torch.float64)
     expected = F.conv1d(x[:, None], kernels[:, None], padding=half).transpose(1, 2)
     torch.testing.assert_close(convolve_waveform(x, kernels, block), expected)
-
-
-def band_weights() -> list[torch.Tensor]:
-    shapes = (30, 1, 7), (30,), (30, 30, 7), (30,), (10, 30, 7), (10,)
-    return [torch.randn(shape, dtype=torch.float64).mul_(0.3).requires_grad_() for shape in shapes]
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

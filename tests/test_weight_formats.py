@@ -107,8 +107,10 @@ def test_pt_is_a_state_dict_for_a_strict_load(tmp_path):
     assert same({name: model.state_dict()[name].numpy() for name in tensors}, tensors)
 
 
-def test_torch_export_program(tmp_path):
-    model = DENet(**SMALL).eval()
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+def test_torch_export_program(tmp_path, dtype, rounding):
+    torch.manual_seed(0)
+    model = DENet(**SMALL).to(dtype).eval()
     save(model, tmp_path / "a.safetensors")
     weights, *_ = convert(tmp_path / "a.safetensors", tmp_path / "a.pt2")
     assert max(differences(weights, SMALL, tmp_path / "a.pt2").values()) < 1e-6
@@ -116,8 +118,8 @@ def test_torch_export_program(tmp_path):
     state = program.state_dict
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items() if name in shapes(SMALL))
     for batch in (1, 9):
-        x = torch.randn(batch, 4, 100)
-        torch.testing.assert_close(program.module()(x), model(x), rtol=0, atol=1e-6)
+        x = torch.randn(batch, 4, 100, dtype=dtype)
+        torch.testing.assert_close(program.module()(x), model(x), rtol=0, atol=rounding)
 
 
 @pytest.mark.parametrize("before_pooling", [True, False])

@@ -112,8 +112,11 @@ class DENet(nn.Module):
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.features(x).flatten(1)
         # Nothing is kept for a backward pass: a few frames at a time take little memory.
-        at_once = 80 if x.device.type == "cpu" else 4096
-        return torch.cat([self.features(part).flatten(1) for part in x.split(at_once)])
+        return torch.cat([self.features(part).flatten(1) for part in x.split(4 * self.frames_at_once(x))])
+
+    def frames_at_once(self, x: Tensor) -> int:
+        """So many frames whose bands take 20 MB on a CPU."""
+        return max(8, (2**16 if x.device.type == "cpu" else 2**22) // self.samples)
 
     def classify(self, x: Tensor) -> Tensor:
         """Logits (batch, seq_len, n_classes) of sequences of frame features (batch, seq_len, 60 * conv_steps)."""
@@ -124,14 +127,20 @@ class DENet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Filters, attention and convolutions of frames (frames, samples, 1) -> (frames, conv_steps, 60)."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            x = self.attended(x)
+        else:
+            x = torch.cat([self.attended(part) for part in x.split(self.frames_at_once(x))])
+        x = self.spatial_dropout(leaky_relu(self.norm1(max_pool(self.conv1(x)))))
+        return self.spatial_dropout(leaky_relu(self.norm2(max_pool(self.conv2(x)))))
+
+    def attended(self, x: Tensor) -> Tensor:
+        """Filters, attention and the first pool of frames (frames, samples, 1) -> (frames, samples // 3, 1)."""
         x = self.sinc(x)  # (frames, samples, filters)
         if self.before_pooling:
             x = self.attention(x)  # (frames, samples, 1)
         x = self.spatial_dropout(leaky_relu(max_pool(x)))
-        if not self.before_pooling:
-            x = self.attention(x)  # (frames, samples // 3, 1)
-        x = self.spatial_dropout(leaky_relu(self.norm1(max_pool(self.conv1(x)))))
-        return self.spatial_dropout(leaky_relu(self.norm2(max_pool(self.conv2(x)))))
+        return x if self.before_pooling else self.attention(x)
 
     def frames(self, x: Tensor) -> Tensor:
         """x as (batch, seq_len, samples); ValueError if it is anything else."""

@@ -1,11 +1,12 @@
-"""The convolutions of waveforms and bands on a CPU, compiled by numba.
+"""The convolutions of waveforms and bands and the steps of a GRU on a CPU, compiled by numba.
 
 A window of a convolution is a row of a matrix whose rows overlap in memory. Libraries of matrix products do not take such
 matrices; `_product` does, at the rate that they have for others. So no windows are copied, and a band goes through the three
-convolutions of the attention network within a core's cache. What is computed is said in layers.py, by `convolve_waveform` and
-`BandConvolutions`, the tested twins.
+convolutions of the attention network within a core's cache. A GRU's kernel is read as it lies in memory, once a step. What is
+computed is said in layers.py, by `convolve_waveform`, `BandConvolutions` and `gru_steps`, the tested twins.
 """
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,6 +27,8 @@ ROWS = 10 if FEATURES.get("avx512f", False) or FEATURES.get("neon", False) else 
 LANES = 16  # arrays have a multiple of so many columns, no processor's vectors hold more
 WIDTH, OUT = BandConvolutions.WIDTH, 16  # features, 30 and at last 10, filled up with zeros
 FRAMES, BANDS = 2, 64  # in one go: their gradients are added up, then those of all
+UNITS, DEEP = 256, 8  # of a GRU in one go, and rows of its kernel: well within a core's cache
+SEQUENCES = 8 if ROWS == 10 else 4  # of a GRU, the rows of its tiles: batches are often multiples of them
 
 
 def compiled(function: Callable) -> Callable:
@@ -36,16 +39,17 @@ def compiled(function: Callable) -> Callable:
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
-def _product(layer: bool = False, masked: bool = False):
+def _product(height: int = ROWS, layer: bool = False, masked: bool = False, streamed: bool = False):
     """A compiled f(c, (at, row), a, (at, row, outer, inner), b, (at, row), (rows, columns, outer, inner), mask) makes c = a b.
 
     c[i, j] = sum over o < outer and k < inner of a[i, o, k] * b[o, k, j] for i < rows, `layers.LEAST_ROWS` or more, and
     j < columns, a multiple of LANES. In memory, counted in numbers, a[i, o, k] lies at at + i * row + o * outer + k * inner,
     row (o, k) of b at at + (o * inner + k) * row, inner being the number of k. Arrays are contiguous and of one type, float32
     or float64. A `layer` adds the row behind those of b to each of c's, and negative results become 0. If `masked`, results
-    become 0 where `mask`, which lies as c does, is not above 0.
+    become 0 where `mask`, which lies as c does, is not above 0. If `streamed`, the product is added to c, and as many further rows
+    of b are fetched into the cache, for the next call.
 
-    A tile is ROWS rows and two vectors of columns, held in registers over all k; the last ROWS rows are made twice if need be.
+    A tile is `height` rows and two vectors of columns, held in registers over all k; the last rows are made twice if need be.
     """
 
     @intrinsic
@@ -73,16 +77,19 @@ def _product(layer: bool = False, masked: bool = False):
             zero, undefined = ir.Constant(vector, None), ir.Constant(vector, ir.Undefined)
             first_lane = ir.Constant(ir.VectorType(ir.IntType(32), lanes), None)
             fma_type = ir.FunctionType(vector, [vector] * 3)
+            flag, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+            fetch_type = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+            fetch = cgutils.get_or_insert_function(builder.module, fetch_type, "llvm.prefetch.p0i8")
             fma = cgutils.get_or_insert_function(builder.module, fma_type, f"llvm.fma.v{lanes}f{8 * bytes_each}")
 
             def load(array, *offsets):
                 return builder.load(vector_at(array, *offsets), align=bytes_each)
 
             def tile(first_row, first_column, width):
-                """ROWS rows and `width` vectors of columns."""
-                index = [builder.add(first_row, size(r)) for r in range(ROWS)]
+                """`height` rows and `width` vectors of columns."""
+                index = [builder.add(first_row, size(r)) for r in range(height)]
                 column = [builder.add(first_column, size(v * lanes)) for v in range(width)]
-                cells = [(r, v) for r in range(ROWS) for v in range(width)]
+                cells = [(r, v) for r in range(height) for v in range(width)]
                 sums = {cell: cgutils.alloca_once(builder, vector) for cell in cells}  # LLVM makes them registers
                 for r, v in cells:
                     start = load(b, builder.mul(builder.mul(outer, inner), b_row), column[v]) if layer else zero
@@ -91,8 +98,12 @@ def _product(layer: bool = False, masked: bool = False):
                     row_of_b = builder.add(builder.mul(o.index, inner), k.index)
                     from_row = at(b, builder.mul(row_of_b, b_row))
                     values = [load(from_row, column[v]) for v in range(width)]
+                    if streamed:
+                        for v in range(width):
+                            further = builder.bitcast(at(from_row, column[v], builder.mul(inner, b_row)), byte)
+                            builder.call(fetch, [further, flag(0), flag(2), flag(1)])  # to be read, second level, data
                     from_column = at(a, builder.mul(o.index, a_outer), builder.mul(k.index, a_inner))
-                    for r in range(ROWS):
+                    for r in range(height):
                         scalar = builder.load(at(from_column, builder.mul(index[r], a_row)))
                         scalar = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
                         scalar = builder.shuffle_vector(scalar, undefined, first_lane)
@@ -100,17 +111,19 @@ def _product(layer: bool = False, masked: bool = False):
                             builder.store(builder.call(fma, [scalar, values[v], builder.load(sums[r, v])]), sums[r, v])
                 for r, v in cells:
                     y, place = builder.load(sums[r, v]), (builder.mul(index[r], c_row), column[v])
+                    if streamed:
+                        y = builder.fadd(y, load(c, *place))
                     if layer or masked:  # NaN stays NaN
                         open_ = builder.fcmp_unordered(">", load(mask, *place) if masked else y, zero)
                         y = builder.select(open_, y, zero)
                     builder.store(y, vector_at(c, *place), align=bytes_each)
 
-            last = builder.sub(rows, size(ROWS))
+            last = builder.sub(rows, size(height))
             pairs = builder.sdiv(columns, size(2 * lanes))
             left = builder.mul(pairs, size(2 * lanes))
-            tiles = builder.sdiv(builder.add(rows, size(ROWS - 1)), size(ROWS))
+            tiles = builder.sdiv(builder.add(rows, size(height - 1)), size(height))
             with cgutils.for_range(builder, tiles) as t:
-                row = builder.mul(t.index, size(ROWS))
+                row = builder.mul(t.index, size(height))
                 row = builder.select(builder.icmp_signed("<", row, last), row, last)
                 with cgutils.for_range(builder, pairs) as pair:
                     tile(row, builder.mul(pair.index, size(2 * lanes)), 2)
@@ -125,18 +138,19 @@ def _product(layer: bool = False, masked: bool = False):
 
 
 _multiply, _layer, _masked = _product(), _product(layer=True), _product(masked=True)
+_add = _product(SEQUENCES, streamed=True)
 
 
 def convolve(x: Tensor, filters: Tensor) -> Tensor:
     """Convolution ("same") of waveforms x (frames, steps) with filters (filters, taps) -> (frames, filters, steps)."""
     y = x.new_empty(len(x), len(filters), x.shape[1])
-    _share_out(_convolve, FRAMES, _filled(x, filters.shape[1]), filters.contiguous(), y)
+    _share_out(_convolve, len(x), FRAMES, _filled(x, filters.shape[1]), filters.contiguous(), y)
     return y
 
 
 def filter_gradients(x: Tensor, grad: Tensor, taps: int) -> Tensor:
     """Gradients (filters, taps) of the filters of `convolve`, from that of its result (frames, filters, steps)."""
-    found = _share_out(_filter_gradients, FRAMES, _filled(x, taps), grad.contiguous(), taps + -taps % LANES)
+    found = _share_out(_filter_gradients, len(x), FRAMES, _filled(x, taps), grad.contiguous(), taps + -taps % LANES)
     return sum(torch.from_numpy(part) for part in found)[:, :taps]
 
 
@@ -171,7 +185,7 @@ def _filter_gradients(first, last, x, grad, columns):
 def band_convolutions(x: Tensor, conv_steps: int, m1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> Tensor:
     """`BandConvolutions` of bands x (rows, steps) -> (rows, conv_steps, 10); weights as `BandConvolutions.kernels` has them."""
     y = x.new_empty(len(x), conv_steps, 10)
-    _share_out(_forward, BANDS, x.contiguous(), *_matrices(m1, w2, b2, w3, b3), y)
+    _share_out(_forward, len(x), BANDS, x.contiguous(), *_matrices(m1, w2, b2, w3, b3), y)
     return y
 
 
@@ -186,7 +200,9 @@ def band_gradients(
     backwards = handed_back(w3), handed_back(w2[:30]), to_x
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     matrices = _matrices(m1, w2, b2, w3, b3)[:2]
-    parts = _share_out(_backward, BANDS, x.contiguous(), *matrices, *backwards, grad.contiguous(), y, grad_x, to_weights)
+    parts = _share_out(
+        _backward, len(x), BANDS, x.contiguous(), *matrices, *backwards, grad.contiguous(), y, grad_x, to_weights
+    )
     gm1, gw2, gb2, gw3, gb3 = (sum(torch.from_numpy(part) for part in found) for found in zip(*parts, strict=True))
     gw2, gw3 = (found.unflatten(0, (7, WIDTH)).permute(2, 1, 0) for found in (gw2, gw3))
     return grad_x, gm1, gw2, gb2, gw3[:10], gb3[:10]
@@ -201,32 +217,148 @@ def _matrices(m1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> lis
     return matrices
 
 
-def _share_out(function: Callable, at_once: int, x: Tensor, *arguments) -> list:
-    """function(first, last, x, *arguments) for `at_once` rows of x after the other, on as many threads as PyTorch uses.
+def _share_out(function: Callable, count: int, at_once: int, *arguments) -> list:
+    """function(first, last, *arguments) for `at_once` of `count` after the other, on as many threads as PyTorch uses.
 
-    The same rows go together on any number of threads, so that sums do not depend on it.
+    The same go together on any number of threads, so that sums do not depend on it.
     """
-    arrays = [argument.numpy() if isinstance(argument, Tensor) else argument for argument in (x, *arguments)]
-    starts = range(0, len(x), at_once)
+    arrays = [argument.numpy() if isinstance(argument, Tensor) else argument for argument in arguments]
+    starts = range(0, count, at_once)
     found, to_do = [None] * len(starts), iter(enumerate(starts))
 
     def work() -> None:
         for i, first in to_do:
-            found[i] = function(first, min(first + at_once, len(x)), *arrays)
+            found[i] = function(first, min(first + at_once, count), *arrays)
 
-    helpers = min(torch.get_num_threads(), len(starts)) - 1
-    with ThreadPoolExecutor(max(1, helpers)) as pool:
-        others = [pool.submit(work) for _ in range(helpers)]
-        work()
+    others = [_pool.submit(work) for _ in range(min(torch.get_num_threads(), len(starts)) - 1)]
+    work()
     for other in others:
         other.result()  # raises what it raised
     return found
 
 
+def _start_pool() -> None:
+    global _pool
+    _pool = ThreadPoolExecutor(os.cpu_count(), initializer=_crowd)  # its threads start when there is work
+
+
+def _crowd() -> None:
+    """Keep PyTorch's own threads from waiting busily, for milliseconds after each operation, on the cores that ours need.
+
+    GNU's OpenMP gives that up where a process has more OpenMP threads than cores, which one operation on another thread brings about.
+    """
+    torch.ones(2**17).add_(1)
+
+
+_start_pool()
+if hasattr(os, "register_at_fork"):  # a forked process has none of the threads
+    os.register_at_fork(after_in_child=_start_pool)
+
+
+def gru_states(inputs: Tensor, recurrent_kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """`gru_steps` of inputs (batch, steps, 3 * units): the gates z, r and hh as the inputs lie, and the states from 0 on.
+
+    The states are (batch, steps + 1, units), `units` a multiple of LANES.
+    """
+    batch, steps, _ = inputs.shape
+    units = len(recurrent_kernel)
+    gates, h = torch.empty_like(inputs, memory_format=torch.contiguous_format), inputs.new_zeros(batch, steps + 1, units)
+    state, reset = inputs.new_zeros(2, units, batch + -batch % SEQUENCES)  # transposed, for whole tiles
+    counters = torch.zeros(steps, 2, 2, dtype=torch.int64)
+    arguments = counters, inputs.contiguous(), recurrent_kernel.contiguous(), state, reset, gates, h
+    _share_out(_gru, torch.get_num_threads(), 1, *arguments)
+    return gates, h
+
+
+@intrinsic
+def _raise_count(_, counters, step, half, which, by):
+    """counters[step, half, which] += by, in one go for all threads; the number before."""
+
+    def generate(context, builder, signature, arguments):
+        counters = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        step, half, which, by = arguments[1:]
+        index = builder.add(builder.shl(step, step.type(2)), builder.add(builder.shl(half, half.type(1)), which))
+        return builder.atomic_rmw("add", builder.gep(counters, [index]), by, "seq_cst")
+
+    return types.int64(counters, *[types.int64] * 4), generate
+
+
+@compiled
+def _gru(first, last, counters, inputs, kernel, state, reset, gates, h):
+    """All steps, on each thread: whoever is free takes the next units, and none goes on before all are through."""
+    units, rows = state.shape
+    y = np.empty((rows, UNITS), state.dtype)
+    for step in range(inputs.shape[1]):
+        for half in range(2):
+            columns = (2 - half) * units
+            parts = -(-columns // UNITS)
+            part = _raise_count(counters, step, half, 0, 1)
+            while part < parts:
+                first, last = part * UNITS, min((part + 1) * UNITS, columns)
+                if half == 0:
+                    _gates(first, last, step, y, inputs, kernel, state, reset, gates, h)
+                else:
+                    _states(first, last, step, y, inputs, kernel, state, reset, gates, h)
+                _raise_count(counters, step, half, 1, 1)
+                part = _raise_count(counters, step, half, 0, 1)
+            while _raise_count(counters, step, half, 1, 0) < parts:
+                pass
+
+
+@compiled
+def _gates(first, last, step, y, inputs, kernel, state, reset, gates, h):
+    units, number = len(kernel), inputs.dtype.type
+    _recurrent_product(y, first, last, state, kernel)
+    for row in range(len(inputs)):
+        for column in range(first, last):
+            gate = number(0.2) * (inputs[row, step, column] + y[row, column - first]) + number(0.5)
+            gates[row, step, column] = number(0) if gate < 0 else number(1) if gate > 1 else gate
+        for unit in range(max(first - units, 0), last - units):
+            reset[unit, row] = gates[row, step, units + unit] * h[row, step, unit]
+
+
+@compiled
+def _states(first, last, step, y, inputs, kernel, state, reset, gates, h):
+    units, number = len(kernel), inputs.dtype.type
+    _recurrent_product(y, 2 * units + first, 2 * units + last, reset, kernel)
+    for row in range(len(inputs)):
+        for unit in range(first, last):
+            gates[row, step, 2 * units + unit] = _tanh(inputs[row, step, 2 * units + unit] + y[row, unit - first])
+        for unit in range(first, last):
+            z, hh = gates[row, step, unit], gates[row, step, 2 * units + unit]
+            h[row, step + 1, unit] = z * h[row, step, unit] + (number(1) - z) * hh
+        for unit in range(first, last):
+            state[unit, row] = h[row, step + 1, unit]
+
+
+@compiled
+def _tanh(x):
+    """Within rounding, and vectorised, as `math.tanh` is not: e / (e + 2), where e = exp(2 x) - 1 and 2 x = n ln 2 + r."""
+    y = 2 * min(max(np.float64(x), -20.0), 20.0)
+    n = np.floor(y * 1.4426950408889634 + 0.5)
+    r = (y - n * 0.6931471803691238) - n * 1.9082149292705877e-10  # ln 2 in two parts
+    series = 1.0
+    for k in range(14, 1, -1):
+        series = 1.0 + series * r * (1.0 / k)
+    power = np.int64((np.int64(np.int32(n)) + 1023) << 52).view(np.float64)  # 2^n
+    e = power * series * r + (power - 1.0)
+    return e / (e + 2.0)
+
+
+@compiled
+def _recurrent_product(y, first, last, state, kernel):
+    """y[:, : last - first] = `state`, transposed, times those columns of the kernel."""
+    units, rows = state.shape
+    y[:] = 0
+    for unit in range(0, units, DEEP):
+        counts = rows, last - first, 1, min(DEEP, units - unit)
+        _add(y, (0, UNITS), state, (unit * rows, 1, 0, rows), kernel, (unit * 3 * units + first, 3 * units), counts, y)
+
+
 @compiled
 def _hidden_layers(x, m1, m2, window, h1, h2):
-    """The first two convolutions of one band; `window` gets its samples, filled up with zeros."""
-    groups, steps = len(h1) // (3 * WIDTH), len(h2) // WIDTH
+    """The first two convolutions of one band; `window` gets its samples, filled up with zeros. The last steps of h2 have no reader."""
+    groups, steps = len(h1) // (3 * WIDTH), len(h2) // WIDTH - 2
     count = min(len(x), len(window))
     window[:count] = x[:count]
     _layer(h1, (0, 3 * WIDTH), window, (0, 6, 0, 1), m1, (0, 3 * WIDTH), (groups, 3 * WIDTH, 1, 11), h1)
@@ -238,7 +370,7 @@ def _forward(first, last, x, m1, m2, m3, y):
     conv_steps = y.shape[1]
     groups = 3 * conv_steps + 8
     window = np.zeros(6 * groups + 6, x.dtype)
-    h1, h2 = np.empty(groups * 3 * WIDTH, x.dtype), np.empty((groups - 2) * WIDTH, x.dtype)
+    h1, h2 = np.empty(groups * 3 * WIDTH, x.dtype), np.zeros((groups - 2) * WIDTH, x.dtype)
     out = np.empty((conv_steps, OUT), x.dtype)
     for row in range(first, last):
         _hidden_layers(x[row], m1, m2, window, h1, h2)
@@ -252,7 +384,7 @@ def _backward(first, last, x, m1, m2, to_h2, to_h1, to_x, grad, y, grad_x, to_we
     groups, width = 3 * conv_steps + 8, 3 * WIDTH
     steps = groups - 2
     window = np.zeros(6 * groups + 6, x.dtype)
-    h1, h2 = np.empty(groups * width, x.dtype), np.empty(steps * WIDTH, x.dtype)
+    h1, h2 = np.empty(groups * width, x.dtype), np.zeros(steps * WIDTH, x.dtype)
     # Gradients, those of outputs between two rows of zeros, for steps that read beyond the ends.
     g3, g2 = np.zeros((conv_steps + 4, OUT), x.dtype), np.zeros((steps + 4) * WIDTH, x.dtype)
     inside = g2[2 * WIDTH : -2 * WIDTH]

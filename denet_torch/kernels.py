@@ -46,8 +46,8 @@ def _product(height: int = ROWS, layer: bool = False, masked: bool = False, stre
     j < columns, a multiple of LANES. In memory, counted in numbers, a[i, o, k] lies at at + i * row + o * outer + k * inner,
     row (o, k) of b at at + (o * inner + k) * row, inner being the number of k. Arrays are contiguous and of one type, float32
     or float64. A `layer` adds the row behind those of b to each of c's, and negative results become 0. If `masked`, results
-    become 0 where `mask`, which lies as c does, is not above 0. If `streamed`, the product is added to c, and as many further rows
-    of b are fetched into the cache, for the next call.
+    become 0 where `mask`, which lies as c does, is not above 0. If `streamed`, the product is added to c, and as many further
+    rows of b are fetched into the cache, for the next call.
 
     A tile is `height` rows and two vectors of columns, held in registers over all k; the last rows are made twice if need be.
     """
@@ -245,7 +245,7 @@ def _start_pool() -> None:
 def _crowd() -> None:
     """Keep PyTorch's own threads from waiting busily, for milliseconds after each operation, on the cores that ours need.
 
-    GNU's OpenMP gives that up where a process has more OpenMP threads than cores, which one operation on another thread brings about.
+    GNU's OpenMP gives that up if a process has more OpenMP threads than cores, which one operation on a further thread sees to.
     """
     torch.ones(2**17).add_(1)
 
@@ -357,7 +357,7 @@ def _recurrent_product(y, first, last, state, kernel):
 
 @compiled
 def _hidden_layers(x, m1, m2, window, h1, h2):
-    """The first two convolutions of one band; `window` gets its samples, filled up with zeros. The last steps of h2 have no reader."""
+    """The first two convolutions of one band; `window` gets its samples, filled up with zeros. Nothing reads h2's last two steps."""
     groups, steps = len(h1) // (3 * WIDTH), len(h2) // WIDTH - 2
     count = min(len(x), len(window))
     window[:count] = x[:count]

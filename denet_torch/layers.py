@@ -554,7 +554,8 @@ def gru_steps(inputs: Tensor, recurrent_kernel: Tensor) -> Tensor:
 class GRURecurrence(torch.autograd.Function):
     """`gru_steps` with a backward pass of its own: the gradient of the recurrent kernel is one product over all steps.
 
-    Autograd would add up one gradient of units x 3 units for each step, which costs more than all the products.
+    Autograd would add up one gradient of units x 3 units for each step, which costs more than all the products. On a CPU
+    `kernels` makes the states, in float32 under autocast as well: a step waits for the recurrent kernel to be read, as a copy would.
     """
 
     @staticmethod
@@ -562,9 +563,8 @@ class GRURecurrence(torch.autograd.Function):
         batch, steps, _ = inputs.shape
         units = recurrent_kernel.shape[0]
         autocast = ctx.autocast = autocast_dtype(inputs)
-        ctx.compiled = None
-        if units >= 256 and units % 16 == 0 and autocast == inputs.dtype:
-            ctx.compiled = compiled_kernels(inputs)
+        worthwhile = units >= 256 and units % 16 == 0  # and whole vectors
+        ctx.compiled = compiled_kernels(inputs) if worthwhile else None
         if ctx.compiled:
             gates, h = ctx.compiled.gru_states(inputs, recurrent_kernel)
             ctx.save_for_backward(inputs, recurrent_kernel, gates, h)

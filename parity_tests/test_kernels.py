@@ -1,4 +1,4 @@
-"""The compiled convolutions of the attention against `reference_tf`: its drawn cases have too few bands to use them."""
+"""The compiled attention and GRU against `reference_tf`: their drawn cases have too few bands and units to use them."""
 
 import zlib
 
@@ -13,9 +13,6 @@ from parity_tests.sides import Case
 
 @pytest.mark.parametrize("shape", [(2, 233, 3), (1, 400, 70), (2, 801, 40)], ids=str)
 def test_compiled_attention(shape, monkeypatch):
-    """Forwards and backwards in float64; in float32 as near to that as TensorFlow, within the factor allowed elsewhere."""
-    used, compiled_kernels = [], port.compiled_kernels
-    monkeypatch.setattr(port, "compiled_kernels", lambda x, least=1: used.append(len(x)) or compiled_kernels(x))
     case = Case(
         {"shape": shape},
         lambda: port.DELayer(shape[1]),
@@ -23,14 +20,36 @@ def test_compiled_attention(shape, monkeypatch):
         shape,
         zero_gradients={"dense3.bias": "dense3.weight"},
     )
+    assert check(case, monkeypatch)[0] == shape[0] * shape[2]
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 30), (5, 10, 20), (12, 4, 40)], ids=str)
+@pytest.mark.parametrize("units", [256, 304])
+def test_compiled_gru(shape, units, monkeypatch):
+    case = Case(
+        {"units": units, "shape": shape},
+        lambda: port.Bidirectional(shape[2], units),
+        lambda dtype: reference.Bidirectional(units, dtype=dtype),
+        shape,
+    )
+    assert check(case, monkeypatch)[0] == shape[0]
+
+
+def check(case: Case, monkeypatch) -> list[int]:
+    """Forwards and backwards in float64; in float32 as near to that as TensorFlow, within the factor allowed elsewhere.
+
+    Returns the rows of what was handed to the compiled functions.
+    """
+    used, compiled_kernels = [], port.compiled_kernels
+    monkeypatch.setattr(port, "compiled_kernels", lambda x, least=1: used.append(len(x)) or compiled_kernels(x))
     fresh = sides.build_port(case)
     names = sides.gradient_names(fresh)
-    numbers = sides.draw(case, sides.compared_state(fresh), zlib.crc32(repr(shape).encode()) // 2)
+    numbers = sides.draw(case, sides.compared_state(fresh), zlib.crc32(repr(case.shape).encode()) // 2)
     truth = sides.run_reference(case, numbers, "float64", names)
     exact = errors(case, sides.run_port(case, numbers, "float64"), truth)
-    assert used and used[0] == shape[0] * shape[2]
     for key, value in exact.items():
         assert value <= REFERENCE_BAR, f"{key} is off by {value:.1e} in float64"
     single = errors(case, sides.run_port(case, numbers, "float32"), truth)
     tensorflow = errors(case, sides.run_reference(case, numbers, "float32", names), truth)
     assert max(single.values()) <= 4 * max(tensorflow.values())
+    return used

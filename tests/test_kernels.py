@@ -1,5 +1,8 @@
-"""The compiled convolutions against the plain ones, which the parity tests compare with TensorFlow's."""
+"""The compiled convolutions and recurrence against the plain ones, which the parity tests compare with TensorFlow's."""
 
+import os
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,11 +14,13 @@ from denet_torch.layers import (
     LEAST_ROWS,
     BandConvolutions,
     DELayer,
+    GRURecurrence,
     SincConv1D,
     WaveformConvolution,
     band_convolutions,
     compiled_kernels,
     convolve_waveform,
+    gru_steps,
 )
 
 
@@ -91,15 +96,81 @@ def test_sinc_convolution_differentiates_twice():
     torch.testing.assert_close(*slopes)
 
 
+def recurrence(batch: int, units: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs that open some gates wholly and shut some, and a recurrent kernel."""
+    torch.manual_seed(batch)
+    inputs, kernel = 2 * torch.randn(batch, 4, 3 * units, dtype=dtype), torch.randn(units, 3 * units, dtype=dtype) / units**0.5
+    return inputs.requires_grad_(), kernel.requires_grad_()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 11])
+@pytest.mark.parametrize("units", [256, 272, 528])
+def test_recurrence_is_gru_steps(batch, units):
+    tensors = recurrence(batch, units)
+    expected, actual = gru_steps(*tensors), GRURecurrence.apply(*tensors)
+    assert actual.grad_fn.compiled is kernels
+    torch.testing.assert_close(actual, expected)
+    grad = torch.randn_like(expected)
+    torch.testing.assert_close(*(torch.autograd.grad(y, tensors, grad) for y in (actual, expected)))
+
+
+def test_recurrence_in_single_precision():
+    expected = gru_steps(*recurrence(5, 512))
+    actual = GRURecurrence.apply(*(tensor.float() for tensor in recurrence(5, 512)))
+    assert (actual - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+def test_recurrence_differentiates_twice():
+    found = []
+    for function in (gru_steps, GRURecurrence.apply):
+        tensors = recurrence(2, 256)
+        (slope,) = torch.autograd.grad(function(*tensors).square().sum(), tensors[0], create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), tensors))
+    torch.testing.assert_close(*found)
+
+
+def test_recurrence_keeps_what_is_no_number():
+    inputs, kernel = (tensor.detach() for tensor in recurrence(3, 256))
+    for gate in range(3):
+        spoilt = inputs.clone()
+        spoilt[1, 2, 256 * gate + 7] = torch.nan
+        states = GRURecurrence.apply(spoilt, kernel).isnan()
+        assert torch.equal(states, gru_steps(spoilt, kernel).isnan()) and states[1, 2].any() and not states[[0, 2]].any()
+
+
+def test_tanh():
+    small = 10.0 ** np.arange(-300, 3)
+    x = np.concatenate([np.linspace(-25, 25, 10_001), small, -small, [0, np.inf, -np.inf]])
+    assert np.isnan(kernels._tanh(np.nan))
+    np.testing.assert_allclose([kernels._tanh(number) for number in x], np.tanh(x), rtol=1e-15)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_process_starts_threads_of_its_own():
+    tensors, threads = recurrence(1, 512), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        expected = GRURecurrence.apply(*tensors)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if torch.equal(GRURecurrence.apply(*tensors), expected) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_results_do_not_depend_on_the_number_of_threads():
     torch.manual_seed(0)
     x, weights = torch.randn(200, 400, requires_grad=True), [w.detach().float().requires_grad_() for w in band_weights()]
+    steps = recurrence(3, 512, torch.float32)
     threads, found = torch.get_num_threads(), []
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
             y = BandConvolutions.apply(x, *weights)
-            found.append((y, *torch.autograd.grad(y.square().sum(), (x, *weights))))
+            states = GRURecurrence.apply(*steps)
+            found.append((y, *torch.autograd.grad(y.square().sum(), (x, *weights)), states))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))

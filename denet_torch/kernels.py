@@ -357,7 +357,7 @@ def _recurrent_product(y, first, last, state, kernel):
 
 @compiled
 def _hidden_layers(x, m1, m2, window, h1, h2):
-    """The first two convolutions of one band; `window` gets its samples, filled up with zeros. Nothing reads h2's last two steps."""
+    """The first two convolutions of one band; `window` gets its samples, filled up with zeros. Nobody reads the end of h2."""
     groups, steps = len(h1) // (3 * WIDTH), len(h2) // WIDTH - 2
     count = min(len(x), len(window))
     window[:count] = x[:count]

@@ -17,7 +17,7 @@ from denet_torch.detection import frame_probabilities
 from training import checkpoints, guards, loop
 from training.config import Config, as_dict, parse
 from training.labels import IGNORE
-from training.loop import WEIGHTS, train
+from training.loop import WEIGHTS, get_fabric, train
 from training.run import main
 
 
@@ -78,6 +78,14 @@ def test_command_prints_scores_beside_the_majoritys_and_events(finished, collect
     assert "frame F1 of calls" in said and "always answering the commonest class: F1 0.000, accuracy 0.9" in said
     assert "onset" in said or "no events detected" in said
     assert str(tmp_path / "out") in said
+
+
+def test_amp_leaves_waveforms_alone():
+    fabric = get_fabric(Config(amp=True, amp_dtype="bfloat16"))
+    layer, seen = torch.nn.Linear(4, 2), []
+    layer.register_forward_pre_hook(lambda layer, inputs: seen.append((inputs[0].dtype, torch.is_autocast_enabled("cpu"))))
+    assert fabric.setup(layer)(torch.ones(1, 4)).dtype == torch.float32  # what comes out is whole again
+    assert seen == [(torch.float32, True)]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
+from lightning_fabric.plugins import MixedPrecision
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -117,10 +118,17 @@ def get_fabric(config: Config) -> Fabric:
         dtype = config.amp_dtype
     if dtype == "float16" and not on_gpu:
         raise TrainingError("--amp-dtype float16 needs a GPU; on the CPU use bfloat16")
-    precision = {"float16": "16-mixed", "bfloat16": "bf16-mixed", "float32": "32-true"}[dtype]
-    return Fabric(
-        accelerator="cuda" if on_gpu else "cpu", devices=config.devices, num_nodes=config.nodes, precision=precision
-    )
+    device = "cuda" if on_gpu else "cpu"
+    mixed = {"float16": "16-mixed", "bfloat16": "bf16-mixed", "float32": None}[dtype]
+    plugins = WholeInputs(mixed, device) if mixed else None
+    return Fabric(accelerator=device, devices=config.devices, num_nodes=config.nodes, plugins=plugins)
+
+
+class WholeInputs(MixedPrecision):
+    """Fabric's mixed precision without the rounding of what the model is given: bfloat16 would leave a waveform 8 bits."""
+
+    def convert_input(self, data):
+        return data
 
 
 def data_root(config: Config) -> Path:

@@ -6,6 +6,7 @@ convolutions of the attention network within a core's cache. A GRU's kernel is r
 computed is said in layers.py, by `convolve_waveform`, `BandConvolutions` and `gru_steps`, the tested twins.
 """
 
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -239,15 +240,17 @@ def _share_out(function: Callable, count: int, at_once: int, *arguments) -> list
 
 def _start_pool() -> None:
     global _pool
-    _pool = ThreadPoolExecutor(os.cpu_count(), initializer=_crowd)  # its threads start when there is work
+    number = itertools.count()
+    _pool = ThreadPoolExecutor(os.cpu_count(), initializer=lambda: _crowd(next(number)))  # threads start when there is work
 
 
-def _crowd() -> None:
+def _crowd(number: int) -> None:
     """Keep PyTorch's own threads from waiting busily, for milliseconds after each operation, on the cores that ours need.
 
-    GNU's OpenMP gives that up if a process has more OpenMP threads than cores, which one operation on a further thread sees to.
+    GNU's OpenMP gives that up if a process has more OpenMP threads than cores, which one operation on our first thread sees to.
     """
-    torch.ones(2**17).add_(1)
+    if number == 0:
+        torch.ones(2**17).add_(1)
 
 
 _start_pool()

@@ -111,7 +111,7 @@ class DENet(nn.Module):
         x = x.unsqueeze(2)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.features(x).flatten(1)
-        # Nothing is kept for a backward pass: a few frames at a time take little memory.
+        # Nothing is kept for a backward pass: so many frames at a time as keep memory bounded.
         return torch.cat([self.features(part).flatten(1) for part in x.split(4 * self.frames_at_once(x))])
 
     def frames_at_once(self, x: Tensor) -> int:
@@ -127,9 +127,9 @@ class DENet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Filters, attention and convolutions of frames (frames, samples, 1) -> (frames, conv_steps, 60)."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             x = self.attended(x)
-        else:
+        else:  # a few at a time: their bands, and the gradients of these, would take most of the memory
             x = torch.cat([self.attended(part) for part in x.split(self.frames_at_once(x))])
         x = self.spatial_dropout(leaky_relu(self.norm1(max_pool(self.conv1(x)))))
         return self.spatial_dropout(leaky_relu(self.norm2(max_pool(self.conv2(x)))))

@@ -603,10 +603,13 @@ class GRURecurrence(torch.autograd.Function):
             carry = dh * z[:, step] + d_reset * r[:, step]
             carry += product(da_z.to(ctx.autocast), kernel_z.T) + product(da_r.to(ctx.autocast), kernel_r.T)
             grad_inputs[:, step] = torch.cat([da_z, da_r, da_h], dim=1)
+        del kernel_z, kernel_r, kernel_h  # before as much is taken for the gradients
         reset, last = (x.flatten(0, 1).to(ctx.autocast).T for x in (r * last, last))  # (units, batch * steps)
         rows = grad_inputs.flatten(0, 1).to(ctx.autocast).split(units, dim=1)
-        grad_kernel = torch.cat([product(x, gate) for x, gate in zip((last, last, reset), rows, strict=True)], dim=1)
-        return grad_inputs, grad_kernel.to(recurrent_kernel.dtype)
+        grad_kernel = torch.empty_like(recurrent_kernel)
+        for part, x, gate in zip(grad_kernel.split(units, dim=1), (last, last, reset), rows, strict=True):
+            part.copy_(product(x, gate))
+        return grad_inputs, grad_kernel
 
 
 def gate_kernels(recurrent_kernel: Tensor, dtype: torch.dtype) -> list[Tensor]:

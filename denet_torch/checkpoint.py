@@ -80,8 +80,8 @@ def load(path: str | Path) -> "denet_torch.DENet":
 def keep_freed_memory() -> None:
     """Let the C library keep what this process frees, rather than fetch memory from the system anew at each step.
 
-    A page that the system hands out is cleared first: that was a tenth of a training step. Blocks beyond 32 MB, the most that
-    glibc keeps, go back; kept they would leave holes of hundreds of megabytes. Where the library is not glibc nothing happens.
+    A page that the system hands out is cleared first. Blocks beyond 32 MB, the most that glibc keeps, go back; kept they would
+    leave holes of hundreds of megabytes. Where the library is not glibc nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -43,12 +43,12 @@ def compiled(function: Callable) -> Callable:
 def _product(height: int = ROWS, layer: bool = False, masked: bool = False, streamed: bool = False):
     """A compiled f(c, (at, row), a, (at, row, outer, inner), b, (at, row), (rows, columns, outer, inner), mask) makes c = a b.
 
-    c[i, j] = sum over o < outer and k < inner of a[i, o, k] * b[o, k, j] for i < rows, `layers.LEAST_ROWS` or more, and
-    j < columns, a multiple of LANES. In memory, counted in numbers, a[i, o, k] lies at at + i * row + o * outer + k * inner,
-    row (o, k) of b at at + (o * inner + k) * row, inner being the number of k. Arrays are contiguous and of one type, float32
-    or float64. A `layer` adds the row behind those of b to each of c's, and negative results become 0. If `masked`, results
-    become 0 where `mask`, which lies as c does, is not above 0. If `streamed`, the product is added to c, and as many further
-    rows of b are fetched into the cache, for the next call.
+    c[i, j] = sum over o < outer and k < inner of a[i, o, k] * b[o, k, j] for i < rows, `height` or more, and j < columns, a
+    multiple of LANES. In memory, counted in numbers, a[i, o, k] lies at at + i * row + o * outer + k * inner, row (o, k) of b
+    at at + (o * inner + k) * row, inner being the number of k. Arrays are contiguous and of one type, float32 or float64. A
+    `layer` adds the row behind those of b to each of c's, and negative results become 0. If `masked`, results become 0 where
+    `mask`, which lies as c does, is not above 0. If `streamed`, the product is added to c, and as many further rows of b are
+    fetched into the cache, for the next call.
 
     A tile is `height` rows and two vectors of columns, held in registers over all k; the last rows are made twice if need be.
     """
@@ -287,7 +287,7 @@ def _raise_count(_, counters, step, half, which, by):
 
 
 @compiled
-def _gru(first, last, counters, inputs, kernel, state, reset, gates, h):
+def _gru(_, __, counters, inputs, kernel, state, reset, gates, h):
     """All steps, on each thread: whoever is free takes the next units, and none goes on before all are through."""
     units, rows = state.shape
     y = np.empty((rows, UNITS), state.dtype)

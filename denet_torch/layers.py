@@ -555,7 +555,7 @@ class GRURecurrence(torch.autograd.Function):
     """`gru_steps` with a backward pass of its own: the gradient of the recurrent kernel is one product over all steps.
 
     Autograd would add up one gradient of units x 3 units for each step, which costs more than all the products. On a CPU
-    `kernels` makes the states, in float32 under autocast as well: a step waits for its kernel to be read, as a copy would.
+    `kernels` makes the states, in float32 under autocast as well: its steps wait for memory, and so would a bfloat16 copy.
     """
 
     @staticmethod

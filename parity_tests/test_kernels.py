@@ -7,7 +7,7 @@ import pytest
 import denet_torch.layers as port
 import reference_tf.layers as reference
 from parity_tests import sides
-from parity_tests.checks import REFERENCE_BAR, errors
+from parity_tests.checks import REFERENCE_BAR, WORST_RATIO, errors
 from parity_tests.sides import Case
 
 
@@ -51,5 +51,5 @@ def check(case: Case, monkeypatch) -> list[int]:
         assert value <= REFERENCE_BAR, f"{key} is off by {value:.1e} in float64"
     single = errors(case, sides.run_port(case, numbers, "float32"), truth)
     tensorflow = errors(case, sides.run_reference(case, numbers, "float32", names), truth)
-    assert max(single.values()) <= 4 * max(tensorflow.values())
+    assert max(single.values()) <= WORST_RATIO * max(tensorflow.values())
     return used

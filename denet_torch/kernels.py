@@ -23,6 +23,7 @@ from torch import Tensor
 from .layers import BandConvolutions, handed_back
 
 FEATURES = binding.get_host_cpu_features()
+BFLOAT16 = FEATURES.get("avx512bf16", False)  # else bfloat16 would have to be emulated
 VECTOR_BYTES = 64 if FEATURES.get("avx512f", False) else 32 if FEATURES.get("avx", False) else 16
 ROWS = 10 if FEATURES.get("avx512f", False) or FEATURES.get("neon", False) else 5  # of a tile: its sums fill the registers
 LANES = 16  # arrays have a multiple of so many columns, no processor's vectors hold more
@@ -40,6 +41,19 @@ def compiled(function: Callable) -> Callable:
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
+class _Bfloat16(ir.Type):
+    """LLVM's type, which llvmlite does not know."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Bfloat16)
+
+    def __hash__(self) -> int:
+        return hash(_Bfloat16)
+
+
 def _product(height: int = ROWS, layer: bool = False, masked: bool = False, streamed: bool = False):
     """A compiled f(c, (at, row), a, (at, row, outer, inner), b, (at, row), (rows, columns, outer, inner), mask) makes c = a b.
 
@@ -49,6 +63,11 @@ def _product(height: int = ROWS, layer: bool = False, masked: bool = False, stre
     `layer` adds the row behind those of b to each of c's, and negative results become 0. If `masked`, results become 0 where
     `mask`, which lies as c does, is not above 0. If `streamed`, the product is added to c, and as many further rows of b are
     fetched into the cache, for the next call.
+
+    Or a and b are bfloat16, seen as int16, and c is that, too, or float32, in which sums are made. Then two k at a time are
+    multiplied, so that for even k, a[i, o, k + 1] lies behind a[i, o, k], which lies where it would if a pair were one number
+    with strides `row` and `outer` in numbers and `inner` in pairs, and row (o, k) of b has b[o, k, j] and b[o, k + 1, j] side by
+    side (`_rows`).
 
     A tile is `height` rows and two vectors of columns, held in registers over all k; the last rows are made twice if need be.
     """
@@ -64,70 +83,107 @@ def _product(height: int = ROWS, layer: bool = False, masked: bool = False, stre
                     array = builder.gep(array, [offset])
                 return array
 
-            def vector_at(array, *offsets):
-                return builder.bitcast(at(array, *offsets), vector.as_pointer())
+            def array_type(n):
+                return signature.args[n].dtype
 
             c, a, b, mask = (context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in (0, 2, 4, 7))
             numbers = [cgutils.unpack_tuple(builder, arguments[n]) for n in (1, 3, 5, 6)]
             (c_at, c_row), (a_at, a_row, a_outer, a_inner), (b_at, b_row), (rows, columns, outer, inner) = numbers
             c, a, b, mask = at(c, c_at), at(a, a_at), at(b, b_at), at(mask, c_at)
-            number = context.get_data_type(signature.args[0].dtype)
+            paired, rounded = (array_type(n) == types.int16 for n in (2, 0))
+            number = context.get_data_type(types.float32 if paired else array_type(0))
             bytes_each = context.get_abi_sizeof(number)
-            lanes = VECTOR_BYTES // bytes_each
-            vector = ir.VectorType(number, lanes)
-            zero, undefined = ir.Constant(vector, None), ir.Constant(vector, ir.Undefined)
-            first_lane = ir.Constant(ir.VectorType(ir.IntType(32), lanes), None)
-            fma_type = ir.FunctionType(vector, [vector] * 3)
+            lanes, alignment = VECTOR_BYTES // bytes_each, 2 if paired else bytes_each
+            vector, halves = ir.VectorType(number, lanes), ir.VectorType(ir.IntType(16), lanes)
+            words, pairs = ir.VectorType(ir.IntType(32), lanes), ir.VectorType(_Bfloat16(), 2 * lanes)
+            zero = ir.Constant(vector, None)
             flag, byte = ir.IntType(32), ir.IntType(8).as_pointer()
             fetch_type = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
             fetch = cgutils.get_or_insert_function(builder.module, fetch_type, "llvm.prefetch.p0i8")
-            fma = cgutils.get_or_insert_function(builder.module, fma_type, f"llvm.fma.v{lanes}f{8 * bytes_each}")
+            if paired:
+                steps_type, name = ir.FunctionType(vector, [vector, pairs, pairs]), "llvm.x86.avx512bf16.dpbf16ps.512"
+                inner = builder.ashr(builder.add(inner, size(1)), size(1))
+                a_inner, b_row = (builder.shl(stride, size(1)) for stride in (a_inner, b_row))
+            else:
+                steps_type, name = ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{lanes}f{8 * bytes_each}"
+            multiply_add = cgutils.get_or_insert_function(builder.module, steps_type, name)
 
-            def load(array, *offsets):
-                return builder.load(vector_at(array, *offsets), align=bytes_each)
+            def add_product(total, scalars, values):
+                return builder.call(multiply_add, [total, scalars, values] if paired else [scalars, values, total])
+
+            def load(array, *offsets, kind=vector):
+                return builder.load(builder.bitcast(at(array, *offsets), kind.as_pointer()), align=alignment)
+
+            def load_of_b(*offsets):
+                return load(b, *offsets, kind=pairs if paired else vector)
+
+            def load_as_c(array, *offsets):
+                """Numbers of an array of c's type."""
+                if not rounded:
+                    return load(array, *offsets)
+                numbers = builder.zext(load(array, *offsets, kind=halves), words)
+                return builder.bitcast(builder.shl(numbers, ir.Constant(words, [16] * lanes)), vector)
+
+            def everywhere(scalar):
+                scalar = builder.insert_element(ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined), scalar, flag(0))
+                return builder.shuffle_vector(scalar, scalar, ir.Constant(words, None))
+
+            def scalars_at(*offsets):
+                """One number of a, or pair of them, in all lanes."""
+                if not paired:
+                    return everywhere(builder.load(at(a, *offsets)))
+                pair = builder.bitcast(at(a, *offsets), flag.as_pointer())
+                return builder.bitcast(everywhere(builder.load(pair, align=alignment)), pairs)
+
+            def store(y, *offsets):
+                if rounded:
+                    y = builder.bitcast(builder.fptrunc(y, ir.VectorType(_Bfloat16(), lanes)), halves)
+                builder.store(y, builder.bitcast(at(c, *offsets), y.type.as_pointer()), align=alignment)
 
             def tile(first_row, first_column, width):
                 """`height` rows and `width` vectors of columns."""
                 index = [builder.add(first_row, size(r)) for r in range(height)]
                 column = [builder.add(first_column, size(v * lanes)) for v in range(width)]
+                column_of_b = [builder.shl(place, size(1)) if paired else place for place in column]
                 cells = [(r, v) for r in range(height) for v in range(width)]
                 sums = {cell: cgutils.alloca_once(builder, vector) for cell in cells}  # LLVM makes them registers
+                start = [zero] * width
+                if layer:
+                    bias = [load_of_b(builder.mul(builder.mul(outer, inner), b_row), column_of_b[v]) for v in range(width)]
+                    ones = builder.bitcast(ir.Constant(words, [0x3F803F80] * lanes), pairs) if paired else None
+                    start = [add_product(zero, ones, values) if paired else values for values in bias]
                 for r, v in cells:
-                    start = load(b, builder.mul(builder.mul(outer, inner), b_row), column[v]) if layer else zero
-                    builder.store(start, sums[r, v])
+                    builder.store(start[v], sums[r, v])
                 with cgutils.for_range(builder, outer) as o, cgutils.for_range(builder, inner) as k:
-                    row_of_b = builder.add(builder.mul(o.index, inner), k.index)
-                    from_row = at(b, builder.mul(row_of_b, b_row))
-                    values = [load(from_row, column[v]) for v in range(width)]
+                    row_of_b = builder.mul(builder.add(builder.mul(o.index, inner), k.index), b_row)
+                    values = [load_of_b(row_of_b, column_of_b[v]) for v in range(width)]
                     if streamed:
                         for v in range(width):
-                            further = builder.bitcast(at(from_row, column[v], builder.mul(inner, b_row)), byte)
+                            further = builder.bitcast(at(b, row_of_b, column_of_b[v], builder.mul(inner, b_row)), byte)
                             builder.call(fetch, [further, flag(0), flag(2), flag(1)])  # to be read, second level, data
-                    from_column = at(a, builder.mul(o.index, a_outer), builder.mul(k.index, a_inner))
+                    from_column = builder.add(builder.mul(o.index, a_outer), builder.mul(k.index, a_inner))
                     for r in range(height):
-                        scalar = builder.load(at(from_column, builder.mul(index[r], a_row)))
-                        scalar = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
-                        scalar = builder.shuffle_vector(scalar, undefined, first_lane)
+                        scalars = scalars_at(from_column, builder.mul(index[r], a_row))
                         for v in range(width):
-                            builder.store(builder.call(fma, [scalar, values[v], builder.load(sums[r, v])]), sums[r, v])
+                            builder.store(add_product(builder.load(sums[r, v]), scalars, values[v]), sums[r, v])
                 for r, v in cells:
                     y, place = builder.load(sums[r, v]), (builder.mul(index[r], c_row), column[v])
                     if streamed:
-                        y = builder.fadd(y, load(c, *place))
+                        y = builder.fadd(y, load_as_c(c, *place))
                     if layer or masked:  # NaN stays NaN
-                        open_ = builder.fcmp_unordered(">", load(mask, *place) if masked else y, zero)
+                        open_ = builder.fcmp_unordered(">", load_as_c(mask, *place) if masked else y, zero)
                         y = builder.select(open_, y, zero)
-                    builder.store(y, vector_at(c, *place), align=bytes_each)
+                    store(y, *place)
 
             last = builder.sub(rows, size(height))
-            pairs = builder.sdiv(columns, size(2 * lanes))
-            left = builder.mul(pairs, size(2 * lanes))
+            in_twos = builder.sdiv(columns, size(2 * lanes))
+            left = builder.mul(in_twos, size(2 * lanes))
             tiles = builder.sdiv(builder.add(rows, size(height - 1)), size(height))
             with cgutils.for_range(builder, tiles) as t:
                 row = builder.mul(t.index, size(height))
                 row = builder.select(builder.icmp_signed("<", row, last), row, last)
-                with cgutils.for_range(builder, pairs) as pair:
-                    tile(row, builder.mul(pair.index, size(2 * lanes)), 2)
+                with cgutils.for_range(builder, in_twos) as two:
+                    tile(row, builder.mul(two.index, size(2 * lanes)), 2)
                 if lanes == LANES:
                     with builder.if_then(builder.icmp_signed("<", left, columns)):
                         tile(row, left, 1)
@@ -136,6 +192,18 @@ def _product(height: int = ROWS, layer: bool = False, masked: bool = False, stre
         return types.void(c, c_place, a, a_place, b, b_place, counts, mask), generate
 
     return product
+
+
+@intrinsic
+def _as_in(_, array, value):
+    """The value as `array` holds it: float32 and float64 as it is, in int16 a bfloat16."""
+
+    def generate(context, builder, signature, arguments):
+        if signature.return_type != types.int16:
+            return arguments[1]
+        return builder.bitcast(builder.fptrunc(arguments[1], _Bfloat16()), ir.IntType(16))
+
+    return (types.int16 if array.dtype == types.int16 else value)(array, value), generate
 
 
 _multiply, _layer, _masked = _product(), _product(layer=True), _product(masked=True)
@@ -184,7 +252,10 @@ def _filter_gradients(first, last, x, grad, columns):
 
 
 def band_convolutions(x: Tensor, conv_steps: int, m1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> Tensor:
-    """`BandConvolutions` of bands x (rows, steps) -> (rows, conv_steps, 10); weights as `BandConvolutions.kernels` has them."""
+    """`BandConvolutions` of bands x (rows, steps) -> (rows, conv_steps, 10); weights as `BandConvolutions.kernels` has them.
+
+    If those are bfloat16, so is what is between the layers.
+    """
     y = x.new_empty(len(x), conv_steps, 10)
     _share_out(_forward, len(x), BANDS, x.contiguous(), *_matrices(m1, w2, b2, w3, b3), y)
     return y
@@ -197,25 +268,38 @@ def band_gradients(
 
     `grad` (rows, conv_steps, 10) is that of y, which `band_convolutions` made of x.
     """
-    to_x = F.pad(m1[:11].T.unflatten(0, (3, WIDTH))[:, :30], (0, 5)).contiguous()  # (place in group, in, samples)
-    backwards = handed_back(w3), handed_back(w2[:30]), to_x
+    to_x = F.pad(m1[:11].T.unflatten(0, (3, WIDTH))[:, :30], (0, 5)).flatten(0, 1)  # (place in group * in, samples)
+    to_h1 = handed_back(w2[:30])
+    # A group's second and third step are read by two steps only.
+    backwards = [_rows(matrix) for matrix in (handed_back(w3), to_h1, to_h1[30:, WIDTH:], to_x)]
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     matrices = _matrices(m1, w2, b2, w3, b3)[:2]
+    paired = True if m1.dtype == torch.bfloat16 else None
     parts = _share_out(
-        _backward, len(x), BANDS, x.contiguous(), *matrices, *backwards, grad.contiguous(), y, grad_x, to_weights
+        _backward, len(x), BANDS, x.contiguous(), *matrices, *backwards, grad.contiguous(), y, grad_x, to_weights, paired
     )
-    gm1, gw2, gb2, gw3, gb3 = (sum(torch.from_numpy(part) for part in found) for found in zip(*parts, strict=True))
-    gw2, gw3 = (found.unflatten(0, (7, WIDTH)).permute(2, 1, 0) for found in (gw2, gw3))
+    gm1, *others = (sum(torch.from_numpy(part) for part in found) for found in zip(*parts, strict=True))
+    (gw2, gb2), (gw3, gb3) = ((found[:-1].unflatten(0, (7, WIDTH)).permute(2, 1, 0), found[-1]) for found in others)
     return grad_x, gm1, gw2, gb2, gw3[:10], gb3[:10]
 
 
 def _matrices(m1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> list[Tensor]:
     """Each layer's weights (window, features), the biases as last row."""
-    matrices = [m1]
+    matrices = [_rows(m1[:11], m1[11])]
     for w, b in ((w2, b2), (w3, b3)):
-        matrix = torch.cat([w[:, :30, 0].permute(2, 1, 0).flatten(0, 1), b[None]])
-        matrices.append(F.pad(matrix, (0, -matrix.shape[1] % LANES)))
+        more = -len(w) % LANES
+        matrices.append(_rows(F.pad(w[:, :30, 0].permute(2, 1, 0).flatten(0, 1), (0, more)), F.pad(b, (0, more))))
     return matrices
+
+
+def _rows(matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A matrix and a row of biases as `_product` takes them: those of bfloat16 in pairs of rows, as int16."""
+    if matrix.dtype != torch.bfloat16:
+        return (matrix if bias is None else torch.cat([matrix, bias[None]])).contiguous()
+    matrix = F.pad(matrix, (0, 0, 0, len(matrix) % 2))
+    if bias is not None:
+        matrix = torch.cat([matrix, bias[None], torch.zeros_like(bias)[None]])
+    return matrix.unflatten(0, (-1, 2)).transpose(1, 2).flatten(1).view(torch.int16)  # (rows / 2, columns * 2)
 
 
 def _share_out(function: Callable, count: int, at_once: int, *arguments) -> list:
@@ -362,8 +446,8 @@ def _recurrent_product(y, first, last, state, kernel):
 def _hidden_layers(x, m1, m2, window, h1, h2):
     """The first two convolutions of one band; `window` gets its samples, filled up with zeros. Nobody reads the end of h2."""
     groups, steps = len(h1) // (3 * WIDTH), len(h2) // WIDTH - 2
-    count = min(len(x), len(window))
-    window[:count] = x[:count]
+    for i in range(min(len(x), len(window))):
+        window[i] = _as_in(window, x[i])
     _layer(h1, (0, 3 * WIDTH), window, (0, 6, 0, 1), m1, (0, 3 * WIDTH), (groups, 3 * WIDTH, 1, 11), h1)
     _layer(h2, (0, WIDTH), h1, (0, 3 * WIDTH, WIDTH, 1), m2, (0, WIDTH), (steps, WIDTH, 7, 30), h2)
 
@@ -372,8 +456,8 @@ def _hidden_layers(x, m1, m2, window, h1, h2):
 def _forward(first, last, x, m1, m2, m3, y):
     conv_steps = y.shape[1]
     groups = 3 * conv_steps + 8
-    window = np.zeros(6 * groups + 6, x.dtype)
-    h1, h2 = np.empty(groups * 3 * WIDTH, x.dtype), np.zeros((groups - 2) * WIDTH, x.dtype)
+    window = np.zeros(6 * groups + LANES, m1.dtype)  # the last group reads 11, a pair or a vector more
+    h1, h2 = np.empty(groups * 3 * WIDTH, m1.dtype), np.zeros((groups - 2) * WIDTH, m1.dtype)
     out = np.empty((conv_steps, OUT), x.dtype)
     for row in range(first, last):
         _hidden_layers(x[row], m1, m2, window, h1, h2)
@@ -382,30 +466,31 @@ def _forward(first, last, x, m1, m2, m3, y):
 
 
 @compiled
-def _backward(first, last, x, m1, m2, to_h2, to_h1, to_x, grad, y, grad_x, to_weights):
+def _backward(first, last, x, m1, m2, to_h2, to_h1, to_others, to_x, grad, y, grad_x, to_weights, paired):
     conv_steps = grad.shape[1]
     groups, width = 3 * conv_steps + 8, 3 * WIDTH
     steps = groups - 2
-    window = np.zeros(6 * groups + 6, x.dtype)
-    h1, h2 = np.empty(groups * width, x.dtype), np.zeros(steps * WIDTH, x.dtype)
+    window = np.zeros(6 * groups + LANES, m1.dtype)  # the last group reads 11, a pair or a vector more
+    h1, h2 = np.empty(groups * width, m1.dtype), np.zeros(steps * WIDTH, m1.dtype)
     # Gradients, those of outputs between two rows of zeros, for steps that read beyond the ends.
-    g3, g2 = np.zeros((conv_steps + 4, OUT), x.dtype), np.zeros((steps + 4) * WIDTH, x.dtype)
-    inside = g2[2 * WIDTH : -2 * WIDTH]
-    g1, g0 = np.empty(groups * width, x.dtype), np.empty((groups, 16), x.dtype)
+    g3, g2 = np.zeros((conv_steps + 4) * OUT, m1.dtype), np.zeros((steps + 4) * WIDTH, m1.dtype)
+    inside2, inside3 = g2[2 * WIDTH : -2 * WIDTH], g3[2 * OUT : -2 * OUT]
+    g1, g0 = np.empty(groups * width, m1.dtype), np.empty((groups, 16), x.dtype)
     found = np.empty(6 * groups + 6, x.dtype)
-    gm1, gw2 = np.zeros((12, width), x.dtype), np.zeros((7 * WIDTH, WIDTH), x.dtype)
-    gb2, gw3, gb3 = np.zeros(WIDTH, x.dtype), np.zeros((7 * WIDTH, OUT), x.dtype), np.zeros(OUT, x.dtype)
-    one1, one2, one3 = np.empty((11, width), x.dtype), np.empty_like(gw2), np.empty_like(gw3)  # those of one band
+    gm1, gw2 = np.zeros((12, width), x.dtype), np.zeros((7 * WIDTH + 1, WIDTH), x.dtype)
+    gw3 = np.zeros((7 * WIDTH + 1, OUT), x.dtype)
+    one1, one2, one3 = np.empty_like(gm1), np.empty_like(gw2), np.empty_like(gw3)  # those of one band
+    most = (groups + 1) // 2
+    pairs_a, pairs_b = np.empty(most * (7 * WIDTH + LANES), np.int32), np.empty(most * width, np.int32)
     for row in range(first, last):
         _hidden_layers(x[row], m1, m2, window, h1, h2)
         for step in range(conv_steps):
             for i in range(10):
-                g3[2 + step, i] = grad[row, step, i] if not y[row, step, i] <= 0 else x.dtype.type(0)
-        _masked(inside, (0, width), g3, (0, OUT, OUT, 1), to_h2, (0, width), (conv_steps + 2, width, 3, 10), h2)
-        # A group's second and third step are read by two steps only.
+                inside3[step * OUT + i] = _as_in(g3, grad[row, step, i] if not y[row, step, i] <= 0 else x.dtype.type(0))
+        _masked(inside2, (0, width), g3, (0, OUT, OUT, 1), to_h2, (0, width), (conv_steps + 2, width, 3, 10), h2)
         _masked(g1, (0, width), g2, (0, WIDTH, WIDTH, 1), to_h1, (0, width), (groups, WIDTH, 3, 30), h1)
-        place = 30 * width + WIDTH
-        _masked(g1, (WIDTH, width), g2, (WIDTH, WIDTH, WIDTH, 1), to_h1, (place, width), (groups, 2 * WIDTH, 2, 30), h1)
+        place, others = (WIDTH, width), (groups, 2 * WIDTH, 2, 30)
+        _masked(g1, place, g2, (WIDTH, WIDTH, WIDTH, 1), to_others, (0, 2 * WIDTH), others, h1)
         _multiply(g0, (0, 16), g1, (0, width, WIDTH, 1), to_x, (0, 16), (groups, 16, 3, 30), g0)
         found[:] = 0
         for group in range(groups):
@@ -415,16 +500,60 @@ def _backward(first, last, x, m1, m2, to_h2, to_h1, to_x, grad, y, grad_x, to_we
         grad_x[row, :count] = found[:count]
         grad_x[row, count:] = 0
         if to_weights:
-            _multiply(one1, (0, width), window, (0, 1, 0, 6), g1, (0, width), (11, width, 1, groups), one1)
-            _multiply(one2, (0, WIDTH), h1, (0, 1, 0, width), inside, (0, WIDTH), (7 * WIDTH, WIDTH, 1, steps), one2)
-            _multiply(one3, (0, OUT), h2, (0, 1, 0, width), g3, (2 * OUT, OUT), (7 * WIDTH, OUT, 1, conv_steps), one3)
-            _add_rows(gm1[:11].reshape(-1), one1.reshape(1, -1))
-            _add_rows(gm1[11], g1.reshape(groups, width))
-            _add_rows(gw2.reshape(-1), one2.reshape(1, -1))
-            _add_rows(gb2, inside.reshape(steps, WIDTH))
-            _add_rows(gw3.reshape(-1), one3.reshape(1, -1))
-            _add_rows(gb3, g3)
-    return gm1, gw2, gb2, gw3, gb3
+            _add_correlation(gm1, one1, window, 6, g1, pairs_a, pairs_b, paired)
+            _add_correlation(gw2, one2, h1, width, inside2, pairs_a, pairs_b, paired)
+            _add_correlation(gw3, one3, h2, width, inside3, pairs_a, pairs_b, paired)
+    return gm1, gw2, gw3
+
+
+@compiled
+def _add_correlation(total, one, a, a_row, b, pairs_a, pairs_b, paired):
+    """total[i] += sum over the rows of b, each times a[row * a_row + i]; to the last of `total`, the sum of the rows."""
+    last, columns = len(total) - 1, total.shape[1]
+    rows = len(b) // columns
+    if paired is None:
+        _multiply(one, (0, columns), a, (0, 1, 0, a_row), b, (0, columns), (last, columns, 1, rows), one)
+        _add_rows(total[:last].reshape(-1), one[:last].reshape(1, -1))
+        _add_rows(total[last], b.reshape(rows, columns))
+    else:
+        width = last + LANES - last % LANES  # one more at least
+        _pair_rows(pairs_a, width, a, a_row, last, rows)
+        pairs_a[last : (rows + 1) // 2 * width : width] = 0x3F803F80  # two ones
+        _pair_rows(pairs_b, columns, b, columns, columns, rows)
+        counts, paired_a, paired_b = (last + 1, columns, 1, rows), pairs_a.view(np.int16), pairs_b.view(np.int16)
+        _multiply(one, (0, columns), paired_a, (0, 2, 0, width), paired_b, (0, columns), counts, one)
+        _add_rows(total.reshape(-1), one.reshape(1, -1))
+
+
+@intrinsic
+def _pair_rows(_, pairs, width, rows, row, columns, count):
+    """Pairs of bfloat16 from `count` rows, `columns` of rows[row * i :], each two side by side, the last with zeros if odd.
+
+    They lie in rows of `width`, which are written to the end of a whole number of LANES.
+    """
+
+    def generate(context, builder, signature, arguments):
+        pairs, rows = (context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in (0, 2))
+        (width, row, columns, count), one = (arguments[n] for n in (1, 3, 4, 5)), ir.Constant(ir.IntType(64), 1)
+        words, halves = ir.VectorType(ir.IntType(32), LANES), ir.VectorType(ir.IntType(16), LANES)
+
+        def load(place):
+            vector = builder.load(builder.bitcast(builder.gep(rows, [place]), halves.as_pointer()), align=2)
+            return builder.zext(vector, words)
+
+        with cgutils.for_range(builder, builder.ashr(builder.add(count, one), one)) as pair:
+            first = builder.shl(pair.index, one)
+            second = builder.add(first, one)
+            is_row = builder.icmp_signed("<", second, count)
+            with cgutils.for_range_slice(builder, one.type(0), columns, one.type(LANES), one.type) as (column, _):
+                low = load(builder.add(builder.mul(first, row), column))
+                high = load(builder.add(builder.mul(builder.select(is_row, second, first), row), column))
+                high = builder.select(is_row, builder.shl(high, ir.Constant(words, [16] * LANES)), ir.Constant(words, None))
+                to = builder.gep(pairs, [builder.add(builder.mul(pair.index, width), column)])
+                builder.store(builder.or_(low, high), builder.bitcast(to, words.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(pairs, width, rows, row, columns, count), generate
 
 
 @compiled

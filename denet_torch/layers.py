@@ -351,7 +351,8 @@ class BandConvolutions(torch.autograd.Function):
     Rows are cut, or filled up with zeros, to whole groups: for c = conv_steps, c + 2 behind the second convolution and 3 c + 8
     behind the first.
 
-    In float32 and float64 on a CPU `kernels` computes the same, a row at a time, and keeps nothing but x and the result.
+    In float32 and float64 on a CPU `kernels` computes the same, a row at a time, and keeps nothing but x and the result. Under
+    autocast it rounds what is between the layers to bfloat16 if the processor multiplies that; sums stay float32.
     """
 
     WIDTH = 32
@@ -362,7 +363,9 @@ class BandConvolutions(torch.autograd.Function):
     def forward(ctx, x: Tensor, *weights: Tensor) -> Tensor:
         conv_steps = DELayer.conv_steps(x.shape[1])
         ctx.compiled = compiled_kernels(x, least=512) if conv_steps >= LEAST_ROWS else None
-        dtype = x.dtype if ctx.compiled else autocast_dtype(x)
+        dtype = ctx.dtype = autocast_dtype(x)
+        if ctx.compiled and not (dtype == torch.bfloat16 and ctx.compiled.BFLOAT16):
+            dtype = ctx.dtype = x.dtype
         m1, *others = BandConvolutions.kernels(*(weight.to(dtype) for weight in weights))
         if ctx.compiled:
             y = ctx.compiled.band_convolutions(x, conv_steps, m1, *others)
@@ -418,7 +421,7 @@ class BandConvolutions(torch.autograd.Function):
         weights, kept = weights[:6], iter(weights[6:])
         if torch.is_grad_enabled():
             return gradients_with_history(band_convolutions, (x, *weights), grad)
-        matrices = BandConvolutions.kernels(*(weight.to(y.dtype) for weight in weights))
+        matrices = BandConvolutions.kernels(*(weight.to(ctx.dtype) for weight in weights))
         to_weights = any(ctx.needs_input_grad[1:])
         grad = grad.view_as(y)  # (rows, steps / 18, 10)
         if ctx.compiled:

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_cases import band_weights
@@ -19,9 +20,12 @@ from denet_torch.layers import (
     WaveformConvolution,
     band_convolutions,
     compiled_kernels,
+    conv1d,
     convolve_waveform,
     gru_steps,
 )
+
+needs_bfloat16 = pytest.mark.skipif(not kernels.BFLOAT16, reason="this processor has no bfloat16 instructions")
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +74,54 @@ def test_bands_keep_what_is_no_number():
     x = torch.randn(3, 250, dtype=torch.float64)
     x[1, 100] = torch.nan
     y = BandConvolutions.apply(x, *band_weights())
+    assert y.isnan().any(dim=1).tolist() == [False, True, False]
+
+
+class Rounded(torch.autograd.Function):
+    """Numbers rounded to bfloat16, and their gradients as well."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, only_gradients: bool = False) -> torch.Tensor:
+        return x.clone() if only_gradients else x.bfloat16().to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grad.bfloat16().to(grad.dtype), None
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("rows", [2, kernels.BANDS + 3])
+@pytest.mark.parametrize("steps", [231, 249, 400])  # odd and even numbers of steps behind the layers
+def test_bands_in_bfloat16(rows, steps):
+    """What is between the layers is rounded, and nothing else: float64 with that rounding comes to the same."""
+    torch.manual_seed(steps)
+    tensors = [tensor.detach().bfloat16().double().requires_grad_() for tensor in (torch.randn(rows, steps), *band_weights())]
+    x, w1, b1, w2, b2, w3, b3 = tensors
+    h = Rounded.apply(F.relu(conv1d(x[:, :, None], w1, b1, stride=2)))
+    h = Rounded.apply(F.relu(conv1d(h, w2, b2, stride=3)))
+    expected = Rounded.apply(F.relu(conv1d(h, w3, b3, stride=3)).flatten(1), True)
+    tensors_32 = [tensor.detach().float().requires_grad_() for tensor in tensors]
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = BandConvolutions.apply(*tensors_32)
+    assert actual.grad_fn.compiled is kernels and actual.grad_fn.dtype == torch.bfloat16 and actual.dtype == torch.float32
+    grad = torch.randn_like(expected)
+    pairs = zip(
+        (actual, *torch.autograd.grad(actual, tensors_32, grad.float())),
+        (expected, *torch.autograd.grad(expected, tensors, grad)),
+        strict=True,
+    )
+    for found, true in pairs:
+        # now and then a float32 sum lies on the other side of the middle between two bfloat16 numbers
+        assert (found - true).norm() <= 1e-4 * true.norm()
+
+
+@needs_bfloat16
+def test_bands_in_bfloat16_keep_what_is_no_number():
+    torch.manual_seed(0)
+    x = torch.randn(3, 250)
+    x[1, 100] = torch.nan
+    with torch.autocast("cpu", torch.bfloat16):
+        y = BandConvolutions.apply(x, *(weight.detach().float() for weight in band_weights()))
     assert y.isnan().any(dim=1).tolist() == [False, True, False]
 
 
@@ -177,7 +229,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
 
 
 def test_who_takes_the_compiled_functions():
-    """Few rows and other types go the plain way; autocast does not, its convolutions are no faster."""
+    """Few rows and other types go the plain way; autocast does not."""
     x = torch.zeros(8, 400)
     assert compiled_kernels(x, least=8) is kernels
     assert compiled_kernels(x, least=9) is None

@@ -270,11 +270,11 @@ def band_gradients(
     """
     to_x = F.pad(m1[:11].T.unflatten(0, (3, WIDTH))[:, :30], (0, 5)).flatten(0, 1)  # (place in group * in, samples)
     to_h1 = handed_back(w2[:30])
-    # A group's second and third step are read by two steps only.
+    # The third matrix for a group's second and third step, which are read by two steps only.
     backwards = [_rows(matrix) for matrix in (handed_back(w3), to_h1, to_h1[30:, WIDTH:], to_x)]
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     matrices = _matrices(m1, w2, b2, w3, b3)[:2]
-    paired = True if m1.dtype == torch.bfloat16 else None
+    paired = True if m1.dtype == torch.bfloat16 else None  # what numba sees is None it leaves out, with types that would not fit
     parts = _share_out(
         _backward, len(x), BANDS, x.contiguous(), *matrices, *backwards, grad.contiguous(), y, grad_x, to_weights, paired
     )

@@ -228,7 +228,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
-def test_who_takes_the_compiled_functions():
+def test_who_takes_the_compiled_functions(monkeypatch):
     """Few rows and other types go the plain way; autocast does not."""
     x = torch.zeros(8, 400)
     assert compiled_kernels(x, least=8) is kernels
@@ -237,3 +237,6 @@ def test_who_takes_the_compiled_functions():
     assert compiled_kernels(x.to("meta")) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert BandConvolutions.apply(x, *(weight.float() for weight in band_weights())).dtype == torch.float32
+        monkeypatch.setattr(kernels, "BFLOAT16", False)
+        y = BandConvolutions.apply(x, *(weight.float() for weight in band_weights()))
+        assert y.grad_fn.compiled is kernels and y.grad_fn.dtype == torch.float32

@@ -251,6 +251,11 @@ def _filter_gradients(first, last, x, grad, columns):
     return total
 
 
+def takes(x: torch.dtype, weights: torch.dtype) -> bool:
+    """Whether `band_convolutions` takes bands and weights of these types: the same, or float32 and bfloat16."""
+    return x == weights or (x, weights) == (torch.float32, torch.bfloat16) and BFLOAT16
+
+
 def band_convolutions(x: Tensor, conv_steps: int, m1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> Tensor:
     """`BandConvolutions` of bands x (rows, steps) -> (rows, conv_steps, 10); weights as `BandConvolutions.kernels` has them.
 

@@ -363,18 +363,18 @@ class BandConvolutions(torch.autograd.Function):
     def forward(ctx, x: Tensor, *weights: Tensor) -> Tensor:
         conv_steps = DELayer.conv_steps(x.shape[1])
         ctx.compiled = compiled_kernels(x, least=512) if conv_steps >= LEAST_ROWS else None
-        dtype = ctx.dtype = autocast_dtype(x)
-        if ctx.compiled and not (dtype == torch.bfloat16 and ctx.compiled.BFLOAT16):
-            dtype = ctx.dtype = x.dtype
-        m1, *others = BandConvolutions.kernels(*(weight.to(dtype) for weight in weights))
+        ctx.dtype = autocast_dtype(x)
+        if ctx.compiled and not ctx.compiled.takes(x.dtype, ctx.dtype):
+            ctx.dtype = x.dtype
+        m1, *others = BandConvolutions.kernels(*(weight.to(ctx.dtype) for weight in weights))
         if ctx.compiled:
             y = ctx.compiled.band_convolutions(x, conv_steps, m1, *others)
             ctx.save_for_backward(x, y, *weights)
             return y.flatten(1)
-        y = x.new_empty(len(x), conv_steps, 10, dtype=dtype)
+        y = x.new_empty(len(x), conv_steps, 10, dtype=ctx.dtype)
         kept, room = [], BandConvolutions.KEPT if any(ctx.needs_input_grad) else 0
         for part in BandConvolutions.parts(x):
-            _, h1 = BandConvolutions.first_convolution(x[part].to(dtype), m1)
+            _, h1 = BandConvolutions.first_convolution(x[part].to(ctx.dtype), m1)
             h2 = F.conv2d(images(h1), *others[:2], stride=(1, 3)).relu_()  # (rows, WIDTH, 1, steps / 6)
             y[part] = F.conv2d(h2, *others[2:], stride=(1, 3)).relu_()[:, :, 0].transpose(1, 2)
             room -= h2.numel()

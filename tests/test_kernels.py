@@ -237,6 +237,8 @@ def test_who_takes_the_compiled_functions(monkeypatch):
     assert compiled_kernels(x.to("meta")) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert BandConvolutions.apply(x, *(weight.float() for weight in band_weights())).dtype == torch.float32
+        y = BandConvolutions.apply(x.double(), *band_weights())
+        assert y.grad_fn.compiled is kernels and y.grad_fn.dtype == torch.float64
         monkeypatch.setattr(kernels, "BFLOAT16", False)
         y = BandConvolutions.apply(x, *(weight.float() for weight in band_weights()))
         assert y.grad_fn.compiled is kernels and y.grad_fn.dtype == torch.float32

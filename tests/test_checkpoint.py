@@ -60,6 +60,11 @@ def test_loading_does_not_draw_initial_weights(model, tmp_path):
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_loaded_weights_begin_at_whole_cache_lines(model, tmp_path):
+    save(model, tmp_path / "a.safetensors")
+    assert not any(weight.data_ptr() % 64 for weight in load(tmp_path / "a.safetensors").state_dict().values())
+
+
 def test_every_flipped_bit_shows(model, tmp_path):
     path = tmp_path / "a.safetensors"
     save(model, path)

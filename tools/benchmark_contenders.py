@@ -23,10 +23,10 @@ def port_model(config: dict[str, Any], weights: Weights, threads: int):
     from denet_torch.checkpoint import keep_freed_memory
 
     torch.set_num_threads(threads)
-    keep_freed_memory()  # as `denet_torch.load` does
+    keep_freed_memory()  # this and copies of the weights as `denet_torch.load` has them
     with torch.device("meta"):
         model = DENet(**config)
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()}, assign=True)
+    model.load_state_dict({name: torch.from_numpy(array).clone() for name, array in weights.items()}, assign=True)
     return model
 
 

@@ -54,22 +54,22 @@ class _Bfloat16(ir.Type):
         return hash(_Bfloat16)
 
 
-def _product(height: int = ROWS, layer: bool = False, masked: bool = False, streamed: bool = False):
+def _product(height=ROWS, vectors=2, layer=False, masked=False, added=False, streamed=False):
     """A compiled f(c, (at, row), a, (at, row, outer, inner), b, (at, row), (rows, columns, outer, inner), mask) makes c = a b.
 
     c[i, j] = sum over o < outer and k < inner of a[i, o, k] * b[o, k, j] for i < rows, `height` or more, and j < columns, a
     multiple of LANES. In memory, counted in numbers, a[i, o, k] lies at at + i * row + o * outer + k * inner, row (o, k) of b
     at at + (o * inner + k) * row, inner being the number of k. Arrays are contiguous and of one type, float32 or float64. A
     `layer` adds the row behind those of b to each of c's, and negative results become 0. If `masked`, results become 0 where
-    `mask`, which lies as c does, is not above 0. If `streamed`, the product is added to c, and as many further rows of b are
-    fetched into the cache, for the next call.
+    `mask`, which lies as c does, is not above 0. If `added`, the product is added to c. If `streamed`, as many further rows of b
+    are fetched into the cache, for the next call.
 
     Or a and b are bfloat16, seen as int16, and c is that, too, or float32, in which sums are made. Then two k at a time are
     multiplied, so that for even k, a[i, o, k + 1] lies behind a[i, o, k], which lies where it would if a pair were one number
     with strides `row` and `outer` in numbers and `inner` in pairs, and row (o, k) of b has b[o, k, j] and b[o, k + 1, j] side by
     side (`_rows`).
 
-    A tile is `height` rows and two vectors of columns, held in registers over all k; the last rows are made twice if need be.
+    A tile is `height` rows and some `vectors` of columns, held in registers over all k; the last rows are made twice if need be.
     """
 
     @intrinsic
@@ -168,7 +168,7 @@ def _product(height: int = ROWS, layer: bool = False, masked: bool = False, stre
                             builder.store(add_product(builder.load(sums[r, v]), scalars, values[v]), sums[r, v])
                 for r, v in cells:
                     y, place = builder.load(sums[r, v]), (builder.mul(index[r], c_row), column[v])
-                    if streamed:
+                    if added:
                         y = builder.fadd(y, load_as_c(c, *place))
                     if layer or masked:  # NaN stays NaN
                         open_ = builder.fcmp_unordered(">", load_as_c(mask, *place) if masked else y, zero)
@@ -176,17 +176,17 @@ def _product(height: int = ROWS, layer: bool = False, masked: bool = False, stre
                     store(y, *place)
 
             last = builder.sub(rows, size(height))
-            in_twos = builder.sdiv(columns, size(2 * lanes))
-            left = builder.mul(in_twos, size(2 * lanes))
+            whole = builder.sdiv(columns, size(vectors * lanes))
+            left = builder.mul(whole, size(vectors * lanes))
             tiles = builder.sdiv(builder.add(rows, size(height - 1)), size(height))
             with cgutils.for_range(builder, tiles) as t:
                 row = builder.mul(t.index, size(height))
                 row = builder.select(builder.icmp_signed("<", row, last), row, last)
-                with cgutils.for_range(builder, in_twos) as two:
-                    tile(row, builder.mul(two.index, size(2 * lanes)), 2)
-                if lanes == LANES:
-                    with builder.if_then(builder.icmp_signed("<", left, columns)):
-                        tile(row, left, 1)
+                with cgutils.for_range(builder, whole) as wide:
+                    tile(row, builder.mul(wide.index, size(vectors * lanes)), vectors)
+                if vectors * lanes > LANES:
+                    with cgutils.for_range_slice(builder, left, columns, size(lanes), left.type) as (column, _):
+                        tile(row, column, 1)
             return context.get_dummy_value()
 
         return types.void(c, c_place, a, a_place, b, b_place, counts, mask), generate
@@ -207,7 +207,7 @@ def _as_in(_, array, value):
 
 
 _multiply, _layer, _masked = _product(), _product(layer=True), _product(masked=True)
-_add = _product(SEQUENCES, streamed=True)
+_add, _add_to_one = _product(SEQUENCES, added=True, streamed=True), _product(1, 2 * SEQUENCES, added=True)
 
 
 def convolve(x: Tensor, filters: Tensor) -> Tensor:
@@ -355,10 +355,11 @@ def gru_states(inputs: Tensor, recurrent_kernel: Tensor) -> tuple[Tensor, Tensor
     batch, steps, _ = inputs.shape
     units = len(recurrent_kernel)
     gates, h = torch.empty_like(inputs, memory_format=torch.contiguous_format), inputs.new_zeros(batch, steps + 1, units)
-    state, reset = inputs.new_zeros(2, units, batch + -batch % SEQUENCES)  # transposed, for whole tiles
+    state, reset = inputs.new_zeros(2, units, 1 if batch == 1 else batch + -batch % SEQUENCES)  # transposed, for whole tiles
     counters = torch.zeros(steps, 2, 2, dtype=torch.int64)
     arguments = counters, inputs.contiguous(), recurrent_kernel.contiguous(), state, reset, gates, h
-    _share_out(_gru, torch.get_num_threads(), 1, *arguments)
+    threads = torch.get_num_threads()
+    _share_out(_gru, threads, 1, threads, *arguments)
     return gates, h
 
 
@@ -376,17 +377,21 @@ def _raise_count(_, counters, step, half, which, by):
 
 
 @compiled
-def _gru(_, __, counters, inputs, kernel, state, reset, gates, h):
-    """All steps, on each thread: whoever is free takes the next units, and none goes on before all are through."""
+def _gru(_, __, threads, counters, inputs, kernel, state, reset, gates, h):
+    """All steps, on each thread: whoever is free takes the next units, and none goes on before all are through.
+
+    For one sequence, which waits for memory, a thread reads rows as long as can be: processors foresee what they will need.
+    """
     units, rows = state.shape
-    y = np.empty((rows, UNITS), state.dtype)
     for step in range(inputs.shape[1]):
         for half in range(2):
             columns = (2 - half) * units
-            parts = -(-columns // UNITS)
+            at_once = max(UNITS, -(-columns // (threads * LANES)) * LANES) if rows == 1 else UNITS
+            y = np.empty((rows, at_once), state.dtype)
+            parts = -(-columns // at_once)
             part = _raise_count(counters, step, half, 0, 1)
             while part < parts:
-                first, last = part * UNITS, min((part + 1) * UNITS, columns)
+                first, last = part * at_once, min((part + 1) * at_once, columns)
                 if half == 0:
                     _gates(first, last, step, y, inputs, kernel, state, reset, gates, h)
                 else:
@@ -441,10 +446,15 @@ def _tanh(x):
 def _recurrent_product(y, first, last, state, kernel):
     """y[:, : last - first] = `state`, transposed, times those columns of the kernel."""
     units, rows = state.shape
+    width = y.shape[1]
     y[:] = 0
     for unit in range(0, units, DEEP):
         counts = rows, last - first, 1, min(DEEP, units - unit)
-        _add(y, (0, UNITS), state, (unit * rows, 1, 0, rows), kernel, (unit * 3 * units + first, 3 * units), counts, y)
+        from_state, from_kernel = (unit * rows, 1, 0, rows), (unit * 3 * units + first, 3 * units)
+        if rows == 1:
+            _add_to_one(y, (0, width), state, from_state, kernel, from_kernel, counts, y)
+        else:
+            _add(y, (0, width), state, from_state, kernel, from_kernel, counts, y)
 
 
 @compiled

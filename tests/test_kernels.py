@@ -166,9 +166,10 @@ def test_recurrence_is_gru_steps(batch, units):
     torch.testing.assert_close(*(torch.autograd.grad(y, tensors, grad) for y in (actual, expected)))
 
 
-def test_recurrence_in_single_precision():
-    expected = gru_steps(*recurrence(5, 512))
-    actual = GRURecurrence.apply(*(tensor.float() for tensor in recurrence(5, 512)))
+@pytest.mark.parametrize("batch", [1, 5])
+def test_recurrence_in_single_precision(batch):
+    expected = gru_steps(*recurrence(batch, 512))
+    actual = GRURecurrence.apply(*(tensor.float() for tensor in recurrence(batch, 512)))
     assert (actual - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 

@@ -358,8 +358,10 @@ def gru_states(inputs: Tensor, recurrent_kernel: Tensor) -> tuple[Tensor, Tensor
     state, reset = inputs.new_zeros(2, units, 1 if batch == 1 else batch + -batch % SEQUENCES)  # transposed, for whole tiles
     counters = torch.zeros(steps, 2, 2, dtype=torch.int64)
     arguments = counters, inputs.contiguous(), recurrent_kernel.contiguous(), state, reset, gates, h
-    threads = torch.get_num_threads()
-    _share_out(_gru, threads, 1, threads, *arguments)
+    threads, at_once = torch.get_num_threads(), [UNITS, UNITS]
+    if batch == 1:  # waits for memory: a thread reads pieces as long as can be, processors foresee where they go on
+        at_once = [max(UNITS, -(-columns // (threads * LANES)) * LANES) for columns in (2 * units, units)]
+    _share_out(_gru, threads, 1, tuple(at_once), *arguments)
     return gates, h
 
 
@@ -377,21 +379,17 @@ def _raise_count(_, counters, step, half, which, by):
 
 
 @compiled
-def _gru(_, __, threads, counters, inputs, kernel, state, reset, gates, h):
-    """All steps, on each thread: whoever is free takes the next units, and none goes on before all are through.
-
-    For one sequence, which waits for memory, a thread reads rows as long as can be: processors foresee what they will need.
-    """
+def _gru(_, __, at_once, counters, inputs, kernel, state, reset, gates, h):
+    """All steps, on each thread: whoever is free takes the next units, and none goes on before all are through."""
     units, rows = state.shape
+    y = np.empty((rows, max(at_once)), state.dtype)
     for step in range(inputs.shape[1]):
         for half in range(2):
-            columns = (2 - half) * units
-            at_once = max(UNITS, -(-columns // (threads * LANES)) * LANES) if rows == 1 else UNITS
-            y = np.empty((rows, at_once), state.dtype)
-            parts = -(-columns // at_once)
+            columns, width = (2 - half) * units, at_once[half]
+            parts = -(-columns // width)
             part = _raise_count(counters, step, half, 0, 1)
             while part < parts:
-                first, last = part * at_once, min((part + 1) * at_once, columns)
+                first, last = part * width, min((part + 1) * width, columns)
                 if half == 0:
                     _gates(first, last, step, y, inputs, kernel, state, reset, gates, h)
                 else:
@@ -405,7 +403,7 @@ def _gru(_, __, threads, counters, inputs, kernel, state, reset, gates, h):
 @compiled
 def _gates(first, last, step, y, inputs, kernel, state, reset, gates, h):
     units, number = len(kernel), inputs.dtype.type
-    _recurrent_product(y, first, last, state, kernel)
+    _recurrent_product(y, first, last, step, state, kernel)
     for row in range(len(inputs)):
         for column in range(first, last):
             gate = number(0.2) * (inputs[row, step, column] + y[row, column - first]) + number(0.5)
@@ -417,7 +415,7 @@ def _gates(first, last, step, y, inputs, kernel, state, reset, gates, h):
 @compiled
 def _states(first, last, step, y, inputs, kernel, state, reset, gates, h):
     units, number = len(kernel), inputs.dtype.type
-    _recurrent_product(y, 2 * units + first, 2 * units + last, reset, kernel)
+    _recurrent_product(y, 2 * units + first, 2 * units + last, step, reset, kernel)
     for row in range(len(inputs)):
         for unit in range(first, last):
             gates[row, step, 2 * units + unit] = _tanh(inputs[row, step, 2 * units + unit] + y[row, unit - first])
@@ -443,11 +441,13 @@ def _tanh(x):
 
 
 @compiled
-def _recurrent_product(y, first, last, state, kernel):
-    """y[:, : last - first] = `state`, transposed, times those columns of the kernel."""
+def _recurrent_product(y, first, last, step, state, kernel):
+    """y[:, : last - first] = `state`, transposed, times those columns of the kernel. The state before the first step is 0."""
     units, rows = state.shape
     width = y.shape[1]
     y[:] = 0
+    if step == 0:
+        return
     for unit in range(0, units, DEEP):
         counts = rows, last - first, 1, min(DEEP, units - unit)
         from_state, from_kernel = (unit * rows, 1, 0, rows), (unit * 3 * units + first, 3 * units)

@@ -601,10 +601,12 @@ class GRURecurrence(torch.autograd.Function):
             dh = grad[:, step] + carry
             da_z = dh * (last[:, step] - hh[:, step]) * slope_z[:, step]
             da_h = dh * (1 - z[:, step]) * (1 - hh[:, step].square())
-            d_reset = product(da_h.to(ctx.autocast), kernel_h.T).to(dh.dtype)
-            da_r = d_reset * last[:, step] * slope_r[:, step]
-            carry = dh * z[:, step] + d_reset * r[:, step]
-            carry += product(da_z.to(ctx.autocast), kernel_z.T) + product(da_r.to(ctx.autocast), kernel_r.T)
+            da_r = torch.zeros_like(da_z)
+            if step > 0:  # else the state before is 0
+                d_reset = product(da_h.to(ctx.autocast), kernel_h.T).to(dh.dtype)
+                da_r = d_reset * last[:, step] * slope_r[:, step]
+                carry = dh * z[:, step] + d_reset * r[:, step]
+                carry += product(da_z.to(ctx.autocast), kernel_z.T) + product(da_r.to(ctx.autocast), kernel_r.T)
             grad_inputs[:, step] = torch.cat([da_z, da_r, da_h], dim=1)
         del kernel_z, kernel_r, kernel_h  # before as much is taken for the gradients
         reset, last = (x.flatten(0, 1).to(ctx.autocast).T for x in (r * last, last))  # (units, batch * steps)

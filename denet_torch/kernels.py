@@ -6,8 +6,9 @@ convolutions of the attention network within a core's cache. A GRU's kernel is r
 computed is said in layers.py, by `convolve_waveform`, `BandConvolutions` and `gru_steps`, the tested twins.
 """
 
-import itertools
+import ctypes
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -314,37 +315,53 @@ def _share_out(function: Callable, count: int, at_once: int, *arguments) -> list
     """
     arrays = [argument.numpy() if isinstance(argument, Tensor) else argument for argument in arguments]
     starts = range(0, count, at_once)
-    found, to_do = [None] * len(starts), iter(enumerate(starts))
+    found, to_do, errors = [None] * len(starts), iter(enumerate(starts)), []
 
-    def work() -> None:
-        for i, first in to_do:
-            found[i] = function(first, min(first + at_once, count), *arrays)
+    def work(_=None) -> None:
+        try:
+            for i, first in to_do:
+                found[i] = function(first, min(first + at_once, count), *arrays)
+        except BaseException as error:  # a thread of OpenMP's has nobody to raise it to
+            errors.append(error)
 
-    others = [_pool.submit(work) for _ in range(min(torch.get_num_threads(), len(starts)) - 1)]
-    work()
-    for other in others:
-        other.result()  # raises what it raised
+    threads = min(torch.get_num_threads(), len(starts))
+    if threads == 1:
+        work()
+    elif _parallel:
+        _parallel(_Work(work), None, threads, 0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in range(threads):
+                pool.submit(work)
+    if errors:
+        raise errors[0]
     return found
 
 
-def _start_pool() -> None:
-    global _pool
-    number = itertools.count()
-    _pool = ThreadPoolExecutor(os.cpu_count(), initializer=lambda: _crowd(next(number)))  # threads start when there is work
+_Work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def _crowd(number: int) -> None:
-    """Keep PyTorch's own threads from waiting busily, for milliseconds after each operation, on the cores that ours need.
+def _openmp() -> Callable | None:
+    """What compilers call for a parallel region of GNU's OpenMP, in the library that PyTorch has loaded; None if it has not.
 
-    GNU's OpenMP gives that up if a process has more OpenMP threads than cores, which one operation on our first thread sees to.
+    So compiled functions run on the threads of PyTorch's own operations. Those wait busily for milliseconds for the next one,
+    on the cores that other threads would need; kept from it they wake too slowly for small operations.
     """
-    if number == 0:
-        torch.ones(2**17).add_(1)
+    parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None) if sys.platform == "linux" else None
+    if parallel is not None:
+        parallel.argtypes, parallel.restype = [_Work, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return parallel
 
 
-_start_pool()
-if hasattr(os, "register_at_fork"):  # a forked process has none of the threads
-    os.register_at_fork(after_in_child=_start_pool)
+def _leave_openmp() -> None:
+    """A forked process has none of the threads, and the library waits for them."""
+    global _parallel
+    _parallel = None
+
+
+_parallel = _openmp()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_openmp)
 
 
 def gru_states(inputs: Tensor, recurrent_kernel: Tensor) -> tuple[Tensor, Tensor]:

@@ -200,7 +200,7 @@ def test_tanh():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:.*fork")
-def test_a_forked_process_starts_threads_of_its_own():
+def test_a_forked_process_uses_threads_of_its_own():
     tensors, threads = recurrence(1, 512), torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -213,7 +213,22 @@ def test_a_forked_process_starts_threads_of_its_own():
         torch.set_num_threads(threads)
 
 
-def test_results_do_not_depend_on_the_number_of_threads():
+@pytest.mark.parametrize("openmp", [True, False])
+def test_an_error_on_any_thread_is_raised(monkeypatch, openmp):
+    if not openmp:
+        monkeypatch.setattr(kernels, "_parallel", None)
+
+    def fail(first, last):
+        raise ZeroDivisionError(first)
+
+    with pytest.raises(ZeroDivisionError):
+        kernels._share_out(fail, 8, 1)
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+def test_results_do_not_depend_on_the_number_of_threads(monkeypatch, openmp):
+    if not openmp:
+        monkeypatch.setattr(kernels, "_parallel", None)
     torch.manual_seed(0)
     x, weights = torch.randn(200, 400, requires_grad=True), [w.detach().float().requires_grad_() for w in band_weights()]
     steps = recurrence(3, 512, torch.float32)

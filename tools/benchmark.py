@@ -5,7 +5,7 @@
     python -m tools.benchmark --scaling                    # how the cost of the port grows, up to 16 times its size
 
 Every contender runs in a process of its own; the runs are interleaved, so that a machine whose speed drifts is fair to all.
-A turn is two runs, the second of which counts, as in a loop.
+A turn is as many runs as take 0.2 s, two at least; the last counts, as in a loop.
 Outputs are compared before anything is timed. Writes report.md, report.json and times.png into --out.
 """
 

@@ -26,7 +26,7 @@ def port_model(config: dict[str, Any], weights: Weights, threads: int):
     keep_freed_memory()  # this and copies of the weights as `denet_torch.load` has them
     with torch.device("meta"):
         model = DENet(**config)
-    model.load_state_dict({name: torch.from_numpy(array).clone() for name, array in weights.items()}, assign=True)
+    model.load_state_dict({name: torch.from_numpy(weights.pop(name)).clone() for name in list(weights)}, assign=True)
     return model
 
 

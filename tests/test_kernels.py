@@ -231,14 +231,14 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch, openmp):
         monkeypatch.setattr(kernels, "_parallel", None)
     torch.manual_seed(0)
     x, weights = torch.randn(200, 400, requires_grad=True), [w.detach().float().requires_grad_() for w in band_weights()]
-    steps = recurrence(3, 512, torch.float32)
+    one, three = (recurrence(batch, 512, torch.float32) for batch in (1, 3))
     threads, found = torch.get_num_threads(), []
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
             y = BandConvolutions.apply(x, *weights)
-            states = GRURecurrence.apply(*steps)
-            found.append((y, *torch.autograd.grad(y.square().sum(), (x, *weights)), states))
+            states = GRURecurrence.apply(*one), GRURecurrence.apply(*three)
+            found.append((y, *torch.autograd.grad(y.square().sum(), (x, *weights)), *states))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))

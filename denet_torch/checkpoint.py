@@ -136,7 +136,7 @@ def _read(path: Path) -> tuple[dict, dict | None, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # Copies begin at whole cache lines, as weights in a file do not; predicting one sequence takes a tenth less time.
+            # Copies begin at whole cache lines; weights in a file do not, and vectors that cross two lines are slower to read.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({_line(error)})") from None

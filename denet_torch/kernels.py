@@ -209,6 +209,7 @@ def _as_in(_, array, value):
 
 _multiply, _layer, _masked = _product(), _product(layer=True), _product(masked=True)
 _add, _add_to_one = _product(SEQUENCES, added=True, streamed=True), _product(1, 2 * SEQUENCES, added=True)
+_add_to_few = _product(added=True, streamed=True)
 
 
 def convolve(x: Tensor, filters: Tensor) -> Tensor:
@@ -364,6 +365,29 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_openmp)
 
 
+def few_rows(x: Tensor, kernel: Tensor) -> Tensor:
+    """x @ kernel, (rows, in) @ (in, out) -> (rows, out); rows of the kernel, or a part of it, are contiguous, of whole LANES.
+
+    The kernel is read once and fetched ahead, which oneDNN leaves undone; x is filled up with zeros to whole tiles.
+    """
+    rows, columns, stride = len(x), kernel.shape[1], kernel.stride(0)
+    x = F.pad(x, (0, 0, 0, -rows % ROWS))
+    y = x.new_zeros(len(x), columns)
+    each = -(-columns // (torch.get_num_threads() * UNITS)) * UNITS  # for every thread one call, which takes as long as 2 MB
+    numbers = kernel.as_strided((stride * (len(kernel) - 1) + columns,), (1,))
+    _share_out(_few_rows, columns, each, x, numbers, stride, y)
+    return y[:rows]
+
+
+@compiled
+def _few_rows(first, last, x, kernel, stride, y):
+    inner, columns = x.shape[1], y.shape[1]
+    for column in range(first, last, UNITS):
+        for row in range(0, inner, 2 * DEEP):
+            counts = len(x), min(UNITS, last - column), 1, min(2 * DEEP, inner - row)
+            _add_to_few(y, (column, columns), x, (row, inner, 0, 1), kernel, (row * stride + column, stride), counts, y)
+
+
 def gru_states(inputs: Tensor, recurrent_kernel: Tensor) -> tuple[Tensor, Tensor]:
     """`gru_steps` of inputs (batch, steps, 3 * units): the gates z, r and hh as the inputs lie, and the states from 0 on.
 
@@ -465,8 +489,9 @@ def _recurrent_product(y, first, last, step, state, kernel):
     y[:] = 0
     if step == 0:
         return
-    for unit in range(0, units, DEEP):
-        counts = rows, last - first, 1, min(DEEP, units - unit)
+    deep = DEEP if rows > 1 else 2 * DEEP
+    for unit in range(0, units, deep):
+        counts = rows, last - first, 1, min(deep, units - unit)
         from_state, from_kernel = (unit * rows, 1, 0, rows), (unit * 3 * units + first, 3 * units)
         if rows == 1:
             _add_to_one(y, (0, width), state, from_state, kernel, from_kernel, counts, y)

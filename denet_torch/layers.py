@@ -191,7 +191,11 @@ def product(x: Tensor, kernel: Tensor, relu: bool = False) -> Tensor:
     """x @ kernel of two matrices; with `relu`, negative results become 0. Without gradients.
 
     float32 on a CPU goes to oneDNN. PyTorch takes MKL, which leaves AVX-512 to Intel's processors: elsewhere half as fast.
+    A few rows times a long kernel go to `kernels`.
     """
+    if 5 <= len(x) <= LEAST_ROWS and is_long(kernel) and goes_to_onednn(x) and (compiled := compiled_kernels(x)):
+        y = compiled.few_rows(x, kernel)
+        return y.relu_() if relu else y
     # A part of a matrix would go to oneDNN's reference code: it is copied if there are enough rows to make up for that.
     whole = kernel.is_contiguous() or kernel.T.is_contiguous()
     if not goes_to_onednn(x) or not whole and len(x) < 128:
@@ -199,6 +203,11 @@ def product(x: Tensor, kernel: Tensor, relu: bool = False) -> Tensor:
         return y.relu_() if relu else y
     weight = kernel.T.contiguous() if kernel.stride(0) == 1 else kernel.contiguous().T
     return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, None, "relu" if relu else "none", [], "")
+
+
+def is_long(kernel: Tensor) -> bool:
+    """Whether reading a kernel (in, out) is what a product of few rows waits for, and `kernels` can read it, a part as well."""
+    return kernel.numel() >= 2**21 and kernel.stride(1) == 1 and kernel.shape[1] % 16 == 0
 
 
 def goes_to_onednn(x: Tensor) -> bool:

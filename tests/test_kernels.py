@@ -258,3 +258,23 @@ def test_who_takes_the_compiled_functions(monkeypatch):
         monkeypatch.setattr(kernels, "BFLOAT16", False)
         y = BandConvolutions.apply(x, *(weight.float() for weight in band_weights()))
         assert y.grad_fn.compiled is kernels and y.grad_fn.dtype == torch.float32
+
+
+@pytest.mark.parametrize("rows", [1, 5, 10, 13])
+@pytest.mark.parametrize(("inner", "columns"), [(1, 16), (50, 1040), (37, 272)])
+def test_few_rows_are_a_product(rows, inner, columns):
+    torch.manual_seed(rows)
+    x, kernel = torch.randn(rows, inner, dtype=torch.float64), torch.randn(inner, 3 * columns, dtype=torch.float64)
+    for part in (kernel, *kernel.split(columns, dim=1)):
+        torch.testing.assert_close(kernels.few_rows(x, part), x @ part)
+
+
+def test_few_rows_take_long_kernels(monkeypatch):
+    taken = []
+    monkeypatch.setattr(kernels, "few_rows", lambda x, kernel: taken.append(len(x)) or x @ kernel)
+    kernel = torch.randn(1024, 6144)
+    for part in (kernel, kernel[:, 2048:4096], kernel[:, :100], kernel.T):
+        for rows in (4, 5, 10, 11):
+            x = torch.randn(rows, len(part))
+            torch.testing.assert_close(layers.product(x, part), x @ part, atol=1e-3, rtol=1e-4)
+    assert taken == [5, 10, 5, 10]

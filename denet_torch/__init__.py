@@ -168,12 +168,14 @@ class DENet(nn.Module):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        was_training = self.training
-        self.eval()
+        training = [module for module in self.modules() if module.training]
+        for module in training:
+            module.training = False
         try:
             yield
         finally:
-            self.train(was_training)
+            for module in training:
+                module.training = True
 
     @torch.no_grad()
     def band_attention(self, x: Tensor) -> Tensor:

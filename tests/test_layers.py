@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_cases import band_weights
 
-from denet_torch import get_denet
+from denet_torch import DENet, get_denet
 from denet_torch.layers import (
     GRU,
     BandConvolutions,
@@ -175,3 +175,12 @@ def test_wrong_shapes_are_named():
         get_denet((10, 800, 2), 2)
     with pytest.raises(ValueError, match=r"\(batch, seq_len, 400\), not \(2, 4, 401\)"):
         get_denet((4, 400), 2, **SMALL)(torch.zeros(2, 4, 401))
+
+
+def test_prediction_leaves_each_layer_in_its_mode():
+    model = DENet((2, 400), 2, n_filters=4, gru_units=4, dense_units=(4, 4)).train()
+    model.batch_norm1.eval()
+    modes = [module.training for module in model.modules()]
+    y = model.predict_proba(torch.zeros(1, 2, 400))
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(y, model.eval().predict_proba(torch.zeros(1, 2, 400)))

@@ -489,7 +489,7 @@ def _recurrent_product(y, first, last, step, state, kernel):
     y[:] = 0
     if step == 0:
         return
-    deep = DEEP if rows > 1 else 2 * DEEP
+    deep = DEEP if rows > SEQUENCES else 2 * DEEP  # rows of one tile leave room in the cache
     for unit in range(0, units, deep):
         counts = rows, last - first, 1, min(deep, units - unit)
         from_state, from_kernel = (unit * rows, 1, 0, rows), (unit * 3 * units + first, 3 * units)

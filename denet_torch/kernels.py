@@ -1,4 +1,4 @@
-"""The convolutions of waveforms and bands and the steps of a GRU on a CPU, compiled by numba.
+"""The convolutions of waveforms and bands, the steps of a GRU and products of few rows on a CPU, compiled by numba.
 
 A window of a convolution is a row of a matrix whose rows overlap in memory. Libraries of matrix products do not take such
 matrices; `_product` does, at the rate that they have for others. So no windows are copied, and a band goes through the three
@@ -373,10 +373,15 @@ def few_rows(x: Tensor, kernel: Tensor) -> Tensor:
     rows, columns, stride = len(x), kernel.shape[1], kernel.stride(0)
     x = F.pad(x, (0, 0, 0, -rows % ROWS))
     y = x.new_zeros(len(x), columns)
-    each = -(-columns // (torch.get_num_threads() * UNITS)) * UNITS  # for every thread one call, which takes as long as 2 MB
     numbers = kernel.as_strided((stride * (len(kernel) - 1) + columns,), (1,))
-    _share_out(_few_rows, columns, each, x, numbers, stride, y)
+    # One call for each thread: to start one takes as long as to read megabytes.
+    _share_out(_few_rows, columns, _of_a_thread(columns), x, numbers, stride, y)
     return y[:rows]
+
+
+def _of_a_thread(columns: int) -> int:
+    """So many of the columns that each thread has one piece, in whole LANES."""
+    return -(-columns // (torch.get_num_threads() * LANES)) * LANES
 
 
 @compiled
@@ -399,10 +404,10 @@ def gru_states(inputs: Tensor, recurrent_kernel: Tensor) -> tuple[Tensor, Tensor
     state, reset = inputs.new_zeros(2, units, 1 if batch == 1 else batch + -batch % SEQUENCES)  # transposed, for whole tiles
     counters = torch.zeros(steps, 2, 2, dtype=torch.int64)
     arguments = counters, inputs.contiguous(), recurrent_kernel.contiguous(), state, reset, gates, h
-    threads, at_once = torch.get_num_threads(), [UNITS, UNITS]
+    at_once = [UNITS, UNITS]
     if batch == 1:  # waits for memory: a thread reads pieces as long as can be, processors foresee where they go on
-        at_once = [max(UNITS, -(-columns // (threads * LANES)) * LANES) for columns in (2 * units, units)]
-    _share_out(_gru, threads, 1, tuple(at_once), *arguments)
+        at_once = [max(UNITS, _of_a_thread(columns)) for columns in (2 * units, units)]
+    _share_out(_gru, torch.get_num_threads(), 1, tuple(at_once), *arguments)
     return gates, h
 
 

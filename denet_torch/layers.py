@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 LEAKY_SLOPE = 0.3  # Keras's default; PyTorch's is 0.01
 LEAST_ROWS = 10  # of a product in `kernels`
+FEW_ROWS = range(5, 11)  # of a product with a long kernel that goes to `kernels`: faster there than by oneDNN
 
 
 def dropout_mask(shape: tuple[int, ...], rate: float, like: Tensor) -> Tensor:
@@ -193,7 +194,7 @@ def product(x: Tensor, kernel: Tensor, relu: bool = False) -> Tensor:
     float32 on a CPU goes to oneDNN. PyTorch takes MKL, which leaves AVX-512 to Intel's processors: elsewhere half as fast.
     A few rows times a long kernel go to `kernels`.
     """
-    if 5 <= len(x) <= LEAST_ROWS and is_long(kernel) and goes_to_onednn(x) and (compiled := compiled_kernels(x)):
+    if len(x) in FEW_ROWS and is_long(kernel) and goes_to_onednn(x) and (compiled := compiled_kernels(x)):
         y = compiled.few_rows(x, kernel)
         return y.relu_() if relu else y
     # A part of a matrix would go to oneDNN's reference code: it is copied if there are enough rows to make up for that.

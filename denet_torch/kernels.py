@@ -31,6 +31,7 @@ LANES = 16  # arrays have a multiple of so many columns, no processor's vectors 
 WIDTH, OUT = BandConvolutions.WIDTH, 16  # features, 30 and at last 10, filled up with zeros
 FRAMES, BANDS = 2, 64  # in one go: their gradients are added up, then those of all
 UNITS, DEEP = 256, 8  # of a GRU in one go, and rows of its kernel: well within a core's cache
+DEEP_BACK = 1024  # columns of the kernel, which takes gradients back
 SEQUENCES = 8 if ROWS == 10 else 4  # of a GRU, the rows of its tiles: batches are often multiples of them
 
 
@@ -209,7 +210,7 @@ def _as_in(_, array, value):
 
 _multiply, _layer, _masked = _product(), _product(layer=True), _product(masked=True)
 _add, _add_to_one = _product(SEQUENCES, added=True, streamed=True), _product(1, 2 * SEQUENCES, added=True)
-_add_to_few = _product(added=True, streamed=True)
+_add_to_few, _add_back = _product(added=True, streamed=True), _product(SEQUENCES, added=True)
 
 
 def convolve(x: Tensor, filters: Tensor) -> Tensor:
@@ -425,25 +426,31 @@ def _raise_count(_, counters, step, half, which, by):
 
 
 @compiled
+def _piece(counters, step, half, done, count, at_once):
+    """The next piece (first, last) of `count` for a thread that has `done` one, or none; empty when all threads are through."""
+    pieces = -(-count // at_once)
+    _raise_count(counters, step, half, 1, done)
+    piece = _raise_count(counters, step, half, 0, 1)
+    if piece >= pieces:
+        while _raise_count(counters, step, half, 1, 0) < pieces:
+            pass
+    return piece * at_once, min((piece + 1) * at_once, count)
+
+
+@compiled
 def _gru(_, __, at_once, counters, inputs, kernel, state, reset, gates, h):
-    """All steps, on each thread: whoever is free takes the next units, and none goes on before all are through."""
     units, rows = state.shape
     y = np.empty((rows, max(at_once)), state.dtype)
     for step in range(inputs.shape[1]):
         for half in range(2):
             columns, width = (2 - half) * units, at_once[half]
-            parts = -(-columns // width)
-            part = _raise_count(counters, step, half, 0, 1)
-            while part < parts:
-                first, last = part * width, min((part + 1) * width, columns)
+            first, last = _piece(counters, step, half, 0, columns, width)
+            while first < last:
                 if half == 0:
                     _gates(first, last, step, y, inputs, kernel, state, reset, gates, h)
                 else:
                     _states(first, last, step, y, inputs, kernel, state, reset, gates, h)
-                _raise_count(counters, step, half, 1, 1)
-                part = _raise_count(counters, step, half, 0, 1)
-            while _raise_count(counters, step, half, 1, 0) < parts:
-                pass
+                first, last = _piece(counters, step, half, 1, columns, width)
 
 
 @compiled
@@ -502,6 +509,74 @@ def _recurrent_product(y, first, last, step, state, kernel):
             _add_to_one(y, (0, width), state, from_state, kernel, from_kernel, counts, y)
         else:
             _add(y, (0, width), state, from_state, kernel, from_kernel, counts, y)
+
+
+def gru_gradients(grad: Tensor, recurrent_kernel: Tensor, gates: Tensor, h: Tensor) -> Tensor:
+    """Gradients of the inputs of `gru_states`, as they lie, from that of the states after each step (batch, steps, units)."""
+    batch, steps, units = grad.shape
+    carry, found = grad.new_zeros(batch, units), torch.empty_like(gates)
+    transposed = grad.new_zeros(3 * units, batch + -batch % LANES)  # those found for one step, in whole vectors
+    counters = torch.zeros(steps, 2, 2, dtype=torch.int64)
+    arguments = counters, grad.contiguous(), recurrent_kernel.contiguous(), gates, h, carry, transposed, found
+    _share_out(_gru_backward, torch.get_num_threads(), 1, *arguments)
+    return found
+
+
+@compiled
+def _gru_backward(_, __, counters, grad, kernel, gates, h, carry, transposed, found):
+    y = np.empty((UNITS, transposed.shape[1]), grad.dtype)
+    for step in range(grad.shape[1] - 1, -1, -1):
+        for half in range(2):
+            first, last = _piece(counters, step, half, 0, len(kernel), UNITS)
+            while first < last:
+                if half == 0:
+                    _state_gradients(first, last, step, y, grad, kernel, gates, h, carry, transposed, found)
+                else:
+                    _reset_gradients(first, last, step, y, grad, kernel, gates, h, carry, transposed, found)
+                first, last = _piece(counters, step, half, 1, len(kernel), UNITS)
+
+
+@compiled
+def _state_gradients(first, last, step, y, grad, kernel, gates, h, carry, transposed, found):
+    """Those of a step's z and hh, from its state's, for which what the next step hands back by z and r is still to be added."""
+    units, number = len(kernel), grad.dtype.type
+    _product_back(y, first, last, 0, 2 * units if step < grad.shape[1] - 1 else 0, kernel, transposed)
+    for row in range(len(grad)):
+        for unit in range(first, last):
+            z, hh = gates[row, step, unit], gates[row, step, 2 * units + unit]
+            slope = number(0.2) if z > 0 and z < 1 else number(0)
+            dh = grad[row, step, unit] + carry[row, unit] + y[unit - first, row]
+            carry[row, unit] = dh * z
+            found[row, step, unit] = dh * (h[row, step, unit] - hh) * slope
+            found[row, step, 2 * units + unit] = dh * (number(1) - z) * (number(1) - hh * hh)
+        for unit in range(2 * units + first, 2 * units + last):
+            transposed[unit, row] = found[row, step, unit]
+
+
+@compiled
+def _reset_gradients(first, last, step, y, grad, kernel, gates, h, carry, transposed, found):
+    """Those of a step's r, from hh's; only now has nobody to read the next step's of z and r any more."""
+    units, number = len(kernel), grad.dtype.type
+    _product_back(y, first, last, 2 * units, 3 * units if step > 0 else 2 * units, kernel, transposed)  # the first state is 0
+    for row in range(len(grad)):
+        for unit in range(first, last):
+            r, d_reset = gates[row, step, units + unit], y[unit - first, row]
+            slope = number(0.2) if r > 0 and r < 1 else number(0)
+            carry[row, unit] += d_reset * r
+            found[row, step, units + unit] = d_reset * h[row, step, unit] * slope
+        for unit in range(first, last):
+            transposed[unit, row] = found[row, step, unit]
+            transposed[units + unit, row] = found[row, step, units + unit]
+
+
+@compiled
+def _product_back(y, first, last, start, stop, kernel, transposed):
+    """y[: last - first] = those rows of the kernel, its columns from `start` to `stop`, times those rows of `transposed`."""
+    width, columns = kernel.shape[1], y.shape[1]
+    y[:] = 0
+    for column in range(start, stop, DEEP_BACK):
+        counts, from_kernel = (last - first, columns, 1, min(DEEP_BACK, stop - column)), (first * width + column, width, 0, 1)
+        _add_back(y, (0, columns), kernel, from_kernel, transposed, (column * columns, columns), counts, y)
 
 
 @compiled

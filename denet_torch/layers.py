@@ -568,7 +568,8 @@ class GRURecurrence(torch.autograd.Function):
     """`gru_steps` with a backward pass of its own: the gradient of the recurrent kernel is one product over all steps.
 
     Autograd would add up one gradient of units x 3 units for each step, which costs more than all the products. On a CPU
-    `kernels` makes the states, in float32 under autocast as well: its steps wait for memory, and so would a bfloat16 copy.
+    `kernels` goes through the steps, forwards and back, in float32 under autocast as well: they wait for memory, and so would
+    bfloat16 copies of the kernel.
     """
 
     @staticmethod
@@ -602,8 +603,11 @@ class GRURecurrence(torch.autograd.Function):
         if torch.is_grad_enabled():
             return gradients_with_history(gru_steps, (inputs, recurrent_kernel), grad)
         batch, steps, units = grad.shape
-        kernel_z, kernel_r, kernel_h = gate_kernels(recurrent_kernel, ctx.autocast)
         last, (z, r, hh) = h[:, :-1], gates.split(units, dim=2)
+        if ctx.compiled:
+            grad_inputs = ctx.compiled.gru_gradients(grad, recurrent_kernel, gates, h)
+            return grad_inputs, GRURecurrence.kernel_gradient(grad_inputs, last, r, ctx.autocast)
+        kernel_z, kernel_r, kernel_h = gate_kernels(recurrent_kernel, ctx.autocast)
         slope_z, slope_r = (0.2 * ((gate > 0) & (gate < 1)).to(gate.dtype) for gate in (z, r))  # hard_sigmoid's
         grad_inputs = torch.empty_like(inputs)
         carry = grad.new_zeros(batch, units)
@@ -619,12 +623,18 @@ class GRURecurrence(torch.autograd.Function):
                 carry += product(da_z.to(ctx.autocast), kernel_z.T) + product(da_r.to(ctx.autocast), kernel_r.T)
             grad_inputs[:, step] = torch.cat([da_z, da_r, da_h], dim=1)
         del kernel_z, kernel_r, kernel_h  # before as much is taken for the gradients
-        reset, last = (x.flatten(0, 1).to(ctx.autocast).T for x in (r * last, last))  # (units, batch * steps)
-        rows = grad_inputs.flatten(0, 1).to(ctx.autocast).split(units, dim=1)
-        grad_kernel = torch.empty_like(recurrent_kernel)
+        return grad_inputs, GRURecurrence.kernel_gradient(grad_inputs, last, r, ctx.autocast)
+
+    @staticmethod
+    def kernel_gradient(grad_inputs: Tensor, last: Tensor, r: Tensor, dtype: torch.dtype) -> Tensor:
+        """Gradient of the recurrent kernel, by products in `dtype`, from the inputs' and the state before each step."""
+        units = last.shape[2]
+        reset, last = (x.flatten(0, 1).to(dtype).T for x in (r * last, last))  # (units, batch * steps)
+        rows = grad_inputs.flatten(0, 1).to(dtype).split(units, dim=1)
+        grad_kernel = grad_inputs.new_empty(units, 3 * units)
         for part, x, gate in zip(grad_kernel.split(units, dim=1), (last, last, reset), rows, strict=True):
             part.copy_(product(x, gate))
-        return grad_inputs, grad_kernel
+        return grad_kernel
 
 
 def gate_kernels(recurrent_kernel: Tensor, dtype: torch.dtype) -> list[Tensor]:

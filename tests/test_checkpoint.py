@@ -1,5 +1,8 @@
 import json
+import platform
 import random
+import subprocess
+import sys
 
 import huggingface_hub
 import pytest
@@ -63,6 +66,23 @@ def test_loading_does_not_draw_initial_weights(model, tmp_path):
 def test_loaded_weights_begin_at_whole_cache_lines(model, tmp_path):
     save(model, tmp_path / "a.safetensors")
     assert not any(weight.data_ptr() % 64 for weight in load(tmp_path / "a.safetensors").state_dict().values())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+@pytest.mark.parametrize(("of_any_size", "kept"), [(False, [True, False]), (True, [True, True])])
+def test_freed_memory_is_kept(of_any_size, kept):
+    script = f"""
+import resource, torch
+from denet_torch.checkpoint import keep_freed_memory
+keep_freed_memory({of_any_size})
+for megabytes in (20, 60):
+    torch.ones(megabytes * 2**18)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(megabytes * 2**18 - 2**17)  # a little less, to be aligned within what was freed
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 100)
+"""
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == [str(answer) for answer in kept]
 
 
 def test_every_flipped_bit_shows(model, tmp_path):

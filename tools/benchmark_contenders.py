@@ -33,6 +33,8 @@ def port_model(config: dict[str, Any], weights: Weights, threads: int):
 def port(config: dict[str, Any], weights: Weights, threads: int, bfloat16: bool = False) -> Functions:
     import torch
 
+    from denet_torch.checkpoint import keep_freed_memory
+
     model = port_model(config, weights, threads)
 
     def predict(x):
@@ -40,6 +42,7 @@ def port(config: dict[str, Any], weights: Weights, threads: int, bfloat16: bool 
             return model.predict_proba(torch.from_numpy(x)).float().numpy()
 
     def train(x):
+        keep_freed_memory(of_any_size=True)  # as the trainer has it
         model.train()
         model.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):

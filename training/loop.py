@@ -96,7 +96,7 @@ def train(config: Config, on_epoch: Callable[[int, float], None] = lambda epoch,
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    checkpoint.keep_freed_memory()
+    checkpoint.keep_freed_memory(of_any_size=True)
     fabric = get_fabric(config)
     fabric.launch()
     with run_folder(fabric, config) as out, sigterm() as asked_to_stop, emulated(fabric):

@@ -211,6 +211,8 @@ def _as_in(_, array, value):
 _multiply, _layer, _masked = _product(), _product(layer=True), _product(masked=True)
 _add, _add_to_one = _product(SEQUENCES, added=True, streamed=True), _product(1, 2 * SEQUENCES, added=True)
 _add_to_few, _add_back = _product(added=True, streamed=True), _product(SEQUENCES, added=True)
+# Of gradients of weights, which have 11 or 7 * WIDTH rows, in bfloat16 one more; a row in two tiles would be added twice.
+_add_1, _add_7, _add_9, _add_11, _add_12 = (_product(height, 2 if ROWS == 10 else 1, added=True) for height in (1, 7, 9, 11, 12))
 
 
 def convolve(x: Tensor, filters: Tensor) -> Tensor:
@@ -616,7 +618,7 @@ def _backward(first, last, x, m1, m2, to_h2, to_h1, to_others, to_x, grad, y, gr
     found = np.empty(6 * groups + 6, x.dtype)
     gm1, gw2 = np.zeros((12, width), x.dtype), np.zeros((7 * WIDTH + 1, WIDTH), x.dtype)
     gw3 = np.zeros((7 * WIDTH + 1, OUT), x.dtype)
-    one1, one2, one3 = np.empty_like(gm1), np.empty_like(gw2), np.empty_like(gw3)  # those of one band
+    ones = np.ones(1, x.dtype)
     most = (groups + 1) // 2
     pairs_a, pairs_b = np.empty(most * (7 * WIDTH + LANES), np.int32), np.empty(most * width, np.int32)
     for row in range(first, last):
@@ -637,29 +639,34 @@ def _backward(first, last, x, m1, m2, to_h2, to_h1, to_others, to_x, grad, y, gr
         grad_x[row, :count] = found[:count]
         grad_x[row, count:] = 0
         if to_weights:
-            _add_correlation(gm1, one1, window, 6, g1, pairs_a, pairs_b, paired)
-            _add_correlation(gw2, one2, h1, width, inside2, pairs_a, pairs_b, paired)
-            _add_correlation(gw3, one3, h2, width, inside3, pairs_a, pairs_b, paired)
+            _add_correlation(gm1, ones, window, 6, g1, pairs_a, pairs_b, paired)
+            _add_correlation(gw2, ones, h1, width, inside2, pairs_a, pairs_b, paired)
+            _add_correlation(gw3, ones, h2, width, inside3, pairs_a, pairs_b, paired)
     return gm1, gw2, gw3
 
 
 @compiled
-def _add_correlation(total, one, a, a_row, b, pairs_a, pairs_b, paired):
+def _add_correlation(total, ones, a, a_row, b, pairs_a, pairs_b, paired):
     """total[i] += sum over the rows of b, each times a[row * a_row + i]; to the last of `total`, the sum of the rows."""
     last, columns = len(total) - 1, total.shape[1]
     rows = len(b) // columns
     if paired is None:
-        _multiply(one, (0, columns), a, (0, 1, 0, a_row), b, (0, columns), (last, columns, 1, rows), one)
-        _add_rows(total[:last].reshape(-1), one[:last].reshape(1, -1))
-        _add_rows(total[last], b.reshape(rows, columns))
+        counts = last, columns, 1, rows
+        if last == 11:
+            _add_11(total, (0, columns), a, (0, 1, 0, a_row), b, (0, columns), counts, total)
+        else:
+            _add_7(total, (0, columns), a, (0, 1, 0, a_row), b, (0, columns), counts, total)
+        _add_1(total, (last * columns, columns), ones, (0, 0, 0, 0), b, (0, columns), (1, columns, 1, rows), total)
     else:
         width = last + LANES - last % LANES  # one more at least
         _pair_rows(pairs_a, width, a, a_row, last, rows)
         pairs_a[last : (rows + 1) // 2 * width : width] = 0x3F803F80  # two ones
         _pair_rows(pairs_b, columns, b, columns, columns, rows)
         counts, paired_a, paired_b = (last + 1, columns, 1, rows), pairs_a.view(np.int16), pairs_b.view(np.int16)
-        _multiply(one, (0, columns), paired_a, (0, 2, 0, width), paired_b, (0, columns), counts, one)
-        _add_rows(total.reshape(-1), one.reshape(1, -1))
+        if last == 11:
+            _add_12(total, (0, columns), paired_a, (0, 2, 0, width), paired_b, (0, columns), counts, total)
+        else:
+            _add_9(total, (0, columns), paired_a, (0, 2, 0, width), paired_b, (0, columns), counts, total)
 
 
 @intrinsic
@@ -691,10 +698,3 @@ def _pair_rows(_, pairs, width, rows, row, columns, count):
         return context.get_dummy_value()
 
     return types.void(pairs, width, rows, row, columns, count), generate
-
-
-@compiled
-def _add_rows(total, rows):
-    for row in range(len(rows)):
-        for i in range(len(total)):
-            total[i] += rows[row, i]

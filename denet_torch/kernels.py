@@ -272,11 +272,20 @@ def band_convolutions(x: Tensor, conv_steps: int, m1: Tensor, w2: Tensor, b2: Te
 
 
 def band_gradients(
-    grad: Tensor, y: Tensor, x: Tensor, m1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor, to_weights: bool
+    grad: Tensor,
+    so_far: Tensor,
+    y: Tensor,
+    x: Tensor,
+    m1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    w3: Tensor,
+    b3: Tensor,
+    to_weights: bool,
 ) -> tuple[Tensor, ...]:
     """Gradients of x, m1, w2 (out, in, 7), b2, w3 (out, in, 7) and b3, those of the weights 0 unless `to_weights`.
 
-    `grad` (rows, conv_steps, 10) is that of y, which `band_convolutions` made of x.
+    `grad` (rows, conv_steps, 10) is that of y, which `band_convolutions` made of x; `so_far` is added to that of x.
     """
     to_x = F.pad(m1[:11].T.unflatten(0, (3, WIDTH))[:, :30], (0, 5)).flatten(0, 1)  # (place in group * in, samples)
     to_h1 = handed_back(w2[:30])
@@ -285,9 +294,8 @@ def band_gradients(
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     matrices = _matrices(m1, w2, b2, w3, b3)[:2]
     paired = True if m1.dtype == torch.bfloat16 else None  # what numba sees is None it leaves out, with types that would not fit
-    parts = _share_out(
-        _backward, len(x), BANDS, x.contiguous(), *matrices, *backwards, grad.contiguous(), y, grad_x, to_weights, paired
-    )
+    arguments = x.contiguous(), *matrices, *backwards, grad.contiguous(), so_far.contiguous(), y, grad_x, to_weights, paired
+    parts = _share_out(_backward, len(x), BANDS, *arguments)
     gm1, *others = (sum(torch.from_numpy(part) for part in found) for found in zip(*parts, strict=True))
     (gw2, gb2), (gw3, gb3) = ((found[:-1].unflatten(0, (7, WIDTH)).permute(2, 1, 0), found[-1]) for found in others)
     return grad_x, gm1, gw2, gb2, gw3[:10], gb3[:10]
@@ -605,7 +613,7 @@ def _forward(first, last, x, m1, m2, m3, y):
 
 
 @compiled
-def _backward(first, last, x, m1, m2, to_h2, to_h1, to_others, to_x, grad, y, grad_x, to_weights, paired):
+def _backward(first, last, x, m1, m2, to_h2, to_h1, to_others, to_x, grad, so_far, y, grad_x, to_weights, paired):
     conv_steps = grad.shape[1]
     groups, width = 3 * conv_steps + 8, 3 * WIDTH
     steps = groups - 2
@@ -636,8 +644,9 @@ def _backward(first, last, x, m1, m2, to_h2, to_h1, to_others, to_x, grad, y, gr
             for sample in range(11):
                 found[6 * group + sample] += g0[group, sample]
         count = min(len(found), grad_x.shape[1])
-        grad_x[row, :count] = found[:count]
-        grad_x[row, count:] = 0
+        grad_x[row] = so_far[row]
+        for i in range(count):
+            grad_x[row, i] += found[i]
         if to_weights:
             _add_correlation(gm1, ones, window, 6, g1, pairs_a, pairs_b, paired)
             _add_correlation(gw2, ones, h1, width, inside2, pairs_a, pairs_b, paired)

@@ -185,7 +185,9 @@ class Product(torch.autograd.Function):
         if torch.is_grad_enabled():
             return gradients_with_history(torch.mm, (x, kernel), grad)
         to_x, to_kernel = ctx.needs_input_grad
-        return product(grad, kernel.T) if to_x else None, product(x.T, grad) if to_kernel else None
+        if to_kernel:  # the narrower one is copied
+            kernel_gradient = product(x.T, grad) if x.shape[1] <= grad.shape[1] else product(grad.T, x).T
+        return product(grad, kernel.T) if to_x else None, kernel_gradient if to_kernel else None
 
 
 def product(x: Tensor, kernel: Tensor, relu: bool = False) -> Tensor:
@@ -316,21 +318,25 @@ class DELayer(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         """Attention weights (batch, bands) of x (batch, steps, bands); each row sums to 1."""
-        return softmax(self.scores(x))
+        return softmax(self.scores(x)[0])
 
-    def scores(self, x: Tensor) -> Tensor:
-        """One number for each band, x (batch, steps, bands) -> (batch, bands)."""
+    def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One number for each band, x (batch, steps, bands) -> (batch, bands), and the bands (batch, bands, steps).
+
+        To gradients of the bands that are handed back those of the scores are added where these are made.
+        """
         batch, steps, bands = x.shape
         h = x.transpose(1, 2).reshape(batch * bands, steps)
         weights = [tensor for conv in (self.conv1, self.conv2, self.conv3) for tensor in (conv.weight, conv.bias)]
-        h = band_convolutions(h, *weights) if torch.compiler.is_exporting() else band_convolutions_in_parts(h, *weights)
+        h, x = (band_convolutions(h, *weights), h) if torch.compiler.is_exporting() else band_convolutions_in_parts(h, *weights)
         h = F.relu(self.dense1(h))
         h = F.relu(self.dense2(h))
-        return self.dense3(h).view(batch, bands)
+        return self.dense3(h).view(batch, bands), x.view(batch, bands, steps)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.dropout(self.attention(x))[:, None, :]
-        return (weights.to(x.dtype) @ x.transpose(1, 2)).transpose(1, 2)  # (batch, 1, bands) @ (batch, bands, steps)
+        scores, bands = self.scores(x)
+        weights = self.dropout(softmax(scores))[:, None, :]
+        return (weights.to(x.dtype) @ bands).transpose(1, 2)  # (batch, 1, bands) @ (batch, bands, steps)
 
 
 def band_convolutions(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> Tensor:
@@ -342,15 +348,15 @@ def band_convolutions(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
 
 
 @torch.compiler.disable  # compiled as a whole it would keep everything for the backward pass
-def band_convolutions_in_parts(x: Tensor, *weights: Tensor) -> Tensor:
-    """`band_convolutions` a few rows at a time, in memory that does not grow with the features."""
+def band_convolutions_in_parts(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+    """`band_convolutions` a few rows at a time, in memory that does not grow with the features, and x for its other readers."""
     if not torch.is_grad_enabled():
         x, *weights = (tensor.detach() for tensor in (x, *weights))  # else the Function prepares for a backward pass
     return BandConvolutions.apply(x, *weights)
 
 
 class BandConvolutions(torch.autograd.Function):
-    """`band_convolutions` a few rows at a time, most of it computed again in the backward pass.
+    """`band_convolutions` a few rows at a time, most of it computed again in the backward pass; and x itself.
 
     What is kept does not grow with the 30 features: x, the result, and the second convolution's output for as many rows as KEPT
     numbers hold. What is worked on stays in the cache of a CPU. Features are filled up with zeros to WIDTH, whole vectors of a
@@ -370,7 +376,7 @@ class BandConvolutions(torch.autograd.Function):
     KEPT = 3 * 2**24
 
     @staticmethod
-    def forward(ctx, x: Tensor, *weights: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
         conv_steps = DELayer.conv_steps(x.shape[1])
         ctx.compiled = compiled_kernels(x, least=512) if conv_steps >= LEAST_ROWS else None
         ctx.dtype = autocast_dtype(x)
@@ -380,7 +386,7 @@ class BandConvolutions(torch.autograd.Function):
         if ctx.compiled:
             y = ctx.compiled.band_convolutions(x, conv_steps, m1, *others)
             ctx.save_for_backward(x, y, *weights)
-            return y.flatten(1)
+            return y.flatten(1), x
         y = x.new_empty(len(x), conv_steps, 10, dtype=ctx.dtype)
         kept, room = [], BandConvolutions.KEPT if any(ctx.needs_input_grad) else 0
         for part in BandConvolutions.parts(x):
@@ -391,7 +397,7 @@ class BandConvolutions(torch.autograd.Function):
             if room >= 0:
                 kept.append(h2)
         ctx.save_for_backward(x, y, *weights, *kept)
-        return y.flatten(1)
+        return y.flatten(1), x
 
     @staticmethod
     def kernels(w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> tuple[Tensor, ...]:
@@ -426,16 +432,18 @@ class BandConvolutions(torch.autograd.Function):
         return windows, product(windows.flatten(0, 1), m1, relu=True).view(len(x), groups, -1)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad: Tensor, so_far: Tensor) -> tuple[Tensor | None, ...]:
+        """From the gradient of the result and that of x so far, which its other readers have handed back."""
         x, y, *weights = ctx.saved_tensors
         weights, kept = weights[:6], iter(weights[6:])
         if torch.is_grad_enabled():
-            return gradients_with_history(band_convolutions, (x, *weights), grad)
+            grad_x, *to_weights = gradients_with_history(band_convolutions, (x, *weights), grad)
+            return None if grad_x is None else grad_x + so_far, *to_weights
         matrices = BandConvolutions.kernels(*(weight.to(ctx.dtype) for weight in weights))
         to_weights = any(ctx.needs_input_grad[1:])
         grad = grad.view_as(y)  # (rows, steps / 18, 10)
         if ctx.compiled:
-            grad_x, *found = ctx.compiled.band_gradients(grad, y, x, *matrices, to_weights)
+            grad_x, *found = ctx.compiled.band_gradients(grad, so_far, y, x, *matrices, to_weights)
             return grad_x, *BandConvolutions.weight_gradients(*found)
         grad = torch.ops.aten.threshold_backward(grad, y, 0)
         m1, w2, b2, w3, _ = matrices
@@ -465,7 +473,7 @@ class BandConvolutions(torch.autograd.Function):
             first, second, _ = product(g1, to_x).view(len(h1), -1, 16).split([6, 6, 4], dim=2)  # halves of overlapping windows
             g0 = F.pad(first, (0, 0, 0, 1))
             g0[:, 1:] += second
-            grad_x[part] = g0.flatten(1)[:, : x.shape[1]]
+            grad_x[part] = g0.flatten(1)[:, : x.shape[1]] + so_far[part]
         gw3 = gm3[:30].view(3, 10, 3, width).flip(0).permute(1, 3, 0, 2).flatten(2)[..., :7]  # (10, WIDTH, 7)
         return grad_x, *BandConvolutions.weight_gradients(gm1, gw2[:, :, 0], gb2, gw3, grad.sum((0, 1), dtype=gb2.dtype))
 

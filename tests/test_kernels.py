@@ -8,17 +8,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_cases import band_weights
+from layer_cases import band_weights, in_parts
 
 from denet_torch import kernels, layers
 from denet_torch.layers import (
     LEAST_ROWS,
-    BandConvolutions,
     DELayer,
     GRURecurrence,
     SincConv1D,
     WaveformConvolution,
     band_convolutions,
+    band_convolutions_in_parts,
     compiled_kernels,
     conv1d,
     convolve_waveform,
@@ -39,11 +39,23 @@ def for_the_fewest(monkeypatch):
 def test_bands_are_band_convolutions(rows, steps):
     torch.manual_seed(steps)
     x, weights = torch.randn(rows, steps, dtype=torch.float64, requires_grad=True), band_weights()
-    expected, actual = band_convolutions(x, *weights), BandConvolutions.apply(x, *weights)
+    expected, actual = band_convolutions(x, *weights), in_parts(x, *weights)
     assert actual.grad_fn.compiled is (kernels if DELayer.conv_steps(steps) >= LEAST_ROWS else None)
     torch.testing.assert_close(actual, expected)
     grad = torch.randn_like(expected)
     torch.testing.assert_close(*(torch.autograd.grad(y, (x, *weights), grad) for y in (actual, expected)))
+
+
+@pytest.mark.parametrize("steps", [100, 250])  # the plain ones, the compiled ones
+def test_gradients_of_bands_that_are_read_elsewhere_too(steps):
+    torch.manual_seed(steps)
+    x, weights = torch.randn(5, steps, dtype=torch.float64, requires_grad=True), band_weights()
+    expected, (actual, same) = band_convolutions(x, *weights), band_convolutions_in_parts(x, *weights)
+    grad, other = torch.randn_like(expected), torch.randn_like(x)
+    torch.testing.assert_close(
+        torch.autograd.grad((actual, same), (x, *weights), (grad, other)),
+        torch.autograd.grad((expected, x.clone()), (x, *weights), (grad, other)),
+    )
 
 
 def test_bands_in_single_precision():
@@ -52,7 +64,7 @@ def test_bands_in_single_precision():
     grad = torch.randn(70, 200, dtype=torch.float64)
     expected = band_convolutions(x, *weights)
     x_32, *weights_32 = (tensor.detach().float().requires_grad_() for tensor in (x, *weights))
-    actual = BandConvolutions.apply(x_32, *weights_32)
+    actual = in_parts(x_32, *weights_32)
     pairs = zip(
         (actual, *torch.autograd.grad(actual, (x_32, *weights_32), grad.float())),
         (expected, *torch.autograd.grad(expected, (x, *weights), grad)),
@@ -65,7 +77,7 @@ def test_bands_in_single_precision():
 def test_bands_without_gradients_of_the_weights():
     torch.manual_seed(0)
     x, weights = torch.randn(3, 250, dtype=torch.float64, requires_grad=True), [w.detach() for w in band_weights()]
-    expected, actual = (torch.autograd.grad(f(x, *weights).sum(), x) for f in (band_convolutions, BandConvolutions.apply))
+    expected, actual = (torch.autograd.grad(f(x, *weights).sum(), x) for f in (band_convolutions, in_parts))
     torch.testing.assert_close(actual, expected)
 
 
@@ -73,7 +85,7 @@ def test_bands_keep_what_is_no_number():
     torch.manual_seed(0)
     x = torch.randn(3, 250, dtype=torch.float64)
     x[1, 100] = torch.nan
-    y = BandConvolutions.apply(x, *band_weights())
+    y = in_parts(x, *band_weights())
     assert y.isnan().any(dim=1).tolist() == [False, True, False]
 
 
@@ -102,7 +114,7 @@ def test_bands_in_bfloat16(rows, steps):
     expected = Rounded.apply(F.relu(conv1d(h, w3, b3, stride=3)).flatten(1), True)
     tensors_32 = [tensor.detach().float().requires_grad_() for tensor in tensors]
     with torch.autocast("cpu", torch.bfloat16):
-        actual = BandConvolutions.apply(*tensors_32)
+        actual = in_parts(*tensors_32)
     assert actual.grad_fn.compiled is kernels and actual.grad_fn.dtype == torch.bfloat16 and actual.dtype == torch.float32
     grad = torch.randn_like(expected)
     pairs = zip(
@@ -121,7 +133,7 @@ def test_bands_in_bfloat16_keep_what_is_no_number():
     x = torch.randn(3, 250)
     x[1, 100] = torch.nan
     with torch.autocast("cpu", torch.bfloat16):
-        y = BandConvolutions.apply(x, *(weight.detach().float() for weight in band_weights()))
+        y = in_parts(x, *(weight.detach().float() for weight in band_weights()))
     assert y.isnan().any(dim=1).tolist() == [False, True, False]
 
 
@@ -236,7 +248,7 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch, openmp):
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
-            y = BandConvolutions.apply(x, *weights)
+            y = in_parts(x, *weights)
             states = GRURecurrence.apply(*one), GRURecurrence.apply(*three)
             found.append((y, *torch.autograd.grad(y.square().sum(), (x, *weights)), *states))
     finally:
@@ -252,11 +264,11 @@ def test_who_takes_the_compiled_functions(monkeypatch):
     assert compiled_kernels(x.bfloat16()) is None
     assert compiled_kernels(x.to("meta")) is None
     with torch.autocast("cpu", torch.bfloat16):
-        assert BandConvolutions.apply(x, *(weight.float() for weight in band_weights())).dtype == torch.float32
-        y = BandConvolutions.apply(x.double(), *band_weights())
+        assert in_parts(x, *(weight.float() for weight in band_weights())).dtype == torch.float32
+        y = in_parts(x.double(), *band_weights())
         assert y.grad_fn.compiled is kernels and y.grad_fn.dtype == torch.float64
         monkeypatch.setattr(kernels, "BFLOAT16", False)
-        y = BandConvolutions.apply(x, *(weight.float() for weight in band_weights()))
+        y = in_parts(x, *(weight.float() for weight in band_weights()))
         assert y.grad_fn.compiled is kernels and y.grad_fn.dtype == torch.float32
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_cases import band_weights
+from layer_cases import band_weights, in_parts
 
 from denet_torch import DENet, get_denet
 from denet_torch.layers import (
@@ -46,7 +46,7 @@ def test_band_convolutions_in_parts_are_band_convolutions(steps, rows, at_once, 
         groups = 3 * DELayer.conv_steps(steps) + 8
         patch.setattr(BandConvolutions, "CPU_BUDGET", at_once * groups * 96)
         patch.setattr(BandConvolutions, "KEPT", kept * (groups - 2) * 32)
-        actual = BandConvolutions.apply(x, *weights)
+        actual = in_parts(x, *weights)
         torch.testing.assert_close(actual, expected)
         grad = torch.randn_like(expected)
         gradients = torch.autograd.grad(actual, (x, *weights), grad)
@@ -74,7 +74,7 @@ def test_second_convolution_is_kept_only_for_a_backward_pass(monkeypatch, grad, 
 def test_band_convolutions_without_gradients_of_the_weights():
     torch.manual_seed(0)
     x, weights = torch.randn(3, 90, dtype=torch.float64, requires_grad=True), [w.detach() for w in band_weights()]
-    expected, actual = (torch.autograd.grad(f(x, *weights).sum(), x) for f in (band_convolutions, BandConvolutions.apply))
+    expected, actual = (torch.autograd.grad(f(x, *weights).sum(), x) for f in (band_convolutions, in_parts))
     torch.testing.assert_close(actual, expected)
 
 

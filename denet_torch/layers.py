@@ -328,7 +328,11 @@ class DELayer(nn.Module):
         batch, steps, bands = x.shape
         h = x.transpose(1, 2).reshape(batch * bands, steps)
         weights = [tensor for conv in (self.conv1, self.conv2, self.conv3) for tensor in (conv.weight, conv.bias)]
-        h, x = (band_convolutions(h, *weights), h) if torch.compiler.is_exporting() else band_convolutions_in_parts(h, *weights)
+        # What `torch.compile` runs answers that it is exporting as well.
+        if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+            h, x = band_convolutions(h, *weights), h
+        else:
+            h, x = band_convolutions_in_parts(h, *weights)
         h = F.relu(self.dense1(h))
         h = F.relu(self.dense2(h))
         return self.dense3(h).view(batch, bands), x.view(batch, bands, steps)
@@ -347,12 +351,14 @@ def band_convolutions(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
     return h.flatten(1)
 
 
-@torch.compiler.disable  # compiled as a whole it would keep everything for the backward pass
 def band_convolutions_in_parts(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
     """`band_convolutions` a few rows at a time, in memory that does not grow with the features, and x for its other readers."""
     if not torch.is_grad_enabled():
         x, *weights = (tensor.detach() for tensor in (x, *weights))  # else the Function prepares for a backward pass
-    return BandConvolutions.apply(x, *weights)
+    apply = BandConvolutions.apply
+    if torch.compiler.is_compiling():  # compiled it would keep everything for the backward pass
+        apply = torch.compiler.disable(apply)  # as a decorator it would load the compiler with this module
+    return apply(x, *weights)
 
 
 class BandConvolutions(torch.autograd.Function):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .checkpoint import CheckpointError, from_pretrained, load, save, save_pretrained
 from .detection import detect
 from .layers import (
+    KEPT,
     BatchNorm,
     Bidirectional,
     Conv1D,
@@ -130,17 +131,21 @@ class DENet(nn.Module):
         if torch.compiler.is_compiling():
             x = self.attended(x)
         else:  # a few at a time: their bands, and the gradients of these, would take most of the memory
-            x = torch.cat([self.attended(part) for part in x.split(self.frames_at_once(x))])
+            parts = x.split(self.frames_at_once(x))
+            x = torch.cat([self.attended(part, KEPT // len(parts)) for part in parts])
         x = self.spatial_dropout(leaky_relu(self.norm1(max_pool(self.conv1(x)))))
         return self.spatial_dropout(leaky_relu(self.norm2(max_pool(self.conv2(x)))))
 
-    def attended(self, x: Tensor) -> Tensor:
-        """Filters, attention and the first pool of frames (frames, samples, 1) -> (frames, samples // 3, 1)."""
+    def attended(self, x: Tensor, kept: int = KEPT) -> Tensor:
+        """Filters, attention and the first pool of frames (frames, samples, 1) -> (frames, samples // 3, 1).
+
+        `kept` is `DELayer`'s.
+        """
         x = self.sinc(x)  # (frames, samples, filters)
         if self.before_pooling:
-            x = self.attention(x)  # (frames, samples, 1)
+            x = self.attention(x, kept)  # (frames, samples, 1)
         x = self.spatial_dropout(leaky_relu(max_pool(x)))
-        return x if self.before_pooling else self.attention(x)
+        return x if self.before_pooling else self.attention(x, kept)
 
     def frames(self, x: Tensor) -> Tensor:
         """x as (batch, seq_len, samples); ValueError if it is anything else."""

@@ -261,14 +261,19 @@ def takes(x: torch.dtype, weights: torch.dtype) -> bool:
     return x == weights or (x, weights) == (torch.float32, torch.bfloat16) and BFLOAT16
 
 
-def band_convolutions(x: Tensor, conv_steps: int, m1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> Tensor:
+def band_convolutions(
+    x: Tensor, conv_steps: int, room: int, m1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor
+) -> tuple[Tensor, Tensor]:
     """`BandConvolutions` of bands x (rows, steps) -> (rows, conv_steps, 10); weights as `BandConvolutions.kernels` has them.
 
-    If those are bfloat16, so is what is between the layers.
+    If those are bfloat16, so is what is between the layers. Returned as well are the second convolution's outputs of as many rows
+    as `room` numbers hold.
     """
-    y = x.new_empty(len(x), conv_steps, 10)
-    _share_out(_forward, len(x), BANDS, x.contiguous(), *_matrices(m1, w2, b2, w3, b3), y)
-    return y
+    y, matrices = x.new_empty(len(x), conv_steps, 10), _matrices(m1, w2, b2, w3, b3)
+    each = (3 * conv_steps + 6) * WIDTH
+    kept = matrices[1].new_empty(min(room // each, len(x)), each)
+    _share_out(_forward, len(x), BANDS, x.contiguous(), *matrices, kept, y)
+    return y, kept
 
 
 def band_gradients(
@@ -276,6 +281,7 @@ def band_gradients(
     so_far: Tensor,
     y: Tensor,
     x: Tensor,
+    kept: Tensor,
     m1: Tensor,
     w2: Tensor,
     b2: Tensor,
@@ -285,7 +291,8 @@ def band_gradients(
 ) -> tuple[Tensor, ...]:
     """Gradients of x, m1, w2 (out, in, 7), b2, w3 (out, in, 7) and b3, those of the weights 0 unless `to_weights`.
 
-    `grad` (rows, conv_steps, 10) is that of y, which `band_convolutions` made of x; `so_far` is added to that of x.
+    `grad` (rows, conv_steps, 10) is that of y, which `band_convolutions` made of x and what is `kept` with it; `so_far` is added
+    to the gradient of x.
     """
     to_x = F.pad(m1[:11].T.unflatten(0, (3, WIDTH))[:, :30], (0, 5)).flatten(0, 1)  # (place in group * in, samples)
     to_h1 = handed_back(w2[:30])
@@ -294,7 +301,7 @@ def band_gradients(
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     matrices = _matrices(m1, w2, b2, w3, b3)[:2]
     paired = True if m1.dtype == torch.bfloat16 else None  # what numba sees is None it leaves out, with types that would not fit
-    arguments = x.contiguous(), *matrices, *backwards, grad.contiguous(), so_far.contiguous(), y, grad_x, to_weights, paired
+    arguments = x.contiguous(), *matrices, *backwards, grad.contiguous(), so_far.contiguous(), y, kept, grad_x, to_weights, paired
     parts = _share_out(_backward, len(x), BANDS, *arguments)
     gm1, *others = (sum(torch.from_numpy(part) for part in found) for found in zip(*parts, strict=True))
     (gw2, gb2), (gw3, gb3) = ((found[:-1].unflatten(0, (7, WIDTH)).permute(2, 1, 0), found[-1]) for found in others)
@@ -590,35 +597,43 @@ def _product_back(y, first, last, start, stop, kernel, transposed):
 
 
 @compiled
-def _hidden_layers(x, m1, m2, window, h1, h2):
-    """The first two convolutions of one band; `window` gets its samples, filled up with zeros. Nobody reads the end of h2."""
-    groups, steps = len(h1) // (3 * WIDTH), len(h2) // WIDTH - 2
+def _first_layer(x, m1, window, h1):
+    """The first convolution of one band; `window` gets its samples, filled up with zeros."""
+    groups = len(h1) // (3 * WIDTH)
     for i in range(min(len(x), len(window))):
         window[i] = _as_in(window, x[i])
     _layer(h1, (0, 3 * WIDTH), window, (0, 6, 0, 1), m1, (0, 3 * WIDTH), (groups, 3 * WIDTH, 1, 11), h1)
+
+
+@compiled
+def _second_layer(h1, m2, h2):
+    """The second convolution; two steps at the end are left as they are: all that they do is to mask gradients that are 0."""
+    steps = len(h2) // WIDTH - 2
     _layer(h2, (0, WIDTH), h1, (0, 3 * WIDTH, WIDTH, 1), m2, (0, WIDTH), (steps, WIDTH, 7, 30), h2)
 
 
 @compiled
-def _forward(first, last, x, m1, m2, m3, y):
+def _forward(first, last, x, m1, m2, m3, kept, y):
     conv_steps = y.shape[1]
     groups = 3 * conv_steps + 8
     window = np.zeros(6 * groups + LANES, m1.dtype)  # the last group reads 11, a pair or a vector more
-    h1, h2 = np.empty(groups * 3 * WIDTH, m1.dtype), np.zeros((groups - 2) * WIDTH, m1.dtype)
+    h1, not_kept = np.empty(groups * 3 * WIDTH, m1.dtype), np.zeros((groups - 2) * WIDTH, m1.dtype)
     out = np.empty((conv_steps, OUT), x.dtype)
     for row in range(first, last):
-        _hidden_layers(x[row], m1, m2, window, h1, h2)
+        h2 = kept[row] if row < len(kept) else not_kept
+        _first_layer(x[row], m1, window, h1)
+        _second_layer(h1, m2, h2)
         _layer(out, (0, OUT), h2, (0, 3 * WIDTH, WIDTH, 1), m3, (0, OUT), (conv_steps, OUT, 7, 30), out)
         y[row] = out[:, :10]
 
 
 @compiled
-def _backward(first, last, x, m1, m2, to_h2, to_h1, to_others, to_x, grad, so_far, y, grad_x, to_weights, paired):
+def _backward(first, last, x, m1, m2, to_h2, to_h1, to_others, to_x, grad, so_far, y, kept, grad_x, to_weights, paired):
     conv_steps = grad.shape[1]
     groups, width = 3 * conv_steps + 8, 3 * WIDTH
     steps = groups - 2
     window = np.zeros(6 * groups + LANES, m1.dtype)  # the last group reads 11, a pair or a vector more
-    h1, h2 = np.empty(groups * width, m1.dtype), np.zeros(steps * WIDTH, m1.dtype)
+    h1, not_kept = np.empty(groups * width, m1.dtype), np.zeros(steps * WIDTH, m1.dtype)
     # Gradients, those of outputs between two rows of zeros, for steps that read beyond the ends.
     g3, g2 = np.zeros((conv_steps + 4) * OUT, m1.dtype), np.zeros((steps + 4) * WIDTH, m1.dtype)
     inside2, inside3 = g2[2 * WIDTH : -2 * WIDTH], g3[2 * OUT : -2 * OUT]
@@ -630,7 +645,10 @@ def _backward(first, last, x, m1, m2, to_h2, to_h1, to_others, to_x, grad, so_fa
     most = (groups + 1) // 2
     pairs_a, pairs_b = np.empty(most * (7 * WIDTH + LANES), np.int32), np.empty(most * width, np.int32)
     for row in range(first, last):
-        _hidden_layers(x[row], m1, m2, window, h1, h2)
+        h2 = kept[row] if row < len(kept) else not_kept
+        _first_layer(x[row], m1, window, h1)
+        if row >= len(kept):
+            _second_layer(h1, m2, h2)
         for step in range(conv_steps):
             for i in range(10):
                 inside3[step * OUT + i] = _as_in(g3, grad[row, step, i] if not y[row, step, i] <= 0 else x.dtype.type(0))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 LEAKY_SLOPE = 0.3  # Keras's default; PyTorch's is 0.01
 LEAST_ROWS = 10  # of a product in `kernels`
+KEPT = 2**25  # numbers, of what the attention could compute again in a backward pass
 FEW_ROWS = range(5, 11)  # of a product with a long kernel that goes to `kernels`: faster there than by oneDNN
 
 
@@ -297,6 +298,7 @@ class DELayer(nn.Module):
     (batch, steps, bands) -> (batch, steps, 1), the sum of the bands weighted by their attention. One small network maps each band
     to one number, a softmax over the bands makes them weights. The original loops over the bands; here they are
     folded into the batch. `rate` is the dropout of the attention weights, which the original asks for and never applies.
+    `kept` is how many numbers may be kept for a backward pass so that it computes less again.
     """
 
     def __init__(self, steps: int, rate: float = 0.0):
@@ -320,7 +322,7 @@ class DELayer(nn.Module):
         """Attention weights (batch, bands) of x (batch, steps, bands); each row sums to 1."""
         return softmax(self.scores(x)[0])
 
-    def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def scores(self, x: Tensor, kept: int = KEPT) -> tuple[Tensor, Tensor]:
         """One number for each band, x (batch, steps, bands) -> (batch, bands), and the bands (batch, bands, steps).
 
         To gradients of the bands that are handed back those of the scores are added where these are made.
@@ -332,13 +334,13 @@ class DELayer(nn.Module):
         if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
             h, x = band_convolutions(h, *weights), h
         else:
-            h, x = band_convolutions_in_parts(h, *weights)
+            h, x = band_convolutions_in_parts(h, kept, *weights)
         h = F.relu(self.dense1(h))
         h = F.relu(self.dense2(h))
         return self.dense3(h).view(batch, bands), x.view(batch, bands, steps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        scores, bands = self.scores(x)
+    def forward(self, x: Tensor, kept: int = KEPT) -> Tensor:
+        scores, bands = self.scores(x, kept)
         weights = self.dropout(softmax(scores))[:, None, :]
         return (weights.to(x.dtype) @ bands).transpose(1, 2)  # (batch, 1, bands) @ (batch, bands, steps)
 
@@ -351,50 +353,53 @@ def band_convolutions(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
     return h.flatten(1)
 
 
-def band_convolutions_in_parts(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-    """`band_convolutions` a few rows at a time, in memory that does not grow with the features, and x for its other readers."""
+def band_convolutions_in_parts(x: Tensor, kept: int, *weights: Tensor) -> tuple[Tensor, Tensor]:
+    """`band_convolutions` a few rows at a time, in memory that does not grow with the features, and x for its other readers.
+
+    `kept` numbers more may be kept for the backward pass.
+    """
     if not torch.is_grad_enabled():
         x, *weights = (tensor.detach() for tensor in (x, *weights))  # else the Function prepares for a backward pass
     apply = BandConvolutions.apply
     if torch.compiler.is_compiling():  # compiled it would keep everything for the backward pass
         apply = torch.compiler.disable(apply)  # as a decorator it would load the compiler with this module
-    return apply(x, *weights)
+    return apply(x, kept, *weights)
 
 
 class BandConvolutions(torch.autograd.Function):
     """`band_convolutions` a few rows at a time, most of it computed again in the backward pass; and x itself.
 
-    What is kept does not grow with the 30 features: x, the result, and the second convolution's output for as many rows as KEPT
-    numbers hold. What is worked on stays in the cache of a CPU. Features are filled up with zeros to WIDTH, whole vectors of a
-    processor, and three steps of them are a row of a matrix, a group: the strides of 3 go from group to group. So the first
+    What is kept does not grow with the 30 features: x, the result, and the second convolution's output for as many rows as
+    `kept` numbers hold. What is worked on stays in the cache of a CPU. Features are filled up with zeros to WIDTH, whole vectors
+    of a processor, and three steps of them are a row of a matrix, a group: the strides of 3 go from group to group. So the first
     convolution, whose one channel would leave vector units idle, is a product with windows of 12 samples, 6 apart, and the
     gradients of the weights are products as well.
 
     Rows are cut, or filled up with zeros, to whole groups: for c = conv_steps, c + 2 behind the second convolution and 3 c + 8
     behind the first.
 
-    In float32 and float64 on a CPU `kernels` computes the same, a row at a time, and keeps nothing but x and the result. Under
-    autocast it rounds what is between the layers to bfloat16 if the processor multiplies that; sums stay float32.
+    In float32 and float64 on a CPU `kernels` computes the same, a row at a time. Under autocast it rounds what is between the
+    layers to bfloat16 if the processor multiplies that; sums stay float32.
     """
 
     WIDTH = 32
     CPU_BUDGET, GPU_BUDGET = 2**20, 2**27  # numbers in the first convolution's output of a part
-    KEPT = 3 * 2**24
 
     @staticmethod
-    def forward(ctx, x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx, x: Tensor, kept: int, *weights: Tensor) -> tuple[Tensor, Tensor]:
         conv_steps = DELayer.conv_steps(x.shape[1])
         ctx.compiled = compiled_kernels(x, least=512) if conv_steps >= LEAST_ROWS else None
         ctx.dtype = autocast_dtype(x)
         if ctx.compiled and not ctx.compiled.takes(x.dtype, ctx.dtype):
             ctx.dtype = x.dtype
         m1, *others = BandConvolutions.kernels(*(weight.to(ctx.dtype) for weight in weights))
+        room = kept if any(ctx.needs_input_grad) else 0
         if ctx.compiled:
-            y = ctx.compiled.band_convolutions(x, conv_steps, m1, *others)
-            ctx.save_for_backward(x, y, *weights)
+            y, h2 = ctx.compiled.band_convolutions(x, conv_steps, room, m1, *others)
+            ctx.save_for_backward(x, y, *weights, h2)
             return y.flatten(1), x
         y = x.new_empty(len(x), conv_steps, 10, dtype=ctx.dtype)
-        kept, room = [], BandConvolutions.KEPT if any(ctx.needs_input_grad) else 0
+        kept = []
         for part in BandConvolutions.parts(x):
             _, h1 = BandConvolutions.first_convolution(x[part].to(ctx.dtype), m1)
             h2 = F.conv2d(images(h1), *others[:2], stride=(1, 3)).relu_()  # (rows, WIDTH, 1, steps / 6)
@@ -444,13 +449,13 @@ class BandConvolutions(torch.autograd.Function):
         weights, kept = weights[:6], iter(weights[6:])
         if torch.is_grad_enabled():
             grad_x, *to_weights = gradients_with_history(band_convolutions, (x, *weights), grad)
-            return None if grad_x is None else grad_x + so_far, *to_weights
+            return None if grad_x is None else grad_x + so_far, None, *to_weights
         matrices = BandConvolutions.kernels(*(weight.to(ctx.dtype) for weight in weights))
-        to_weights = any(ctx.needs_input_grad[1:])
+        to_weights = any(ctx.needs_input_grad[2:])
         grad = grad.view_as(y)  # (rows, steps / 18, 10)
         if ctx.compiled:
-            grad_x, *found = ctx.compiled.band_gradients(grad, so_far, y, x, *matrices, to_weights)
-            return grad_x, *BandConvolutions.weight_gradients(*found)
+            grad_x, *found = ctx.compiled.band_gradients(grad, so_far, y, x, next(kept), *matrices, to_weights)
+            return grad_x, None, *BandConvolutions.weight_gradients(*found)
         grad = torch.ops.aten.threshold_backward(grad, y, 0)
         m1, w2, b2, w3, _ = matrices
         width = BandConvolutions.WIDTH
@@ -481,7 +486,7 @@ class BandConvolutions(torch.autograd.Function):
             g0[:, 1:] += second
             grad_x[part] = g0.flatten(1)[:, : x.shape[1]] + so_far[part]
         gw3 = gm3[:30].view(3, 10, 3, width).flip(0).permute(1, 3, 0, 2).flatten(2)[..., :7]  # (10, WIDTH, 7)
-        return grad_x, *BandConvolutions.weight_gradients(gm1, gw2[:, :, 0], gb2, gw3, grad.sum((0, 1), dtype=gb2.dtype))
+        return grad_x, None, *BandConvolutions.weight_gradients(gm1, gw2[:, :, 0], gb2, gw3, grad.sum((0, 1), dtype=gb2.dtype))
 
     @staticmethod
     def weight_gradients(gm1: Tensor, gw2: Tensor, gb2: Tensor, gw3: Tensor, gb3: Tensor) -> tuple[Tensor, ...]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from denet_torch.layers import band_convolutions_in_parts
+from denet_torch.layers import KEPT, band_convolutions_in_parts
 
 
 def band_weights() -> list[torch.Tensor]:
@@ -11,5 +11,5 @@ def band_weights() -> list[torch.Tensor]:
     return [torch.randn(shape, dtype=torch.float64).mul_(0.3).requires_grad_() for shape in shapes]
 
 
-def in_parts(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-    return band_convolutions_in_parts(x, *weights)[0]
+def in_parts(x: torch.Tensor, *weights: torch.Tensor, kept: int = KEPT) -> torch.Tensor:
+    return band_convolutions_in_parts(x, kept, *weights)[0]

@@ -46,11 +46,24 @@ def test_bands_are_band_convolutions(rows, steps):
     torch.testing.assert_close(*(torch.autograd.grad(y, (x, *weights), grad) for y in (actual, expected)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
+def test_gradients_are_the_same_whatever_is_kept(dtype):
+    torch.manual_seed(0)
+    x, weights = torch.randn(7, 260, requires_grad=True), [weight.detach().float().requires_grad_() for weight in band_weights()]
+    each, found = 32 * (3 * DELayer.conv_steps(260) + 6), []
+    for kept in (0, 3 * each + 1, 7 * each):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            y = in_parts(x, *weights, kept=kept)
+        assert len(y.grad_fn.saved_tensors[-1]) == kept // each
+        found.append((y, *torch.autograd.grad(y.square().sum(), (x, *weights))))
+    assert all(torch.equal(some, none) for more in found[1:] for some, none in zip(more, found[0], strict=True))
+
+
 @pytest.mark.parametrize("steps", [100, 250])  # the plain ones, the compiled ones
 def test_gradients_of_bands_that_are_read_elsewhere_too(steps):
     torch.manual_seed(steps)
     x, weights = torch.randn(5, steps, dtype=torch.float64, requires_grad=True), band_weights()
-    expected, (actual, same) = band_convolutions(x, *weights), band_convolutions_in_parts(x, *weights)
+    expected, (actual, same) = band_convolutions(x, *weights), band_convolutions_in_parts(x, 0, *weights)
     grad, other = torch.randn_like(expected), torch.randn_like(x)
     torch.testing.assert_close(
         torch.autograd.grad((actual, same), (x, *weights), (grad, other)),

@@ -45,8 +45,7 @@ def test_band_convolutions_in_parts_are_band_convolutions(steps, rows, at_once, 
     with pytest.MonkeyPatch.context() as patch:
         groups = 3 * DELayer.conv_steps(steps) + 8
         patch.setattr(BandConvolutions, "CPU_BUDGET", at_once * groups * 96)
-        patch.setattr(BandConvolutions, "KEPT", kept * (groups - 2) * 32)
-        actual = in_parts(x, *weights)
+        actual = in_parts(x, *weights, kept=kept * (groups - 2) * 32)
         torch.testing.assert_close(actual, expected)
         grad = torch.randn_like(expected)
         gradients = torch.autograd.grad(actual, (x, *weights), grad)

@@ -186,8 +186,8 @@ class Product(torch.autograd.Function):
         if torch.is_grad_enabled():
             return gradients_with_history(torch.mm, (x, kernel), grad)
         to_x, to_kernel = ctx.needs_input_grad
-        if to_kernel:  # the narrower one is copied
-            kernel_gradient = product(x.T, grad) if x.shape[1] <= grad.shape[1] else product(grad.T, x).T
+        if to_kernel:  # laid out as the kernel is, so that nobody copies it
+            kernel_gradient = product(x.T, grad) if kernel.is_contiguous() else product(grad.T, x).T
         return product(grad, kernel.T) if to_x else None, kernel_gradient if to_kernel else None
 
 

@@ -209,6 +209,7 @@ def _as_in(_, array, value):
 
 
 _multiply, _layer, _masked = _product(), _product(layer=True), _product(masked=True)
+_low_layer = _product(7 if ROWS == 10 else 4, layer=True)  # where rows are few or sums short
 _add, _add_to_one = _product(SEQUENCES, added=True, streamed=True), _product(1, 2 * SEQUENCES, added=True)
 _add_to_few, _add_back = _product(added=True, streamed=True), _product(SEQUENCES, added=True)
 # Of gradients of weights, which have 11 or 7 * WIDTH rows, in bfloat16 one more; a row in two tiles would be added twice.
@@ -602,7 +603,7 @@ def _first_layer(x, m1, window, h1):
     groups = len(h1) // (3 * WIDTH)
     for i in range(min(len(x), len(window))):
         window[i] = _as_in(window, x[i])
-    _layer(h1, (0, 3 * WIDTH), window, (0, 6, 0, 1), m1, (0, 3 * WIDTH), (groups, 3 * WIDTH, 1, 11), h1)
+    _low_layer(h1, (0, 3 * WIDTH), window, (0, 6, 0, 1), m1, (0, 3 * WIDTH), (groups, 3 * WIDTH, 1, 11), h1)
 
 
 @compiled
@@ -623,7 +624,7 @@ def _forward(first, last, x, m1, m2, m3, kept, y):
         h2 = kept[row] if row < len(kept) else not_kept
         _first_layer(x[row], m1, window, h1)
         _second_layer(h1, m2, h2)
-        _layer(out, (0, OUT), h2, (0, 3 * WIDTH, WIDTH, 1), m3, (0, OUT), (conv_steps, OUT, 7, 30), out)
+        _low_layer(out, (0, OUT), h2, (0, 3 * WIDTH, WIDTH, 1), m3, (0, OUT), (conv_steps, OUT, 7, 30), out)
         y[row] = out[:, :10]
 
 

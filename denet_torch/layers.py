@@ -187,7 +187,7 @@ class Product(torch.autograd.Function):
             return gradients_with_history(torch.mm, (x, kernel), grad)
         to_x, to_kernel = ctx.needs_input_grad
         if to_kernel:  # laid out as the kernel is, so that nobody copies it
-            kernel_gradient = product(x.T, grad) if kernel.is_contiguous() else product(grad.T, x).T
+            kernel_gradient = product(grad.T, x).T if kernel.stride(0) == 1 else product(x.T, grad)
         return product(grad, kernel.T) if to_x else None, kernel_gradient if to_kernel else None
 
 

@@ -20,6 +20,7 @@ from denet_torch.layers import (
     band_convolutions,
     convolve_waveform,
     gru_steps,
+    multiply,
 )
 
 SMALL = {"n_filters": 6, "gru_units": 8, "dense_units": (8, 8)}
@@ -33,6 +34,19 @@ def test_convolve_waveform_is_a_convolution(steps, filters, half, block):
     kernels = torch.randn(filters, 2 * half + 1, dtype=torch.float64)
     expected = F.conv1d(x[:, None], kernels[:, None], padding=half).transpose(1, 2)
     torch.testing.assert_close(convolve_waveform(x, kernels, block), expected)
+
+
+@pytest.mark.parametrize("layout", ["whole", "part", "transposed"])
+def test_gradient_of_a_kernel_lies_as_the_kernel(layout):
+    """Else all of it is copied: of a GRU's gates, which are parts of its kernel, or of a dense layer's, which is transposed."""
+    torch.manual_seed(0)
+    whole = torch.randn(6, 12)
+    kernel = {"whole": whole, "part": whole[:, 4:8], "transposed": whole.T}[layout].detach().requires_grad_()
+    x = torch.randn(5, len(kernel))
+    y = multiply(x, kernel)
+    (gradient,) = torch.autograd.grad(y.square().sum(), kernel)
+    torch.testing.assert_close(gradient, 2 * x.T @ y.detach())
+    assert (gradient.stride(0) == 1) == (kernel.stride(0) == 1)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

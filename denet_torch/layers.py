@@ -325,12 +325,12 @@ class DELayer(nn.Module):
     def scores(self, x: Tensor, kept: int = KEPT) -> tuple[Tensor, Tensor]:
         """One number for each band, x (batch, steps, bands) -> (batch, bands), and the bands (batch, bands, steps).
 
-        To gradients of the bands that are handed back those of the scores are added where these are made.
+        Who else reads the bands is to read these: both gradients of them are then added up in one pass.
         """
         batch, steps, bands = x.shape
         h = x.transpose(1, 2).reshape(batch * bands, steps)
         weights = [tensor for conv in (self.conv1, self.conv2, self.conv3) for tensor in (conv.weight, conv.bias)]
-        # What `torch.compile` runs answers that it is exporting as well.
+        # Under `torch.compile` the answer is that it is exporting, too.
         if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
             h, x = band_convolutions(h, *weights), h
         else:
@@ -370,7 +370,7 @@ class BandConvolutions(torch.autograd.Function):
     """`band_convolutions` a few rows at a time, most of it computed again in the backward pass; and x itself.
 
     What is kept does not grow with the 30 features: x, the result, and the second convolution's output for as many rows as
-    `kept` numbers hold. What is worked on stays in the cache of a CPU. Features are filled up with zeros to WIDTH, whole vectors
+    `room` numbers hold. What is worked on stays in the cache of a CPU. Features are filled up with zeros to WIDTH, whole vectors
     of a processor, and three steps of them are a row of a matrix, a group: the strides of 3 go from group to group. So the first
     convolution, whose one channel would leave vector units idle, is a product with windows of 12 samples, 6 apart, and the
     gradients of the weights are products as well.
@@ -386,14 +386,15 @@ class BandConvolutions(torch.autograd.Function):
     CPU_BUDGET, GPU_BUDGET = 2**20, 2**27  # numbers in the first convolution's output of a part
 
     @staticmethod
-    def forward(ctx, x: Tensor, kept: int, *weights: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx, x: Tensor, room: int, *weights: Tensor) -> tuple[Tensor, Tensor]:
         conv_steps = DELayer.conv_steps(x.shape[1])
         ctx.compiled = compiled_kernels(x, least=512) if conv_steps >= LEAST_ROWS else None
         ctx.dtype = autocast_dtype(x)
         if ctx.compiled and not ctx.compiled.takes(x.dtype, ctx.dtype):
             ctx.dtype = x.dtype
         m1, *others = BandConvolutions.kernels(*(weight.to(ctx.dtype) for weight in weights))
-        room = kept if any(ctx.needs_input_grad) else 0
+        if not any(ctx.needs_input_grad):
+            room = 0
         if ctx.compiled:
             y, h2 = ctx.compiled.band_convolutions(x, conv_steps, room, m1, *others)
             ctx.save_for_backward(x, y, *weights, h2)

@@ -130,11 +130,13 @@ def true_rate(header_rate: int, time_expansion: float) -> int:
 def find(folder: str | Path) -> list[Path]:
     """Audio files in `folder` and below it, by their suffix in either case, sorted.
 
+    Not ._a.wav, which is what macOS keeps of a.wav on other systems' disks.
+
     Raises AudioError if there is no such folder.
     """
     if not Path(folder).is_dir():
         raise AudioError(f"{folder}: no such folder")
-    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("._"))
 
 
 @functools.lru_cache(maxsize=16)

@@ -1,8 +1,11 @@
 """Read a collection's tables and audio headers into one validated index, DIR/index.parquet.
 
-Rows that cannot be used are listed with their reason in DIR/index.report.csv.
+Rows that cannot be used are listed with file, line and reason in DIR/index.report.csv.
 
-Example: python -m tools.index_dataset egyptian_fruit_bats
+Examples:
+  python -m tools.index_dataset egyptian_fruit_bats
+  python -m tools.index_dataset my_recordings --format raven
+  python -m tools.index_dataset my_recordings --format raven --label-column "Call type" --completely-annotated
 """
 
 import argparse
@@ -10,7 +13,7 @@ import resource
 import sys
 import time
 
-from training.collection import INDEX_NAME, CollectionError, build_index, report_path
+from training.collection import INDEX_NAME, CollectionError, build_index, report_path, summary
 from training.formats import READERS
 
 
@@ -18,13 +21,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", metavar="DIR", help="FileInfo.csv, Annotations.csv, files*/*.WAV")
+    parser.add_argument("folder", metavar="DIR", help="recordings and their tables, in any folders below")
     parser.add_argument("--output", metavar="FILE", help=f"default: DIR/{INDEX_NAME}")
     parser.add_argument(
         "--format",
         choices=READERS,
         default="fruit-bats",
         help="what the annotations are (default: the flying-fox collection's two tables)",
+    )
+    parser.add_argument(
+        "--label-column", metavar="NAME", help="column of the labels, where it has none of the usual names"
+    )
+    parser.add_argument(
+        "--completely-annotated",
+        action="store_true",
+        help="recordings without a table hold no call; by default nothing is known of them",
     )
     parser.add_argument(
         "--rate", type=int, metavar="HZ", help="keep only recordings of this rate, if they differ"
@@ -45,18 +56,17 @@ def main() -> int:
         collection, report = build_index(
             args.folder,
             args.output,
+            data_format=args.format,
+            label_column=args.label_column,
+            completely_annotated=args.completely_annotated,
             headers=not args.no_headers,
             rate=args.rate,
             time_expansion=args.time_expansion,
-            read_tables=READERS[args.format],
         )
     except (CollectionError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for table, rows in collection.rows.items():
-        print(f"{table}: {rows['read']} rows read, {rows['kept']} kept, {rows['dropped']} dropped")
-    for (table, action, reason), rows in report.groupby(["table", "action", "reason"]):
-        print(f"  {len(rows)} {action}: {reason} ({table})")
+    print(summary(collection, report))
     index = args.output or collection.root / INDEX_NAME
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = time.perf_counter() - started

@@ -10,9 +10,10 @@ listed with its reason in a report beside the index, so that rows read = rows ke
 dropped. Nothing is written in place of a good index until the new one is complete.
 """
 
+import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,14 +26,31 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from denet_torch import audio
-from training import tables
-from training.tables import ANNOTATIONS, CODE_COLUMNS, FILE_INFO, SEGMENTS, CollectionError, Table
+from training import formats
+from training.tables import (
+    ANNOTATIONS,
+    CODE_COLUMNS,
+    FILE_INFO,
+    FREQUENCY_COLUMNS,
+    SEGMENTS,
+    CollectionError,
+    Reading,
+    Table,
+)
 
 INDEX_NAME = "index.parquet"
-INDEX_VERSION = 1  # of the columns; an index of another one is built anew
+INDEX_VERSION = 2  # of the columns; an index of another one is built anew
 SCAN_BLOCK = 5000  # headers between two saves of a scan
 # Why a span is dropped that lies somewhere in its recording, nobody knows where.
-LOST = ("unparsable number", "end before start", "too few columns", "unknown code")
+LOST = (
+    "unparsable number",
+    "end before start",
+    "no length",
+    "blank field",
+    "too few columns",
+    "unknown code",
+    "no File Offset (s)",
+)
 HEADER_TYPES = {"file": "str", "found": "str", "reason": "str", "samplerate": "int64", "frames": "int64"}
 
 
@@ -42,10 +60,12 @@ class Collection:
 
     recordings: one row each; file_id, file (below root), treatment, channel, recorded, samplerate
         (true rate, Hz), frames (both <NA> in an index made without headers), complete (False if a
-        span of it was dropped, so that what looks like background may be a call).
+        span of it was dropped or nobody annotated it, so that what looks like background may be a call).
     voice: recording (row number in recordings), start, stop, sorted by these.
-    annotations: recording, start, stop, then tables.CODE_COLUMNS, sorted likewise.
+    annotations: recording, start, stop, then tables.CODE_COLUMNS, low_hz and high_hz (Hz, NaN where the
+        table does not tell), sorted likewise.
     contexts: name of each context code. rows: table name -> {"read", "kept", "dropped"}.
+    reading: how it was read.
     """
 
     root: Path
@@ -55,6 +75,12 @@ class Collection:
     contexts: tuple[str, ...]
     time_expansion: float
     rows: dict[str, dict[str, int]]
+    reading: Reading = Reading()
+
+    @property
+    def one_source(self) -> bool:
+        """Whether the annotations stand for voiced segments too, since there is no other table."""
+        return self.reading.data_format != "fruit-bats"
 
     def path(self, recording: int) -> Path:
         """Where a recording lies."""
@@ -79,75 +105,60 @@ def _of(spans: pd.DataFrame, recording: int) -> pd.DataFrame:
     return spans.iloc[first:last]
 
 
-def open_collection(root: str | Path, index: str | Path | None = None) -> Collection:
+def open_collection(root: str | Path, index: str | Path | None = None, **reading) -> Collection:
     """Read the index of the collection in folder `root`, building it first if absent or outdated.
 
-    Raises CollectionError.
+    reading: fields of `Reading`; one that differs from the index's own builds it anew, too. What is not given is as
+    it was when the index was built. Raises CollectionError.
     """
     root = Path(root)
     index = root / INDEX_NAME if index is None else Path(index)
-    if not index.exists() or (root / FILE_INFO).exists() and _outdated(root, index):
-        build_index(root, index)
+    if not index.exists():
+        return build_index(root, index, **reading)[0]
+    facts = _facts(index)
+    before = Reading(**facts.get("reading", {}))
+    wanted = dataclasses.replace(before, **reading)
+    if wanted != before or _outdated(root, facts):
+        return build_index(root, index, **vars(wanted))[0]
     return read_index(index, root)
 
 
 def build_index(
-    root: str | Path,
-    index: str | Path | None = None,
-    *,
-    headers: bool = True,
-    rate: int | None = None,
-    time_expansion: float = 1,
-    read_tables: Callable[[Path, float], tuple[Table, tuple[str, ...]]] | None = None,
+    root: str | Path, index: str | Path | None = None, **reading
 ) -> tuple[Collection, pd.DataFrame]:
     """Write the index of `root` and its report (index.report.csv) and return both.
 
-    headers: scan the audio files too; an interrupted scan goes on where it was.
-    rate: keep recordings of this true rate only; without it a second rate is an error.
-    time_expansion: factor by which the recordings were slowed down.
-    read_tables: reader of another format, given the folder, as those in training/formats.py.
+    reading: fields of `Reading`. An interrupted scan of headers goes on where it was.
     Raises CollectionError for a folder, table or recordings that cannot be used.
     """
     root = Path(root)
     index = root / INDEX_NAME if index is None else Path(index)
+    how = Reading(**reading)
     if not root.is_dir():
         raise CollectionError(f"{root}: no such folder")
-    table, contexts = (read_tables or read_fruit_bats)(root, time_expansion)
+    stamps = formats.stamps(root, how)
+    table, contexts = formats.READERS[how.data_format](root, how)
     try:
         scanned = None
-        if headers:
+        if how.headers:
             scanned = scan_headers(root, table.rows[FILE_INFO]["file"], _scan_path(index))
-        collection, report = _join(root, table, contexts, scanned, rate, time_expansion)
+        collection, report = _join(root, table, contexts, scanned, how)
         with replacing(report_path(index)) as path:
             report.to_csv(path, index=False)
-        _write_index(collection, index)
+        _write_index(collection, index, stamps)
     except OSError as error:
         raise CollectionError(f"{index}: cannot be written ({error.strerror or error})") from None
     _scan_path(index).unlink(missing_ok=True)
     return collection, report
 
 
-def read_fruit_bats(root: Path, time_expansion: float = 1) -> tuple[Table, tuple[str, ...]]:
-    """Both tables of the flying-fox collection and the names of its contexts."""
-    file_info = tables.read_file_info(root / FILE_INFO)
-    annotations = tables.read_annotations(root / ANNOTATIONS)
-    both = Table(
-        file_info.rows | annotations.rows,
-        file_info.read | annotations.read,
-        pd.concat([file_info.report, annotations.report], ignore_index=True),
-    )
-    return both, tables.CONTEXTS
-
-
 def read_index(index: str | Path, root: str | Path | None = None) -> Collection:
     """Read an index; `root` is the folder that the recordings lie in, by default the index's own."""
     index = Path(index)
-    try:
-        table = pq.read_table(index)
-        facts = json.loads(table.schema.metadata[b"collection"])
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CollectionError(f"{index}: is no index of a collection ({reason})") from None
+    facts = _facts(index)
+    if facts.get("version") != INDEX_VERSION:
+        raise CollectionError(f"{index}: is of another version of this program; index the collection again")
+    table = pq.read_table(index)
     recordings = table.drop_columns(["voice", "annotations"]).to_pandas()
     return Collection(
         Path(root or index.parent),
@@ -157,7 +168,31 @@ def read_index(index: str | Path, root: str | Path | None = None) -> Collection:
         tuple(facts["contexts"]),
         facts["time_expansion"],
         facts["rows"],
+        Reading(**facts["reading"]),
     )
+
+
+def _facts(index: Path) -> dict:
+    """What an index says of itself. Raises CollectionError."""
+    try:
+        return json.loads(pq.read_schema(index).metadata[b"collection"])
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise CollectionError(f"{index}: is no index of a collection ({reason})") from None
+
+
+def summary(collection: Collection, report: pd.DataFrame) -> str:
+    """What was read, kept and dropped, and why: a line each."""
+    names = {FILE_INFO: "Recordings", ANNOTATIONS: "Annotations"} if collection.one_source else {}
+    lines = [
+        f"{names.get(table, table)}: {rows['read']} rows read, {rows['kept']} kept, {rows['dropped']} dropped"
+        for table, rows in collection.rows.items()
+    ]
+    for (table, action, reason), rows in report.groupby(["table", "action", "reason"]):
+        first = rows.iloc[0]
+        where = first["file"] + (f" line {first['line']}" if first["line"] else "")
+        lines.append(f"  {len(rows)} {action}: {reason} ({names.get(table, table)}); first: {where}")
+    return "\n".join(lines)
 
 
 def report_path(index: str | Path) -> Path:
@@ -236,8 +271,7 @@ def _join(
     table: Table,
     contexts: tuple[str, ...],
     scanned: pd.DataFrame | None,
-    rate: int | None,
-    time_expansion: float,
+    how: Reading,
 ) -> tuple[Collection, pd.DataFrame]:
     """A collection from its tables and headers, and the report of all that was dropped or cut."""
     report = [table.report]
@@ -245,29 +279,48 @@ def _join(
     if scanned is None:
         recordings = recordings.assign(samplerate=pd.NA, frames=pd.NA)
     else:
-        true_rate = [audio.true_rate(header, time_expansion) for header in scanned["samplerate"]]
-        recordings, dropped = _join_headers(recordings, scanned.assign(samplerate=true_rate), rate)
+        true_rate = [audio.true_rate(header, how.time_expansion) for header in scanned["samplerate"]]
+        recordings, dropped = _join_headers(recordings, scanned.assign(samplerate=true_rate), how.rate)
         report.append(dropped)
     recordings = recordings.astype({"samplerate": "Int64", "frames": "Int64"})
     spans = {}
-    for name in (SEGMENTS, ANNOTATIONS):
+    for name in [name for name in table.rows if name != FILE_INFO]:
         known = table.rows[FILE_INFO]["file_id"]
         spans[name], dropped = _place_spans(table.rows[name], name, recordings, known)
         report.append(dropped)
     report = pd.concat(report, ignore_index=True)
     lost = report[(report["table"] != FILE_INFO) & report["reason"].isin(LOST)]
-    recordings = recordings.assign(complete=~recordings["file_id"].isin(lost["file_id"].dropna()))
+    complete = ~recordings["file_id"].isin(lost["file_id"].dropna())
+    if "annotated" in recordings:
+        complete &= recordings["annotated"]
+    recordings = recordings.drop(columns=["annotated", "source"], errors="ignore").assign(complete=complete)
     kept = {FILE_INFO: recordings} | spans
+    annotations = spans[ANNOTATIONS].reindex(
+        columns=["recording", "start", "stop", *CODE_COLUMNS, *FREQUENCY_COLUMNS]
+    )
     collection = Collection(
         root,
         recordings.drop(columns="line").reset_index(drop=True),
-        spans[SEGMENTS][["recording", "start", "stop"]],
-        spans[ANNOTATIONS][["recording", "start", "stop", *CODE_COLUMNS]],
+        _voice(spans.get(SEGMENTS), annotations, contexts),
+        annotations.astype(dict.fromkeys(FREQUENCY_COLUMNS, "float64")),
         contexts,
-        time_expansion,
+        how.time_expansion,
         {name: _count(name, table.read[name], kept[name], report) for name in kept},
+        how,
     )
     return collection, report
+
+
+def _voice(segments: pd.DataFrame | None, annotations: pd.DataFrame, contexts: tuple[str, ...]) -> pd.DataFrame:
+    """Voiced segments: of their own table, else every annotation that is not named after the background."""
+    if segments is None:
+        segments = annotations[~annotations["context"].isin(background_codes(contexts))]
+    return segments[["recording", "start", "stop"]].reset_index(drop=True)
+
+
+def background_codes(contexts: tuple[str, ...]) -> list[int]:
+    """Codes of annotations by which somebody said that there is no call."""
+    return [code for code, name in enumerate(contexts) if name.strip().casefold() == "background"]
 
 
 def _join_headers(
@@ -299,6 +352,8 @@ def _place_spans(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Spans of kept recordings, cut to their lengths and sorted, with `recording` for file_id."""
     recording = pd.Index(recordings["file_id"]).get_indexer(spans["file_id"])
+    if "onset" in spans:
+        spans = _in_samples(spans, recordings["samplerate"].to_numpy(np.int64), recording)
     frames = recordings["frames"].fillna(np.iinfo(np.int64).max).to_numpy(np.int64)
     length = np.zeros(len(spans), np.int64)
     length[recording >= 0] = frames[recording[recording >= 0]]
@@ -321,6 +376,14 @@ def _place_spans(
     return placed, report
 
 
+def _in_samples(spans: pd.DataFrame, samplerate: np.ndarray, recording: np.ndarray) -> pd.DataFrame:
+    """Spans with start and stop for onset and offset (s); a call shorter than a sample has one."""
+    rate = np.ones(len(spans), np.int64)  # of recordings that were dropped, with their spans
+    rate[recording >= 0] = samplerate[recording[recording >= 0]]
+    start, stop = ((spans[name] * rate).round().astype("int64") for name in ("onset", "offset"))
+    return spans.assign(start=start, stop=np.maximum(stop, start + 1))
+
+
 def _reported(
     rows: pd.DataFrame, table: str, action: str, reason: object, detail: pd.Series
 ) -> pd.DataFrame:
@@ -332,6 +395,7 @@ def _reported(
             "action": action,
             "reason": reason,
             "detail": detail,
+            "file": rows["source"] if "source" in rows else ANNOTATIONS if table == ANNOTATIONS else FILE_INFO,
         }
     )
 
@@ -343,13 +407,14 @@ def _count(name: str, read: int, kept: pd.DataFrame, report: pd.DataFrame) -> di
     return {"read": read, "kept": len(kept), "dropped": dropped}
 
 
-def _write_index(collection: Collection, index: Path) -> None:
+def _write_index(collection: Collection, index: Path, stamps: dict | str) -> None:
     facts = {
         "version": INDEX_VERSION,
         "contexts": collection.contexts,
         "time_expansion": collection.time_expansion,
         "rows": collection.rows,
-        "tables": _table_stamps(collection.root),
+        "reading": vars(collection.reading),
+        "stamps": stamps,
     }
     count = len(collection.recordings)
     table = pa.Table.from_pandas(collection.recordings, preserve_index=False)
@@ -378,15 +443,8 @@ def _unpack(column: pa.ChunkedArray) -> pd.DataFrame:
     return spans
 
 
-def _outdated(root: Path, index: Path) -> bool:
-    """Whether a table changed since the index was made. An unreadable index is left for the user."""
-    try:
-        facts = json.loads(pq.read_schema(index).metadata[b"collection"])
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
-        return False
-    return facts.get("version") != INDEX_VERSION or facts.get("tables") != _table_stamps(root)
-
-
-def _table_stamps(root: Path) -> dict[str, list[int]]:
-    stats = {name: root / name for name in (FILE_INFO, ANNOTATIONS) if (root / name).exists()}
-    return {n: [p.stat().st_size, p.stat().st_mtime_ns] for n, p in stats.items()}
+def _outdated(root: Path, facts: dict) -> bool:
+    """Whether a table or recording was changed or added since the index with these facts was made."""
+    if "reading" not in facts:  # of the first version, which only knew one layout
+        return (root / FILE_INFO).exists()
+    return facts["version"] != INDEX_VERSION or facts["stamps"] != formats.stamps(root, Reading(**facts["reading"]))

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from denet_torch import audio
-from training.collection import Collection, open_collection, replacing
+from training.collection import Collection, background_codes, open_collection, replacing
 from training.labels import IGNORE, STRATEGIES, Labeller, coverage, is_call, merge, subtract
 from training.tables import CollectionError
 
@@ -59,7 +59,8 @@ def find_conflicts(collection: Collection) -> pd.DataFrame:
         voice, spans = _sources(collection, recording)
         rows += [(recording, *piece) for piece in _voice_alone(voice, spans)]
         rows += [(recording, *piece) for piece in _annotation_alone(voice, spans)]
-    return pd.DataFrame(rows, columns=["recording", "kind", "start", "stop"])
+    found = pd.DataFrame(rows, columns=["recording", "kind", "start", "stop"])
+    return found.astype(dict.fromkeys(["recording", "start", "stop"], "int64"))
 
 
 def summarise(
@@ -136,7 +137,9 @@ def frame_edges(length: int, frame: float) -> np.ndarray:
 
 def _sources(collection: Collection, recording: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Merged starts and stops of the voiced segments and of the annotated spans."""
-    both = collection.voice_of(recording), collection.annotations_of(recording)
+    annotated = collection.annotations_of(recording)
+    annotated = annotated[~annotated["context"].isin(background_codes(collection.contexts))]
+    both = collection.voice_of(recording), annotated
     return [merge(spans["start"].to_numpy(), spans["stop"].to_numpy()) for spans in both]
 
 

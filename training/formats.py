@@ -1,140 +1,298 @@
-"""Annotations of other collections, read through crowsetta into the rows of training/tables.py.
+"""Annotations of other collections, made into the rows of training/tables.py.
 
-A recording is paired with its annotation file by name: for `call.wav` Raven's `call.Table.1.selections.txt`
-or `call.txt`, Audacity's `call.txt`; a generic sequence (one CSV) names its recordings itself. Recordings
-without an annotation file are kept, without spans.
+A table belongs to the recording that its rows name (Raven's Begin File, a generic sequence), or else to the one it is
+named after: `call.wav` is described by `call.txt`, `call.Table.1.selections.txt`, `call.wav.Table01.txt` and the like,
+in its folder, or in a folder that holds no recordings. A recording may have several tables; an empty one says that it
+holds no call. A recording without a table is unknown, unless the collection is said to be completely annotated.
 
-One source of spans stands here for both of the flying-fox collection's tables: every annotated span is a
-voiced segment too. A label's place among the sorted labels is its context; who called is unknown (0).
+There is no second table: every annotated call is a voiced segment too. A label's place among the sorted labels is its
+context; who called is unknown (0).
 """
 
-from collections.abc import Iterator
-from pathlib import Path
+import hashlib
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
 
-import crowsetta
 import pandas as pd
 
 from denet_torch import audio
-from training import tables
-from training.collection import read_fruit_bats
-from training.tables import ANNOTATIONS, FILE_INFO, SEGMENTS, CollectionError, Table
+from training import annotations, tables
+from training.annotations import Annotations, NotATable
+from training.tables import ANNOTATIONS, FILE_INFO, CollectionError, Reading, Table
 
-Spans = list[tuple[float, float, str]]  # onset (s), offset (s), label
-
-
-def read_raven(root: Path, time_expansion: float) -> tuple[Table, tuple[str, ...]]:
-    """Recordings below `root` with Raven selection tables, labelled in the column Annotation."""
-    spans = {path: list(_raven(path)) for path in _annotation_files(root)}
-    return _as_tables(root, _paired(root, spans), time_expansion)
-
-
-def read_audacity(root: Path, time_expansion: float) -> tuple[Table, tuple[str, ...]]:
-    """Recordings below `root` with Audacity label tracks."""
-    spans = {path: list(_audacity(path)) for path in _annotation_files(root)}
-    return _as_tables(root, _paired(root, spans), time_expansion)
+# What programs put between a recording's name and the end of its table's.
+_TABLE_WORD = r"(?:table|tables|selections?|labels?|annotations?|results?|audacity|raven|birdnet|batdetect2)"
+_TABLE_NAME = re.compile(rf"((?:[._ -]{_TABLE_WORD}(?:[._ -]?\d+)?)*)\.[^.]+$", re.IGNORECASE)
+# A file of tools.detect with the calls of all recordings, beside one a recording, which a person corrects.
+COMBINED = "combined.txt"
+OWN_RESULTS = ("events.csv", "recordings.csv")  # of tools.detect: what lies below them are no annotations
+OWN_FILES = re.compile(r"index\..*|split-[0-9a-f]+\.csv|truth\.csv")
 
 
-def read_generic(root: Path, time_expansion: float) -> tuple[Table, tuple[str, ...]]:
-    """Recordings named in the generic sequences (*.csv with onset_s and offset_s) in `root`."""
-    recordings: dict[str, list] = {}
-    for path in sorted(root.glob("*.csv")):
-        for annotation in _load(crowsetta.formats.seq.GenericSeq.from_file, path).annots:
-            # The table may name the place where it was written: what counts is the name below root.
-            file = _below(root, Path(annotation.notated_path))
-            spans = recordings.setdefault(file, [])
-            for segment in annotation.seq.segments:
-                if segment.onset_s is None:
-                    raise CollectionError(f"{path}: has no onset_s and offset_s (seconds)")
-                spans.append((segment.onset_s, segment.offset_s, segment.label))
-    if not recordings:
-        raise CollectionError(f"{root}: no generic sequences (*.csv) in this folder")
-    return _as_tables(root, recordings, time_expansion)
+def read_fruit_bats(root: Path, how: Reading) -> tuple[Table, tuple[str, ...]]:
+    """Both tables of the flying-fox collection and the names of its contexts."""
+    file_info = tables.read_file_info(root / FILE_INFO)
+    annotated = tables.read_annotations(root / ANNOTATIONS)
+    both = Table(
+        file_info.rows | annotated.rows,
+        file_info.read | annotated.read,
+        pd.concat([file_info.report, annotated.report], ignore_index=True),
+    )
+    return both, tables.CONTEXTS
 
 
-READERS = {
+def read_tables(root: Path, how: Reading) -> tuple[Table, tuple[str, ...]]:
+    """All recordings below `root` and their calls in tables of one of the formats of training/annotations.py.
+
+    Raises CollectionError if no table could be read.
+    """
+    if not how.headers:
+        raise CollectionError(f"{root}: the seconds of {how.data_format} tables need the recordings' headers (no --no-headers)")
+    return _Collected(root, how).table()
+
+
+READERS: dict[str, Callable[[Path, Reading], tuple[Table, tuple[str, ...]]]] = {
     "fruit-bats": read_fruit_bats,
-    "raven": read_raven,
-    "audacity": read_audacity,
-    "generic": read_generic,
+    **dict.fromkeys(annotations.SUFFIXES, read_tables),
 }
 
 
-def _annotation_files(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() == ".txt")
+def stamps(root: Path, how: Reading) -> dict[str, list[int]] | str:
+    """What changes when a table or recording of a collection does."""
+    if how.data_format == "fruit-bats":
+        stats = {name: (root / name).stat() for name in (FILE_INFO, ANNOTATIONS) if (root / name).exists()}
+        return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    digest = hashlib.sha256()
+    for path in [*audio.find(root), *table_files(root, how.data_format)]:
+        stat = path.stat()
+        digest.update(os.fsencode(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
+    return digest.hexdigest()
 
 
-def _load(reader, path: Path, **options):
-    """What crowsetta reads from `path`; whatever it raises becomes one line."""
-    try:
-        return reader(path, **options)
-    except Exception as error:  # pandas, pandera and crowsetta have a dozen kinds between them
-        reason = str(error).strip().splitlines()[0][:200]
-        raise CollectionError(f"{path}: cannot be read as annotations ({reason})") from None
+def table_files(root: Path, data_format: str) -> list[Path]:
+    """Files below `root` that may be tables of a format, sorted; results of tools.detect and its kind are none."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        here = Path(folder)
+        if here != root and set(OWN_RESULTS) <= set(names):
+            folders.clear()
+            continue
+        # ._a.txt: what macOS keeps of a.txt on other systems' disks.
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        tables_here = [
+            name
+            for name in names
+            if name.lower().endswith(annotations.SUFFIXES[data_format])
+            and not name.startswith(".")
+            and not (here == root and OWN_FILES.fullmatch(name))
+        ]
+        if len(tables_here) > 1 and COMBINED in tables_here:
+            tables_here.remove(COMBINED)
+        found += [here / name for name in tables_here]
+    return sorted(found)
 
 
-def _raven(path: Path) -> Iterator[tuple[float, float, str]]:
-    for box in _load(crowsetta.formats.bbox.Raven.from_file, path).to_bbox():
-        yield box.onset, box.offset, box.label
+def recording_of(table: str) -> str:
+    """The path of a table without all that programs add to the recording's, perhaps without the recording's suffix."""
+    path = PurePosixPath(table)
+    return str(path.with_name(_TABLE_NAME.sub("", path.name) or path.name))
 
 
-def _audacity(path: Path) -> Iterator[tuple[float, float, str]]:
-    track = _load(crowsetta.formats.seq.AudSeq.from_file, path)
-    yield from zip(track.start_times, track.end_times, track.labels, strict=True)
+class Recordings:
+    """Finds the recording that a table means among paths below one folder."""
+
+    def __init__(self, files: list[str]) -> None:
+        self._by_name = defaultdict(list)
+        for place, file in enumerate(files):
+            parts = _parts(file)
+            self._by_name[parts[-1]].append((place, parts, _whole(file)))
+        self._folders = {_parts(file)[:-1] for file in files}
+
+    def named(self, file: str, folder: str = "") -> int | None:
+        """Place of the one that a row of a table in `folder` names: the same path, in the table's folder, or the one
+        whose path ends most like it, whatever the audio suffix; None if there is none or there are several."""
+        wanted, whole = _parts(file), _whole(file)
+        found = self._by_name.get(wanted[-1], [])
+        here = _parts(f"{folder}/x")[:-1]
+        rank = [(_shared(wanted, parts), parts[:-1] == here, path[-1] == whole[-1]) for _, parts, path in found]
+        best = [one[0] for one, value in zip(found, rank, strict=True) if value == max(rank)]
+        return best[0] if len(best) == 1 else None
+
+    def beside(self, table: str) -> int | None:
+        """Place of the one that a table is named after, in its own folder."""
+        name = recording_of(table)
+        parts, whole = _parts(name), _whole(name)
+        found = [one for one in self._by_name.get(parts[-1], []) if one[1] == parts]
+        exact = [place for place, _, path in found if path == whole]
+        return (exact or [place for place, *_ in found] or [None])[0]
+
+    def elsewhere(self, table: str) -> int | None:
+        """Place of the only one that a table in a folder without recordings is named after."""
+        name = _parts(recording_of(table))
+        found = self._by_name.get(name[-1], [])
+        return found[0][0] if len(found) == 1 and name[:-1] not in self._folders else None
 
 
-def _paired(root: Path, annotated: dict[Path, Spans]) -> dict[str, Spans]:
-    """Spans of every recording below root, found by the part of both names before Raven's suffix."""
-    spans = {_stem(path): found for path, found in annotated.items()}
-    files = audio.find(root)
-    unpaired = sorted(set(spans) - {path.with_suffix("") for path in files})
-    if unpaired:
-        raise CollectionError(f"{unpaired[0]}: annotations without a recording of this name")
-    return {str(path.relative_to(root)): spans.get(path.with_suffix(""), []) for path in files}
+def _whole(file: str) -> tuple[str, ...]:
+    """Parts of a path as any system writes it: Windows' and macOS' file names have no case and other accents."""
+    return PurePosixPath(unicodedata.normalize("NFC", file).casefold().replace("\\", "/")).parts or ("",)
 
 
-def _stem(path: Path) -> Path:
-    name = path.name.removesuffix(path.suffix)
-    return path.with_name(name.removesuffix(".selections").partition(".Table.")[0])
+def _parts(file: str) -> tuple[str, ...]:
+    *folders, name = _whole(file)
+    path = PurePosixPath(name)
+    return (*folders, path.stem if path.suffix in audio.SUFFIXES else name)
 
 
-def _below(root: Path, path: Path) -> str:
-    """The longest end of `path` that is a file below root, or its name."""
-    for first in range(len(path.parts)):
-        end = Path(*path.parts[first:])
-        if not end.is_absolute() and ".." not in end.parts and (root / end).is_file():
-            return str(end)
-    return path.name
+def _shared(ours: tuple[str, ...], theirs: tuple[str, ...]) -> int:
+    """Number of equal parts at the end."""
+    count = 0
+    for one, other in zip(reversed(ours), reversed(theirs), strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
 
 
-def _as_tables(
-    root: Path, recordings: dict[str, Spans], time_expansion: float
-) -> tuple[Table, tuple[str, ...]]:
-    labels = sorted({label for spans in recordings.values() for *_, label in spans})
-    context = {label: code for code, label in enumerate(labels)}
-    files, annotations, report = [], [], []
-    for file_id, (file, spans) in enumerate(sorted(recordings.items()), 1):
-        files.append((file_id, file, "", "", "", 0))
+class _Collected:
+    """The recordings and calls of a folder, and the report of what is not used."""
+
+    def __init__(self, root: Path, how: Reading) -> None:
+        self.root, self.how, self.report = root, how, []
+        found = [str(path.relative_to(root)) for path in audio.find(root)]
+        self.files = [file for file in found if self._can_be_named(file)]
+        self.found = len(found)
+        self.recordings = Recordings(self.files)
+        self.annotated = {place: how.completely_annotated for place in range(len(self.files))}
+        self.read, self.calls = 0, []
+
+    def table(self) -> tuple[Table, tuple[str, ...]]:
+        paths = table_files(self.root, self.how.data_format)
+        sources = {str(path.relative_to(self.root)): self._annotations(path) for path in paths}
+        readable = {name: found for name, found in sources.items() if isinstance(found, Annotations)}
+        if paths and not readable:
+            raise CollectionError(f"{paths[0]}: {sources[str(paths[0].relative_to(self.root))]}")
+        if not paths and not self.how.completely_annotated:
+            raise CollectionError(
+                f"{self.root}: no {self.how.data_format} tables (*{', *'.join(annotations.SUFFIXES[self.how.data_format])})"
+            )
+        owners = self._owners(readable)
+        for name, found in sources.items():
+            if isinstance(found, Annotations):
+                self._place(name, found, owners.get(name))
+            else:
+                self._remark(ANNOTATIONS, name, 0, None, "passed over", "no table", found)
+        calls = pd.concat([pd.DataFrame(columns=[*annotations.CALL_COLUMNS, "file_id", "source"]), *self.calls])
+        calls = calls.astype(annotations.CALL_TYPES | {"file_id": "int64", "source": "str"}).reset_index(drop=True)
+        first = annotations.without_repeats(calls, "file_id")
+        for row in calls[~first].itertuples():
+            detail = f"{row.onset:g}..{row.offset:g} s {row.label}"
+            self._remark(ANNOTATIONS, row.source, row.line, row.file_id, "dropped", "duplicate", detail)
+        return self._as_table(calls[first])
+
+    def _as_table(self, calls: pd.DataFrame) -> tuple[Table, tuple[str, ...]]:
+        labels = sorted(calls["label"].unique())
+        context = calls["label"].map({label: code for code, label in enumerate(labels)}).astype("int64")
+        calls = calls.assign(**dict.fromkeys(tables.CODE_COLUMNS, 0))
+        calls["context"] = context
+        for place, known in self.annotated.items():
+            if not known:
+                detail = "its frames are unknown, not background"
+                self._remark(FILE_INFO, self.files[place], 0, place + 1, "kept", "no annotations", detail)
+        rows = [(i, file, "", "", "", 0) for i, file in enumerate(self.files, 1)]
+        frame = pd.DataFrame(rows, columns=tables.RECORDING_COLUMNS).astype(tables.RECORDING_TYPES)
+        frame["recorded"] = pd.to_datetime(frame["recorded"]).astype("datetime64[us]")
+        frame["annotated"] = [self.annotated[i] for i in range(len(rows))]
+        frame["source"] = frame["file"]
+        table = Table(
+            {FILE_INFO: frame, ANNOTATIONS: calls},
+            {FILE_INFO: self.found, ANNOTATIONS: self.read},
+            pd.DataFrame(self.report, columns=tables.REPORT_COLUMNS).astype(tables.REPORT_TYPES),
+        )
+        return table, tuple(labels)
+
+    def _can_be_named(self, file: str) -> bool:
         try:
-            rate = audio.probe(root / file, time_expansion).samplerate
-        except audio.AudioError:
-            rate = 1  # the scan of headers drops the recording and its spans
-        for line, (onset, offset, label) in enumerate(spans, 1):
-            start, stop = round(onset * rate), round(offset * rate)
-            codes = dict.fromkeys(tables.CODE_COLUMNS, 0) | {"context": context[label]}
-            if not 0 <= start < stop:
-                detail = f"{onset:g}..{offset:g} s"
-                for table in (SEGMENTS, ANNOTATIONS):
-                    why = ("end before start", detail)
-                    report.append((table, line, file_id, "dropped", *why))
-                continue
-            annotations.append((file_id, *codes.values(), start, stop, line))
-    annotated = pd.DataFrame(annotations, columns=tables.ANNOTATION_COLUMNS, dtype="int64")
-    frame = pd.DataFrame(files, columns=tables.RECORDING_COLUMNS).astype(tables.RECORDING_TYPES)
-    frame["recorded"] = pd.to_datetime(frame["recorded"]).astype("datetime64[us]")
-    count = sum(len(spans) for spans in recordings.values())
-    table = Table(
-        {FILE_INFO: frame, SEGMENTS: annotated[tables.VOICE_COLUMNS], ANNOTATIONS: annotated},
-        {FILE_INFO: len(files), SEGMENTS: count, ANNOTATIONS: count},
-        pd.DataFrame(report, columns=tables.REPORT_COLUMNS).astype(tables.REPORT_TYPES),
-    )
-    return table, tuple(labels)
+            file.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(file).decode(errors="backslashreplace")
+            self._remark(FILE_INFO, shown, 0, None, "dropped", "bad file name", "is not in UTF-8; rename it")
+            return False
+        return True
+
+    def _annotations(self, path: Path) -> Annotations | str:
+        """What a file says, or why it says nothing."""
+        try:
+            return annotations.read(path, self.how.data_format, self.how.label_column)
+        except (NotATable, OSError) as error:
+            return getattr(error, "strerror", None) or str(error)
+
+    def _owners(self, found: dict[str, Annotations]) -> dict[str, int]:
+        """The recording that each table is named after."""
+        owners = {name: self.recordings.beside(name) for name in found}
+        taken = {place for place in owners.values() if place is not None}
+        far = {name: self.recordings.elsewhere(name) for name, place in owners.items() if place is None}
+        folders = defaultdict(set)
+        for name, place in far.items():
+            folders[place].add(os.path.dirname(name))
+        # An old copy of the tables in another folder is none of a second recording's.
+        far = {name: place for name, place in far.items() if place not in taken and len(folders[place]) == 1}
+        return {name: place for name, place in (owners | far).items() if place is not None}
+
+    def _place(self, name: str, found: Annotations, owner: int | None) -> None:
+        """Take the rows of a table; `owner`: the recording it is named after."""
+        folder = os.path.dirname(name)
+        place_of = {"": owner}
+        for file in {*found.calls["file"], *(remark[1] for remark in found.remarks)} - {""}:
+            place_of[file] = self.recordings.named(file, folder)
+        self.read += found.read
+        for line, file, action, *why in found.remarks:
+            place = place_of[file]
+            self._remark(ANNOTATIONS, name, line, None if place is None else place + 1, action, *why)
+        known = [place for place in place_of.values() if place is not None]
+        self.annotated |= dict.fromkeys(known, True)
+        calls = found.calls if found.true_time else annotations.to_true(found.calls, self.how.time_expansion)
+        place = calls["file"].map(place_of).astype("Int64")
+        calls = calls.assign(file_id=place + 1, source=self._shown(name))
+        lost = calls[place.isna()]
+        good = calls[place.notna()]
+        reason, also = "no such recording", ""
+        if not found.offset_known and not self._counts_from_each_start(good):
+            lost, good, reason = calls, calls[:0], "no File Offset (s)"
+            also = ": its time in the recording is not known"
+        for row in lost.itertuples():
+            file_id = None if pd.isna(row.file_id) or reason == "no such recording" else int(row.file_id)
+            self._remark(ANNOTATIONS, name, row.line, file_id, "dropped", reason, (row.file or name) + also)
+        if not found.read and owner is None:
+            self._remark(ANNOTATIONS, name, 0, None, "passed over", "no such recording", recording_of(name))
+        self.calls.append(good)
+
+    def _counts_from_each_start(self, calls: pd.DataFrame) -> bool:
+        """Whether times of a table of several recordings cannot count from the start of the first one.
+
+        Raven lays recordings end to end. Then calls of one lie before or after all calls of another, and
+        no sooner than the others are long.
+        """
+        ranges = calls.groupby("file_id").agg(onset=("onset", "min"), offset=("offset", "max")).sort_values("onset")
+        begun, last = 0.0, 0.0
+        for file_id, (onset, offset) in zip(ranges.index, ranges.to_numpy(), strict=True):
+            if onset < last or onset < begun - 1e-6:
+                return True
+            try:
+                begun += audio.probe(self.root / self.files[file_id - 1], self.how.time_expansion).duration
+            except audio.AudioError:
+                pass  # is dropped later
+            last = offset
+        return len(ranges) < 2
+
+    def _remark(self, table: str, file: str, line: int, file_id: int | None, action: str, reason: str, detail: str) -> None:
+        self.report.append((table, line, file_id, action, reason, detail, self._shown(file)))
+
+    @staticmethod
+    def _shown(file: str) -> str:
+        """A file's name, whatever its bytes, as text."""
+        return os.fsencode(file).decode(errors="backslashreplace")

@@ -9,9 +9,11 @@ emitter for some. Four strategies say what is a call:
     union         either
 
 A frame belongs to a call if at least `min_overlap` of it lies within calls; its class is the one that
-covers most of it. Frames that cannot be labelled are IGNORE and must not count in a loss or a score:
+covers most of it. An annotation that is itself called "background" is no call.
+Frames that cannot be labelled are IGNORE and must not count in a loss or a score:
   - with `annotation` and `intersection`, all frames of a recording that was never annotated, which says
-    nothing about its calls (two recordings in three, nearly all with calls in them);
+    nothing about its calls (two recordings in three, nearly all with calls in them); where annotations stand
+    for voiced segments too, with every strategy;
   - calls whose class is not known: context and emitter of a voiced segment that is not annotated,
     emitters that are 0 (unknown) or negative (that bat or its addressee);
   - background in a recording of which a table's span was dropped, for it may have lain there;
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from training.collection import Collection
+from training.collection import Collection, background_codes
 
 IGNORE = -100
 BACKGROUND = 0
@@ -76,16 +78,21 @@ class Labeller:
         annotations = collection.annotations
         label = code_label.reindex(_codes(annotations, task), fill_value=IGNORE).to_numpy()
         voice, annotated = _as_spans(collection.voice), _as_spans(annotations, label)
+        no_call = annotations["context"].isin(background_codes(collection.contexts)).to_numpy()
         extra_label = 1 if task == "call" else IGNORE
-        self.spans = _combine(voice, annotated, strategy, extra_label)
-        has_annotation = np.zeros(len(collection.recordings), bool)
+        complete = collection.recordings["complete"].to_numpy()
+        has_annotation = np.zeros(len(complete), bool)
         has_annotation[annotated.recording] = True
+        annotated = annotated.select(~no_call)
+        self.spans = _combine(voice, annotated, strategy, extra_label)
         self.known = np.ones_like(has_annotation)
-        if strategy in ("annotation", "intersection"):
+        if collection.one_source:
+            self.known = has_annotation | complete
+        elif strategy in ("annotation", "intersection"):
             self.known = has_annotation
         self._sources = (voice, annotated) if mask_conflicts else None
         self._masked = has_annotation
-        self._complete = collection.recordings["complete"].to_numpy()
+        self._complete = complete
 
     def __call__(self, recording: int, edges: np.ndarray) -> np.ndarray:
         """Labels (frames,) int64 of frames between `edges` (frames + 1,), in samples of the file."""
@@ -175,7 +182,8 @@ def _classes(collection: Collection, task: str) -> tuple[tuple[str, ...], pd.Ser
     if task == "call":
         return ("background", "call"), pd.Series({0: 1})
     if task == "context":
-        codes, names = np.arange(len(collection.contexts)), collection.contexts
+        codes = np.setdiff1d(np.arange(len(collection.contexts)), background_codes(collection.contexts))
+        names = [collection.contexts[code] for code in codes]
     elif task == "emitter":
         emitters = collection.annotations["emitter"]
         codes = np.sort(emitters[emitters > 0].unique())

@@ -53,9 +53,11 @@ CODE_COLUMNS = [
     "addressee_after",
 ]
 ANNOTATION_COLUMNS = ["file_id", *CODE_COLUMNS, "start", "stop", "line"]
-REPORT_COLUMNS = ["table", "line", "file_id", "action", "reason", "detail"]
+# Lowest and highest frequency of an annotated call (Hz), NaN where its table does not tell.
+FREQUENCY_COLUMNS = ["low_hz", "high_hz"]
+REPORT_COLUMNS = ["table", "line", "file_id", "action", "reason", "detail", "file"]
 REPORT_TYPES = {"line": "int64", "file_id": "Int64"} | dict.fromkeys(
-    ["table", "action", "reason", "detail"], "str"
+    ["table", "action", "reason", "detail", "file"], "str"
 )
 
 
@@ -63,9 +65,29 @@ class CollectionError(ValueError):
     """A collection that cannot be used; the message is one line for the user."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a collection is read; its index keeps this, to be brought up to date in the same way.
+
+    data_format: a key of training.formats.READERS. label_column: the column of the labels, where it has another name
+    than the usual ones. completely_annotated: recordings without a table hold no call. time_expansion: factor by which
+    the recordings were slowed down. rate: keep recordings of this true rate (Hz) only. headers: read the audio files'.
+    """
+
+    data_format: str = "fruit-bats"
+    label_column: str | None = None
+    completely_annotated: bool = False
+    time_expansion: float = 1
+    rate: int | None = None
+    headers: bool = True
+
+
 @dataclass
 class Table:
-    """Rows that can be used, the number of rows read under each table's name, and the report."""
+    """Rows that can be used, the number of rows read under each table's name, and the report.
+
+    Annotations have either start and stop (samples) or, where a table counts in seconds, onset and offset (true ones).
+    """
 
     rows: dict[str, pd.DataFrame]
     read: dict[str, int]
@@ -74,10 +96,11 @@ class Table:
 
 @dataclass
 class _Report:
+    file: str
     rows: list[tuple] = field(default_factory=list)
 
     def add(self, table: str, line: int, file_id: int | None, action: str, why: tuple) -> None:
-        self.rows.append((table, line, file_id, action, *why))
+        self.rows.append((table, line, file_id, action, *why, self.file))
 
     def frame(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows, columns=REPORT_COLUMNS).astype(REPORT_TYPES)
@@ -92,7 +115,7 @@ def read_file_info(path: Path) -> Table:
 
     Raises CollectionError if the file is missing, unreadable or has another header.
     """
-    report, recordings, voice = _Report(), [], array("q")
+    report, recordings, voice = _Report(FILE_INFO), [], array("q")
     ids, files = set(), set()
     rows = segments = 0
     for line, cells in _rows(path, ["FileID", "Treatment ID", "File name", "File folder"]):
@@ -145,7 +168,7 @@ def read_annotations(path: Path) -> Table:
 
     Raises CollectionError if the file is missing, unreadable or has another header.
     """
-    report, annotations, seen = _Report(), array("q"), set()
+    report, annotations, seen = _Report(ANNOTATIONS), array("q"), set()
     rows = 0
     for line, cells in _rows(path, ["FileID", "Emitter", "Addressee", "Context"]):
         rows += 1

@@ -1,0 +1,477 @@
+"""Annotation tables as people have them: what each row says, and why a row cannot be used.
+
+One reader stands here for the index, for tools.evaluate and for tools.detect. `read` takes a Raven selection table, an
+Audacity label track, crowsetta's generic sequence, our own events (.csv, .parquet), a layer of Sonic Visualiser (.svl),
+or a result of BirdNET or BatDetect2. crowsetta reads some of these too, but refuses a table for one row, and
+pandas turns the label 01 into 1: cells are text here until a number is asked for.
+
+Every row of a table is either a call or is dropped with its line and the reason. Nothing is guessed: a number may
+have a decimal point or comma, but what could be read in two ways is dropped.
+
+Programs open a recording at the rate in its header, so that in their tables the seconds of a slowed-down recording
+are the slow ones; in our own and BatDetect2's they are true. `to_true` and `to_file` are the only places that convert.
+"""
+
+import csv
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+
+CALL_COLUMNS = ["file", "onset", "offset", "label", "score", "low_hz", "high_hz", "line"]
+CALL_TYPES = dict.fromkeys(["onset", "offset", "score", "low_hz", "high_hz"], "float64") | {
+    "file": "str",
+    "label": "str",
+    "line": "int64",
+}
+LATEST = 1e9  # s; a number beyond this is no time in a recording
+UNLABELLED = "call"  # the label of all calls of a table that has no labels
+
+
+class NotATable(ValueError):
+    """A file that holds no table of the expected kind; the message says why, without the file's name."""
+
+
+@dataclass
+class Annotations:
+    """What a table says. A call has the columns CALL_COLUMNS: file (the recording that its row names, "" where it names
+    none), onset and offset (s), label, score, low_hz and high_hz (Hz; NaN where not told) and line.
+
+    read: rows of the table. remarks: line, file, action ("dropped", "clipped", "noted"), reason and detail. true_time: its
+    seconds and frequencies are the true ones of a slowed-down recording. offset_known: the times count from the start
+    of the recording that a row names; False if they may count from the start of the first of several.
+    """
+
+    calls: pd.DataFrame
+    read: int
+    remarks: list[tuple[int, str, str, str, str]]
+    true_time: bool = False
+    offset_known: bool = True
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of a table's columns, in lower case, the first that is there counting."""
+
+    onset: tuple[str, ...]
+    offset: tuple[str, ...]
+    label: tuple[str, ...]
+    file: tuple[str, ...] = ()
+    score: tuple[str, ...] = ()
+    low: tuple[str, ...] = ()
+    high: tuple[str, ...] = ()
+    in_file: tuple[str, ...] = ()  # onset within the recording, where `onset` counts from the first of several
+    duration: tuple[str, ...] = ()  # where there is no offset
+    true_time: bool = False
+    needs_file: bool = False
+
+
+LAYOUTS = {
+    "raven": Layout(
+        onset=("begin time (s)", "begin time", "start time (s)", "begin_time_s", "begin time(s)"),
+        offset=("end time (s)", "end time", "stop time (s)", "end_time_s", "end time(s)"),
+        duration=("delta time (s)",),
+        label=(
+            "annotation",
+            "annotations",
+            "species",
+            "common name",
+            "label",
+            "labels",
+            "class",
+            "call type",
+            "species code",
+            "scientific name",
+            "tag",
+        ),
+        file=("begin path", "begin file"),
+        score=("score", "confidence"),
+        low=("low freq (hz)", "low_freq_hz", "low frequency (hz)", "low freq"),
+        high=("high freq (hz)", "high_freq_hz", "high frequency (hz)", "high freq"),
+        in_file=("file offset (s)",),
+    ),
+    "generic": Layout(("onset_s",), ("offset_s",), ("label",), ("notated_path",), needs_file=True),
+    "events": Layout(
+        ("onset",),
+        ("offset",),
+        ("label",),
+        ("file", "recording"),
+        ("score",),
+        ("low_hz",),
+        ("high_hz",),
+        true_time=True,
+        needs_file=True,
+    ),
+    "batdetect2": Layout(
+        ("start_time",),
+        ("end_time",),
+        ("class",),
+        score=("det_prob",),
+        low=("low_freq",),
+        high=("high_freq",),
+        true_time=True,
+    ),
+    "birdnet": Layout(
+        ("start (s)", "start", "offset"),
+        ("end (s)", "end"),
+        ("common name", "common_name", "scientific name", "scientific_name"),
+        ("file", "filepath", "in file"),
+        ("confidence",),
+        duration=("duration",),
+    ),
+}
+SUFFIXES = {
+    "raven": (".txt", ".tsv", ".csv"),
+    "audacity": (".txt", ".ann"),
+    "generic": (".csv",),
+    "events": (".csv", ".parquet"),
+    "svl": (".svl",),
+    "birdnet": (".csv", ".txt"),
+    "batdetect2": (".csv", ".json"),
+}
+
+
+def read(path: Path, data_format: str | None = None, label_column: str | None = None) -> Annotations:
+    """The annotations in a file of a format (a key of SUFFIXES), by default the one that it looks like.
+
+    Raises NotATable, OSError.
+    """
+    if data_format is None:
+        data_format = recognise(path)
+    if path.suffix.lower() == ".parquet":
+        return _parquet(path, label_column)
+    if data_format == "svl":
+        return _layer(path)
+    if data_format == "audacity":
+        return _track(_lines(path.read_bytes()))
+    if path.suffix.lower() == ".json":
+        return _batdetect2(path)
+    return _table(_lines(path.read_bytes()), LAYOUTS[data_format], label_column)
+
+
+def recognise(path: Path) -> str:
+    """The format that a file looks like. Raises NotATable."""
+    suffix = path.suffix.lower()
+    for name, suffixes in {"svl": (".svl",), "batdetect2": (".json",), "events": (".parquet",), "audacity": (".ann",)}.items():
+        if suffix in suffixes:
+            return name
+    lines = _lines(path.read_bytes())
+    for name, layout in LAYOUTS.items():
+        if _header(lines, layout):
+            return name
+    _track(lines)
+    return "audacity"
+
+
+def to_true(calls: pd.DataFrame, time_expansion: float) -> pd.DataFrame:
+    """Calls in the seconds and Hz of a file that was slowed down by a factor, in true ones."""
+    return _stretched(calls, 1 / time_expansion)
+
+
+def to_file(calls: pd.DataFrame, time_expansion: float) -> pd.DataFrame:
+    """The inverse of `to_true`."""
+    return _stretched(calls, time_expansion)
+
+
+def _stretched(calls: pd.DataFrame, factor: float) -> pd.DataFrame:
+    if factor == 1:
+        return calls
+    times = {name: calls[name] * factor for name in ("onset", "offset")}
+    return calls.assign(**times, **{name: calls[name] / factor for name in ("low_hz", "high_hz") if name in calls})
+
+
+def without_repeats(calls: pd.DataFrame, where: str) -> pd.Series:
+    """Which calls are not given a second time: same label and times in the same `where`, and no other frequencies.
+
+    Raven lists a selection once for each view, of which the waveform may have no frequencies.
+    """
+    # Tables of one recording round to the microsecond each in its own way.
+    rounded = calls.assign(onset=calls["onset"].round(5), offset=calls["offset"].round(5))
+    call, band = [where, "onset", "offset", "label"], ["low_hz", "high_hz"]
+    first = ~rounded.duplicated([*call, *band])
+    bare = rounded["low_hz"].isna() & rounded["high_hz"].isna()
+    told = pd.MultiIndex.from_frame(rounded.loc[~bare, call])
+    return first & ~(bare & pd.MultiIndex.from_frame(rounded[call]).isin(told))
+
+
+@dataclass
+class _Rows:
+    """Calls as they are read, and what there is to say of the others."""
+
+    calls: list[tuple] = field(default_factory=list)
+    remarks: list[tuple] = field(default_factory=list)
+    read: int = 0
+
+    def add(self, line: int, file: str, onset: float | str, offset: float | str, label: str, *rest: float) -> None:
+        """A row: a time that is no number is a text; `rest`: score and frequencies."""
+        self.read += 1
+        if reason := _why_not(onset, offset, label):
+            self.remarks.append((line, file, "dropped", *reason))
+            return
+        if onset < 0:
+            self.remarks.append((line, file, "clipped", "before the start", f"{onset:g}..{offset:g} s"))
+        self.calls.append((file, max(0.0, onset), offset, label, *rest, line))
+
+    def note(self, line: int, reason: str, detail: str) -> None:
+        """Something that is true of all rows."""
+        self.remarks.append((line, "", "noted", reason, detail))
+
+    def annotations(self, **facts) -> Annotations:
+        calls = pd.DataFrame(self.calls, columns=CALL_COLUMNS).astype(CALL_TYPES)
+        return Annotations(calls, self.read, self.remarks, **facts)
+
+
+def _why_not(onset: float | str, offset: float | str, label: str) -> tuple[str, str] | None:
+    """Reason and detail of a call that cannot be used; times that are no numbers are texts."""
+    for value, name in ((onset, "onset"), (offset, "offset")):
+        if isinstance(value, str):
+            return ("unparsable number", repr(value[:40])) if value.strip() else ("blank field", name)
+    detail = f"{onset:g}..{offset:g} s"
+    if offset < onset:
+        return "end before start", detail
+    if offset == onset:
+        return "no length", detail
+    if offset <= 0:
+        return "before the start", detail
+    return None if label.strip() else ("blank field", "label")
+
+
+def _lines(data: bytes) -> list[str]:
+    """Lines of a text in UTF-8, UTF-16, or else in Windows' Latin-1, which every byte has a letter in."""
+    wide = None
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        wide = "utf-16"
+    elif len(data) > 3 and data[1:200:2].count(0) > 0.8 * len(data[1:200:2]):
+        wide = "utf-16-le"
+    elif len(data) > 3 and data[0:200:2].count(0) > 0.8 * len(data[0:200:2]):
+        wide = "utf-16-be"
+    if wide:
+        data = data.decode(wide, errors="replace").encode()
+    # Line by line: one wrong byte must not change the umlauts of all others. str.splitlines splits at too much.
+    return [_text(line) for line in re.split(b"\r\n|\n|\r", data.removeprefix(b"\xef\xbb\xbf"))]
+
+
+def _text(line: bytes) -> str:
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            return line.decode(encoding)
+        except UnicodeDecodeError:
+            pass
+    return line.decode("latin-1")
+
+
+@dataclass(frozen=True)
+class _Header:
+    place: int  # of the header among the lines
+    separator: str
+    names: list[str]
+
+
+def _header(lines: list[str], layout: Layout) -> _Header | None:
+    """The first line that is not blank, if it names the columns of a layout."""
+    place = next((i for i, line in enumerate(lines) if line.strip() and not re.fullmatch("sep=.", line)), None)
+    if place is None:
+        return None
+    for separator in "\t;,":
+        names = [_cell(cell).lower() for cell in _cells(lines[place], separator)]
+        ends = set(layout.offset + layout.duration)
+        if set(layout.onset) & set(names) and ends & set(names):
+            if not layout.needs_file or set(layout.file) & set(names):
+                return _Header(place, separator, names)
+    return None
+
+
+def _cell(text: str) -> str:
+    return text.strip().strip('"').strip()
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    """Cells without their quotes; a line whose quotes do not fit, as they are. Unlike csv.reader over a whole
+    table, one such line does not swallow those after it."""
+    if '"' in line:
+        try:
+            return next(csv.reader([line], delimiter=separator, strict=True))
+        except csv.Error:
+            pass
+    return line.split(separator)
+
+
+def _is_quoted(lines: list[str], separator: str) -> bool:
+    """Whether quotes are not part of the cells. Raven writes labels as they are, spreadsheets quote some or all cells.
+
+    Some: then every cell with a quote is one that needs it."""
+    if separator != "\t" or lines[0].startswith('"'):
+        return True
+    cells = [cell for line in lines if '"' in line for cell in line.split("\t") if '"' in cell]
+    return all(re.fullmatch(r'"(?:[^"]|"")*"', cell) and re.search('[,"\t]', cell[1:-1]) for cell in cells)
+
+
+def _table(lines: list[str], layout: Layout, label_column: str | None) -> Annotations:
+    """A table whose first line names its columns."""
+    if not layout.needs_file and not any(line.strip() for line in lines):
+        return _Rows().annotations(true_time=layout.true_time)
+    header = _header(lines, layout)
+    if header is None:
+        columns = " and ".join(f'"{names[0]}"' for names in (layout.onset, layout.offset))
+        raise NotATable(f"its first line does not name the columns {columns}")
+    split = _cells if _is_quoted(lines[header.place :], header.separator) else str.split
+    first = header.place + 2
+    rows = [
+        (number, split(line, header.separator))
+        for number, line in enumerate(lines[header.place + 1 :], first)
+        if line.strip(header.separator + ' "\t\x1a')
+    ]
+    return _calls(header.names, rows, layout, label_column)
+
+
+def _calls(
+    names: list[str], rows: list[tuple[int, list[str]]], layout: Layout, label_column: str | None
+) -> Annotations:
+    """Calls from rows of cells, each with its line, under columns named in lower case."""
+
+    def column(wanted: tuple[str, ...]) -> list[str] | None:
+        place = next((names.index(name) for name in wanted if name in names), None)
+        return None if place is None else [cells[place] if place < len(cells) else "" for _, cells in rows]
+
+    if label_column is not None and label_column.strip().lower() not in names:
+        raise NotATable(f'has no column "{label_column}"; its columns are {", ".join(names)}')
+    labels = column(layout.label if label_column is None else (label_column.strip().lower(),))
+    begin, end, placed = column(layout.onset), column(layout.offset), column(layout.in_file)
+    duration = column(layout.duration) if end is None else None
+    number = _reader_of_numbers([text for texts in (begin, end, placed, duration) if texts for text in texts])
+    files = _files([column((name,)) for name in layout.file], len(rows))
+    found = _Rows()
+    if rows and (labels is None or not any(map(str.strip, labels))):
+        labels = [UNLABELLED] * len(rows)
+        found.note(rows[0][0], "no labels", f'all are "{UNLABELLED}"; the columns are {", ".join(names)}')
+    rest = [column(wanted) or [""] * len(rows) for wanted in (layout.score, layout.low, layout.high)]
+    for i, (line, _) in enumerate(rows):
+        onset = number(begin[i])
+        offset = number(end[i]) if duration is None else _sum(onset, number(duration[i]))
+        if placed is not None and files[i]:
+            length = _sum(offset, -onset if isinstance(onset, float) else onset)
+            onset = number(placed[i])
+            offset = _sum(onset, length)
+        found.add(line, files[i], onset, offset, labels[i], *(_value(texts[i]) for texts in rest))
+    several = len({name for name in files if name}) > 1
+    unknown = layout is LAYOUTS["raven"] and placed is None and several
+    return found.annotations(true_time=layout.true_time, offset_known=not unknown)
+
+
+def _sum(one: float | str, other: float | str) -> float | str:
+    """Of two numbers; the one that is none, if one is."""
+    return next((value for value in (one, other) if isinstance(value, str)), None) or one + other
+
+
+def _files(columns: list[list[str] | None], count: int) -> list[str]:
+    """The recordings that rows name, in the first of the columns that is there and not blank."""
+    columns = [column for column in columns if column is not None]
+    return [next((column[i].strip() for column in columns if column[i].strip()), "") for i in range(count)]
+
+
+def _reader_of_numbers(texts: list[str]):
+    """A function from a text of a table to its number, or to the text if it is none.
+
+    Whether 1,500 is one and a half or many, other numbers tell: with points among them a comma with three digits
+    behind it can be either.
+    """
+    points = any("." in text for text in texts)
+    return partial(_number, thousands=points)
+
+
+def _number(text: str, thousands: bool = False) -> float | str:
+    text = text.strip()
+    if re.fullmatch(r"[+-]?\d*,\d*(?:[eE][+-]?\d+)?", text) and not (thousands and re.fullmatch(r"[+-]?\d{1,3},\d{3}", text)):
+        text = text.replace(",", ".")
+    if not re.fullmatch(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", text, re.ASCII):
+        return text
+    value = float(text)
+    return value if abs(value) <= LATEST else text
+
+
+def _value(text: str) -> float:
+    """A score or frequency, NaN where there is none."""
+    value = _number(text)
+    return math.nan if isinstance(value, str) else value
+
+
+def _track(lines: list[str]) -> Annotations:
+    """An Audacity label track: onset, offset, label; and after it, where it was made in a spectrogram, a line that begins
+    with a backslash and has the frequencies."""
+    found, rows = _Rows(), []
+    filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip(" \t\x1a")]
+    separator = next((s for s in "\t;," if any(_begins_with_numbers(line, s) for _, line in filled)), "\t")
+    if filled and not any(separator in line for _, line in filled):
+        raise NotATable("no line of it begins with two numbers and a tab between them")
+    for line, text in filled:
+        if text.startswith("\\") and rows and rows[-1][2] is None:
+            rows[-1][2] = [*text.split(separator), "", ""][1:3]
+        else:
+            rows.append([line, [*text.split(separator, 2), "", ""][:3], None])
+    number = _reader_of_numbers([cell for _, cells, _ in rows for cell in cells[:2]])
+    labelled = any(cells[2].strip() for _, cells, _ in rows)
+    if rows and not labelled:
+        found.note(rows[0][0], "no labels", f'all are "{UNLABELLED}"')
+    for line, (onset, offset, label), frequencies in rows:
+        # Audacity writes -1 for a bound that was not drawn.
+        low, high = (value if value >= 0 else math.nan for value in map(_value, frequencies or ("", "")))
+        found.add(line, "", number(onset), number(offset), label if labelled else UNLABELLED, math.nan, low, high)
+    return found.annotations()
+
+
+def _begins_with_numbers(line: str, separator: str) -> bool:
+    cells = line.split(separator, 2)
+    return len(cells) > 1 and not any(isinstance(_number(cell), str) for cell in cells[:2])
+
+
+def _layer(path: Path) -> Annotations:
+    """The regions of a layer saved by Sonic Visualiser; a region's value is its score."""
+    try:
+        root = ElementTree.parse(path).getroot()
+        rate = float(root.find("data/model").attrib["sampleRate"])
+        points = [point.attrib for point in root.findall("data/dataset/point")]
+        1 / rate
+    except (ElementTree.ParseError, AttributeError, KeyError, ValueError, ZeroDivisionError) as error:
+        raise NotATable(f"is no layer of regions ({error})") from None
+    found = _Rows()
+    for line, point in enumerate(points, 1):
+        onset, length = (_number(point.get(name, "")) for name in ("frame", "duration"))
+        if not isinstance(onset, str):
+            onset /= rate
+            length = length if isinstance(length, str) else onset + length / rate
+        found.add(line, "", onset, length, point.get("label", ""), _value(point.get("value", "")), math.nan, math.nan)
+    return found.annotations()
+
+
+def _batdetect2(path: Path) -> Annotations:
+    """BatDetect2's .json of a recording."""
+    try:
+        calls = json.loads("\n".join(_lines(path.read_bytes())))["annotation"]
+        calls = [{key: "" if value is None else str(value) for key, value in call.items()} for call in calls]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotATable(f"is no result of BatDetect2 ({error})") from None
+    names = ("start_time", "end_time", "class", "det_prob", "low_freq", "high_freq")
+    found = _Rows()
+    for line, call in enumerate(calls, 1):
+        onset, offset, label, *rest = (call.get(name, "") for name in names)
+        found.add(line, "", _number(onset), _number(offset), label, *map(_value, rest))
+    return found.annotations(true_time=True)
+
+
+def _parquet(path: Path, label_column: str | None) -> Annotations:
+    """Our own events.parquet."""
+    try:
+        table = pd.read_parquet(path)
+    except (ValueError, OSError) as error:  # pyarrow's own are among them
+        raise NotATable(f"cannot be read as a table ({(str(error).splitlines() or [''])[0]})") from None
+    names = [str(name).lower() for name in table.columns]
+    layout = LAYOUTS["events"]
+    if not {*layout.onset, *layout.offset} <= set(names) or not set(layout.file) & set(names):
+        raise NotATable("has no columns file, onset and offset")
+    text = table.astype("str").where(table.notna(), "")
+    return _calls(names, list(enumerate(text.to_numpy().tolist(), 1)), layout, label_column)

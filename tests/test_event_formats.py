@@ -119,7 +119,7 @@ def test_svl(results, tmp_path):
     assert "<!DOCTYPE sonic-visualiser>" in text and 'sampleRate="250000"' in text
     assert 'frame="12500"' in text and 'duration="50000"' in text
     for name, events in (("a.svl", EVENTS[:2]), ("sub/a b.svl", EVENTS[2:])):
-        table = event_formats.read_svl(folder / name)
+        table = event_formats.read_events(folder / name)
         assert spans(table[["onset", "offset", "label"]].values) == spans(r[1:4] for r in events)
         assert table.score.tolist() == [event[4] for event in events]
 
@@ -137,7 +137,7 @@ def test_programs_get_the_times_and_rates_of_the_slow_file(results, tmp_path):
     assert table["Begin Time (s)"].tolist() == [0.5, 15]
     assert set(table["High Freq (Hz)"]) == {12_500}
     folder = written(results, "svl", tmp_path / "out", time_expansion=10)
-    assert event_formats.read_svl(folder / "a.svl").offset.tolist() == [2.5, 15.5]
+    assert event_formats.read_events(folder / "a.svl").offset.tolist() == [2.5, 15.5]
     assert pd.read_csv(tmp_path / "out" / "events.csv").onset.tolist() == [0.05, 1.5, 0]
 
 
@@ -166,5 +166,5 @@ def test_names_that_differ_in_the_suffix_only_keep_their_own_files(results, tmp_
 def test_what_is_no_layer_is_one_line(tmp_path, text):
     (tmp_path / "a.svl").write_text(text)
     with pytest.raises(ValueError, match=r"a\.svl: is no layer") as error:
-        event_formats.read_svl(tmp_path / "a.svl")
+        event_formats.read_events(tmp_path / "a.svl")
     assert "\n" not in str(error.value)

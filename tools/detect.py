@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     decoding = {name: getattr(args, name) for name in DECODING if getattr(args, name) is not None}
     try:
-        reference = event_formats.read_events(args.reference) if args.reference else None
+        reference = event_formats.read_events(args.reference, args.time_expansion) if args.reference else None
         paths = detect_batch.collect(args.paths)
         results = detect_batch.run(job, paths, args.jobs, **decoding)
         if results is None:  # not the first of torchrun's ranks

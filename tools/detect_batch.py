@@ -37,6 +37,7 @@ from denet_torch.detection import (
     frame_probabilities,
     stored_decoding,
 )
+from training.annotations import is_text, text_lines
 from training.collection import replacing
 
 PART_SECONDS = 180
@@ -89,14 +90,15 @@ class Results:
 def collect(paths: Iterable[str]) -> list[Path]:
     """Recordings in the order given, each once: files, folders with all below, patterns, and lists.
 
-    A list is a .txt file with one of the others a line. Raises AudioError for what finds nothing.
+    A list is a .txt file with one of the others a line, relative to it. Raises AudioError for what finds nothing.
     """
     found = []
     for path in paths:
         if Path(path).is_dir():
             matches = audio.find(path)
         elif path.lower().endswith(".txt"):
-            matches = collect(filter(None, map(str.strip, Path(path).read_text().splitlines())))
+            listed = filter(None, map(str.strip, text_lines(Path(path).read_bytes())))
+            matches = collect(_from_list(Path(path), line) for line in listed)
         elif glob.has_magic(path) and not Path(path).exists():
             matches = sorted(map(Path, glob.glob(path, recursive=True)))
         else:
@@ -105,6 +107,15 @@ def collect(paths: Iterable[str]) -> list[Path]:
             raise audio.AudioError(f"{path}: no recordings here")
         found += matches
     return list(dict.fromkeys(found))
+
+
+def _from_list(path: Path, line: str) -> str:
+    """What a line of the list at `path` means: below the list's folder, or else where the program runs."""
+    for name in (line, line.replace("\\", "/")):
+        beside = path.parent / name
+        if beside.exists() or glob.glob(str(beside), recursive=True):
+            return str(beside)
+    return line
 
 
 def run(job: Job, paths: list[Path], processes: int = 1, **decoding) -> Results | None:
@@ -169,6 +180,9 @@ def _plan(
     recordings, failures = {}, {}
     for path in tqdm(paths, desc="headers", unit="file", leave=False):
         try:
+            if not is_text(str(path)):
+                shown = os.fsencode(path).decode(errors="backslashreplace")
+                raise audio.AudioError(f"{shown}: has a name that is not in UTF-8; rename it")
             total = count_frames(model, path, job.time_expansion)
         except audio.AudioError as error:
             failures[path] = str(error)

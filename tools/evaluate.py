@@ -1,12 +1,14 @@
 """Score detected events against a reference.
 
-Both are tables (.csv or .parquet) with the columns file, onset, offset (s), label, and score in the
-estimated one; the reference may also be the truth.csv of tools.make_dataset, a list saved from a report's
-page, or a folder of Sonic Visualiser layers (.svl). The recordings that were searched, with or without
-events, are in recordings.csv beside the estimated table.
+Both are tables, or folders of them: our own (.csv or .parquet with the columns file, onset, offset (s), label and
+score, as events.csv, the truth.csv of tools.make_dataset or a list saved from a report's page), Raven selection
+tables, Audacity label tracks, generic sequences, layers of Sonic Visualiser (.svl), results of BirdNET or BatDetect2.
+A table whose rows name no recording is of the one it is named after; a call given twice counts once. The recordings
+that were searched, with or without events, are in recordings.csv beside the estimated table.
 
-Example:
+Examples:
   python -m tools.evaluate --reference data/truth.csv --estimated detections/events.csv --output scores
+  python -m tools.evaluate --reference corrected_raven_tables/ --estimated detections/events.csv
 """
 
 import argparse
@@ -20,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
         reference, estimated, durations = scores.load(
-            args.reference, args.estimated, args.recordings, args.any_label
+            args.reference, args.estimated, args.recordings, args.any_label, args.time_expansion, args.label_column
         )
         result = scores.score(reference, estimated, durations, args.collar, args.resolution)
         if args.output:
@@ -44,6 +46,16 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--reference", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--label-column", metavar="NAME", help="column of the reference's labels, where it has none of the usual names"
+    )
+    parser.add_argument(
+        "--time-expansion",
+        type=float,
+        default=1,
+        metavar="FACTOR",
+        help="the reference is of recordings slowed down by this factor, and has the slow seconds where a program wrote it",
+    )
     parser.add_argument("--estimated", type=Path, required=True, metavar="FILE")
     parser.add_argument(
         "--recordings",

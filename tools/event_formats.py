@@ -4,11 +4,11 @@ Those programs open a recording at the rate in its header: in their files, times
 recording are the slow ones. The tables have true times. A recording without events has no file.
 """
 
-import itertools
 import os
+import re
 import shutil
+import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -18,28 +18,29 @@ import pandas as pd
 import pyarrow
 import pyarrow.parquet
 
-from denet_torch import audio
-from denet_torch.detection import EVENT_COLUMNS, event_table
+from denet_torch.detection import EVENT_COLUMNS
 from tools.detect_batch import Results
+from training import annotations, formats
+from training.annotations import NotATable
 from training.collection import replacing
 
+SHOWN = 10  # rows that cannot be used, named one by one
 
-def write(results: Results, folder: Path, formats: list[str], time_expansion: float = 1) -> None:
-    """Write events.csv and recordings.csv to `folder`, and each of `formats` (keys of TABLES and PROGRAMS).
+
+def write(results: Results, folder: Path, names: list[str], time_expansion: float = 1) -> None:
+    """Write events.csv and recordings.csv to `folder`, and each of `names` (keys of TABLES and PROGRAMS).
 
     A program's files lie in a folder of its name, which is replaced as a whole.
     """
     write_csv(results.events, folder / "events.csv")
     write_csv(results.recordings, folder / "recordings.csv")
-    for name in formats:
+    for name in names:
         if name in TABLES:
             with replacing(folder / name) as file:
                 TABLES[name](results, file)
-    slow = results.events.assign(
-        onset=results.events.onset * time_expansion, offset=results.events.offset * time_expansion
-    )
+    slow = annotations.to_file(results.events, time_expansion)
     recordings = _recordings(results, time_expansion)
-    for name in formats:
+    for name in names:
         if name in PROGRAMS:
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 new = Path(scratch) / name
@@ -55,71 +56,76 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(file, index=False, float_format="%.6f")
 
 
-def read_events(path: Path) -> pd.DataFrame:
-    """Events with the columns file, onset, offset (s), label, score from a table or a folder of layers.
+def read_events(path: Path, time_expansion: float = 1, label_column: str | None = None) -> pd.DataFrame:
+    """Events with the columns of EVENT_COLUMNS, low_hz and high_hz (Hz, NaN where not told) from a table or all in a folder.
 
-    A table is .csv or .parquet; `recording` is taken for `file`, and without them labels are "call" and
-    scores NaN. A folder holds .svl files, each named after its recording. Raises ValueError.
+    The tables are those of training/annotations.py: our own (.csv, .parquet), Raven's, Audacity's, generic sequences,
+    layers (.svl), BirdNET's and BatDetect2's. A table whose rows name no recording is of the one it is named after. In tables
+    of programs, the seconds are those of a file slowed down by `time_expansion`.
+    Rows that cannot be used are named on stderr. Raises ValueError for what is no table, or has no row that can be used.
     """
-    if path.is_dir():
-        tables = [
-            read_svl(file).assign(file=str(file.relative_to(path).with_suffix("")))
-            for file in sorted(path.rglob("*.svl"))
-        ]
-        if not tables:
-            raise ValueError(f"{path}: no layers (.svl) in this folder")
-        return pd.concat(tables, ignore_index=True)[EVENT_COLUMNS]
-    try:
-        table = (pd.read_parquet if path.suffix.lower() == ".parquet" else pd.read_csv)(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's own are among them
-        raise ValueError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]})") from None
-    table = table.rename(columns={"recording": "file"})
-    if missing := [name for name in ("file", "onset", "offset") if name not in table]:
-        raise ValueError(f"{path}: has no column {missing[0]}")
-    table = table.assign(label=table.get("label", "call"), score=table.get("score", float("nan")))
-    try:
-        table = event_table(table[EVENT_COLUMNS].to_records(index=False).tolist())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    if not (table.onset <= table.offset).all():
-        raise ValueError(f"{path}: an event ends before it begins, or has no onset or offset")
-    return table
+    found, unused, read = [], [], 0
+    for file, name in _tables(path):
+        try:
+            table = annotations.read(file, None, label_column)
+        except FileNotFoundError:
+            raise ValueError(f"{file}: no such file") from None
+        except (NotATable, OSError) as error:
+            reason = f"{file}: {getattr(error, 'strerror', None) or error}"
+            if file == path:
+                raise ValueError(reason) from None
+            unused.append(reason)
+            continue
+        calls = table.calls if table.true_time else annotations.to_true(table.calls, time_expansion)
+        calls = calls.assign(file=calls["file"].where(calls["file"] != "", formats.recording_of(name)))
+        unused += [f"{file} line {line}: {why} ({detail})" for line, _, action, why, detail in table.remarks if action != "noted"]
+        if not table.offset_known:
+            unused.append(f"{file}: no File Offset (s) tells where in its recording a call lies")
+            calls = calls[:0]
+        background = calls["label"].map(annotations.is_background).astype(bool)
+        if background.any():
+            unused.append(f'{file}: {background.sum()} rows "background", which are no calls')
+        found.append(calls[~background])
+        read += table.read
+    if not found:
+        raise ValueError(unused[0] if unused else f"{path}: no tables of events in this folder")
+    events = pd.concat(found, ignore_index=True)
+    if unused and read and not len(events):
+        raise ValueError(unused[0])
+    for line in [*unused[:SHOWN], *([f"{len(unused) - SHOWN} more"] if len(unused) > SHOWN else [])]:
+        print(f"not used: {line}", file=sys.stderr)
+    times = {name: events[name].round(6) for name in ("onset", "offset")}
+    return events.assign(**times)[[*EVENT_COLUMNS, "low_hz", "high_hz"]]
+
+
+def _tables(path: Path) -> list[tuple[Path, str]]:
+    """Files and the names that tell their recordings."""
+    if not path.is_dir():
+        return [(path, path.name)]
+    if (path / "events.csv").exists() and (path / "recordings.csv").exists():
+        return [(path / "events.csv", "events.csv")]  # results of tools.detect
+    return [(file, str(file.relative_to(path))) for file in formats.table_files(path)[0]]
 
 
 def match_files(table: pd.DataFrame, files: Iterable[str]) -> pd.DataFrame:
-    """`table` with every `file` replaced by the one of `files` that it means; others stay as they are.
+    """`table` with every `file` replaced by the one of `files` that it means, and every event once; others stay as they are.
 
     That is the same path, or else the one recording whose path ends like it, whatever the audio suffix.
     Raises ValueError where several do.
     """
-    named = defaultdict(list)
-    for file in files:
-        named[_parts(file)[-1]].append(file)
+    files = list(files)
+    recordings, exact = formats.Recordings(files), set(files)
 
     def meant(file: str) -> str:
-        candidates = named[_parts(file)[-1]]
-        if file in candidates:
+        if file in exact:
             return file
-        shared = [_shared(_parts(file), _parts(candidate)) for candidate in candidates]
-        best = [c for c, count in zip(candidates, shared, strict=True) if count == max(shared)]
-        if len(best) > 1:
-            raise ValueError(f"{file}: may be {best[0]} or {best[1]}")
-        return best[0] if best else file
+        places = recordings.named(file)
+        if len(places) > 1:
+            raise ValueError(f"{file}: may be {files[places[0]]} or {files[places[1]]}")
+        return files[places[0]] if places else file
 
-    return table.assign(file=table.file.map({file: meant(file) for file in table.file.unique()}))
-
-
-def _parts(file: str) -> tuple[str, ...]:
-    path = Path(file)
-    return (path.with_suffix("") if path.suffix.lower() in audio.SUFFIXES else path).parts
-
-
-def _shared(ours: tuple[str, ...], theirs: tuple[str, ...]) -> int:
-    """Number of equal parts at the end."""
-    pairs = zip(reversed(ours), reversed(theirs), strict=False)
-    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    table = table.assign(file=table.file.map({file: meant(file) for file in table.file.unique()}).astype("str"))
+    return table[annotations.is_first(table, "file")].reset_index(drop=True)
 
 
 def frames(results: Results) -> Iterator[pd.DataFrame]:
@@ -148,7 +154,8 @@ def frames_parquet(results: Results, path: Path) -> None:
 def raven(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> None:
     """A selection table a recording, and combined.txt, which Raven pages through the recordings with.
 
-    There the recordings lie end to end in the order of recordings.csv: open them in Raven in that order.
+    There the recordings lie end to end in the order of recordings.csv: open them in Raven in that order. The
+    frequencies are those of the events, or all that a recording has.
     """
     table = pd.DataFrame(
         {
@@ -157,11 +164,11 @@ def raven(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> None:
             "Channel": 1,
             "begin_time_s": events.onset,
             "end_time_s": events.offset,
-            "low_freq_hz": 0.0,
-            "high_freq_hz": events.file.map(recordings.rate).astype(float) / 2,
+            "low_freq_hz": _or(events.get("low_hz"), 0.0),
+            "high_freq_hz": _or(events.get("high_hz"), events.file.map(recordings.rate).astype(float) / 2),
             "Begin Path": events.file.map(os.path.abspath),
             "File Offset (s)": events.onset,
-            "annotation": events.label,
+            "annotation": events.label.map(_one_line),
             "Score": events.score,
         }
     )
@@ -171,27 +178,28 @@ def raven(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> None:
         crowsetta.formats.bbox.Raven(rows.round(6), path, "Annotation").to_file(path)
     start = events.file.map(recordings.duration.cumsum() - recordings.duration).astype(float)
     table = table.assign(begin_time_s=table.begin_time_s + start, end_time_s=table.end_time_s + start)
-    path = folder / "combined.txt"
+    path = folder / formats.COMBINED
     crowsetta.formats.bbox.Raven(table.round(6), path, "Annotation").to_file(path)
+
+
+def _or(values: pd.Series | None, otherwise: pd.Series | float) -> pd.Series | float:
+    return otherwise if values is None else values.fillna(otherwise)
 
 
 def audacity(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> None:
     """A label track a recording."""
-    for file, rows in events.groupby("file"):
-        path = _place(folder, recordings.place[file], ".txt")
-        columns = (rows[name].to_numpy() for name in ("onset", "offset", "label"))
-        crowsetta.formats.seq.AudSeq(*columns, path).to_file(path)
+    _write_tracks(events, recordings, folder, ".txt")
 
 
 def sequence(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> None:
     """crowsetta's generic sequence, all recordings in events.csv."""
-    path, annotations = folder / "events.csv", []
+    path, sequences = folder / "events.csv", []
     for file, rows in events.groupby("file", sort=False):
         onsets, offsets, labels = (rows[name].to_numpy() for name in ("onset", "offset", "label"))
         seq = crowsetta.Sequence.from_keyword(labels=labels, onsets_s=onsets, offsets_s=offsets)
-        annotations.append(crowsetta.Annotation(path.name, notated_path=file, seq=seq))
-    if annotations:
-        crowsetta.formats.seq.GenericSeq(annotations).to_file(path)
+        sequences.append(crowsetta.Annotation(path.name, notated_path=file, seq=seq))
+    if sequences:
+        crowsetta.formats.seq.GenericSeq(sequences).to_file(path)
 
 
 def svl(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> None:
@@ -218,32 +226,20 @@ def svl(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> None:
         path.write_text(head + text + "\n", encoding="utf-8")
 
 
-def read_svl(path: Path) -> pd.DataFrame:
-    """The regions of a layer saved by Sonic Visualiser: onset (s), offset (s), label, score.
-
-    Raises ValueError if the file is no such layer.
-    """
-    try:
-        root = ElementTree.parse(path).getroot()
-        rate = float(root.find("data/model").attrib["sampleRate"])
-        points = [point.attrib for point in root.findall("data/dataset/point")]
-        onsets = [int(point["frame"]) / rate for point in points]
-        lengths = [int(point["duration"]) / rate for point in points]
-        rows = [
-            (onset, onset + length, point.get("label", ""), float(point.get("value", "nan")))
-            for onset, length, point in zip(onsets, lengths, points, strict=True)
-        ]
-    except (ElementTree.ParseError, AttributeError, KeyError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"{path}: is no layer of regions ({error})") from None
-    return pd.DataFrame(rows, columns=["onset", "offset", "label", "score"])
-
-
 def ann(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> None:
-    """A list of onset and offset a recording, as sed_vis and sed_eval read it."""
+    """A list of onset, offset and label a recording, as sed_vis and sed_eval read it."""
+    _write_tracks(events, recordings, folder, ".ann")
+
+
+def _write_tracks(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path, suffix: str) -> None:
+    """Lines of onset, offset and label. Unlike crowsetta's they have no quotes, which Audacity shows as part of a label."""
     for file, rows in events.groupby("file"):
-        path = _place(folder, recordings.place[file], ".ann")
-        columns = rows[["onset", "offset"]]
-        columns.to_csv(path, sep="\t", header=False, index=False, float_format="%.6f")
+        lines = [f"{row.onset:.6f}\t{row.offset:.6f}\t{_one_line(row.label)}\n" for row in rows.itertuples()]
+        _place(folder, recordings.place[file], suffix).write_text("".join(lines), encoding="utf-8")
+
+
+def _one_line(label: str) -> str:
+    return re.sub(r"[\t\r\n]", " ", label)
 
 
 TABLES = {
@@ -258,19 +254,21 @@ def _recordings(results: Results, time_expansion: float) -> pd.DataFrame:
     """By file: rate of its header (Hz), duration at that rate (s), and its place below the folder of all."""
     files = [os.path.abspath(file) for file in results.recordings.file]
     top = os.path.commonpath([os.path.dirname(file) for file in files])
+    places = [os.path.relpath(file, top) for file in files]
+    # A recording's files are named after it without its suffix, or with it where another one has the name without.
+    first = {os.path.splitext(place)[0]: place for place in sorted(places, reverse=True)}
     return pd.DataFrame(
         {
             "rate": results.recordings.samplerate.to_numpy() / time_expansion,
             "duration": results.recordings.duration.to_numpy() * time_expansion,
-            "place": [os.path.relpath(file, top) for file in files],
+            "place": [stem if first[stem := os.path.splitext(place)[0]] == place else place for place in places],
         },
         index=results.recordings.file,
     )
 
 
 def _place(folder: Path, place: str, suffix: str) -> Path:
-    """A new file in `folder` for the recording at `place`, named after it without its suffix if it can be."""
-    path = folder / place
+    """A new file in `folder` for a recording."""
+    path = folder / (place + suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
-    named = path.with_name(path.stem + suffix)
-    return path.with_name(path.name + suffix) if named.exists() else named
+    return path

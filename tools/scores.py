@@ -43,13 +43,18 @@ class Scores:
 
 
 def load(
-    reference: Path, estimated: Path, recordings: Path | None = None, any_label: bool = False
+    reference: Path,
+    estimated: Path,
+    recordings: Path | None = None,
+    any_label: bool = False,
+    time_expansion: float = 1,
+    label_column: str | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float]]:
     """Reference and estimated events and the durations of all recordings searched.
 
     `recordings`: a table with file and duration (s), recordings.csv beside `estimated` by default. Reference
     events in other recordings stay in, under their own file. With `any_label` all are labelled "call".
-    Raises ValueError.
+    `time_expansion` and `label_column` are of the reference (see `read_events`). Raises ValueError.
     """
     recordings = recordings or estimated.with_name("recordings.csv")
     found = read_events(estimated)
@@ -65,7 +70,7 @@ def load(
     found = match_files(found, durations)
     if unknown := sorted(set(found.file) - durations.keys()):
         raise ValueError(f"{estimated}: {unknown[0]} is not in {recordings}")
-    given = match_files(read_events(reference), durations)
+    given = match_files(read_events(reference, time_expansion, label_column), durations)
     if any_label:
         given, found = given.assign(label="call"), found.assign(label="call")
     return given, found, durations

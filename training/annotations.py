@@ -148,10 +148,10 @@ def read(path: Path, data_format: str | None = None, label_column: str | None = 
     if data_format == "svl":
         return _layer(path)
     if data_format == "audacity":
-        return _track(_lines(path.read_bytes()))
+        return _track(text_lines(path.read_bytes()))
     if path.suffix.lower() == ".json":
         return _batdetect2(path)
-    return _table(_lines(path.read_bytes()), LAYOUTS[data_format], label_column)
+    return _table(text_lines(path.read_bytes()), LAYOUTS[data_format], label_column)
 
 
 def recognise(path: Path) -> str:
@@ -160,12 +160,14 @@ def recognise(path: Path) -> str:
     for name, suffixes in {"svl": (".svl",), "batdetect2": (".json",), "events": (".parquet",), "audacity": (".ann",)}.items():
         if suffix in suffixes:
             return name
-    lines = _lines(path.read_bytes())
+    lines = text_lines(path.read_bytes())
     for name, layout in LAYOUTS.items():
         if _header(lines, layout):
             return name
-    _track(lines)
-    return "audacity"
+    first = next((line for line in lines if line.strip()), "")
+    if suffix == ".txt" and not first or any(_begins_with_numbers(line, "\t") for line in lines):
+        return "audacity"
+    raise NotATable(f"is no table of events that is known here; its first line is {first[:80]!r}")
 
 
 def to_true(calls: pd.DataFrame, time_expansion: float) -> pd.DataFrame:
@@ -185,14 +187,19 @@ def _stretched(calls: pd.DataFrame, factor: float) -> pd.DataFrame:
     return calls.assign(**times, **{name: calls[name] / factor for name in ("low_hz", "high_hz") if name in calls})
 
 
-def without_repeats(calls: pd.DataFrame, where: str) -> pd.Series:
+def is_background(label: str) -> bool:
+    """Whether a label says that there is no call."""
+    return label.strip().casefold() == "background"
+
+
+def is_first(calls: pd.DataFrame, where: str) -> pd.Series:
     """Which calls are not given a second time: same label and times in the same `where`, and no other frequencies.
 
     Raven lists a selection once for each view, of which the waveform may have no frequencies.
     """
-    # Tables of one recording round to the microsecond each in its own way.
-    rounded = calls.assign(onset=calls["onset"].round(5), offset=calls["offset"].round(5))
     call, band = [where, "onset", "offset", "label"], ["low_hz", "high_hz"]
+    # Tables of one recording round to the microsecond each in its own way.
+    rounded = calls.reindex(columns=[*call, *band]).round({"onset": 5, "offset": 5})
     first = ~rounded.duplicated([*call, *band])
     bare = rounded["low_hz"].isna() & rounded["high_hz"].isna()
     told = pd.MultiIndex.from_frame(rounded.loc[~bare, call])
@@ -241,8 +248,8 @@ def _why_not(onset: float | str, offset: float | str, label: str) -> tuple[str, 
     return None if label.strip() else ("blank field", "label")
 
 
-def _lines(data: bytes) -> list[str]:
-    """Lines of a text in UTF-8, UTF-16, or else in Windows' Latin-1, which every byte has a letter in."""
+def text_lines(data: bytes) -> list[str]:
+    """The lines of a text in UTF-8, UTF-16, or else in Windows' Latin-1, which every byte has a letter in."""
     wide = None
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         wide = "utf-16"
@@ -254,6 +261,15 @@ def _lines(data: bytes) -> list[str]:
         data = data.decode(wide, errors="replace").encode()
     # Line by line: one wrong byte must not change the umlauts of all others. str.splitlines splits at too much.
     return [_text(line) for line in re.split(b"\r\n|\n|\r", data.removeprefix(b"\xef\xbb\xbf"))]
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name can be written to a table; names may be any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text(line: bytes) -> str:
@@ -451,7 +467,7 @@ def _layer(path: Path) -> Annotations:
 def _batdetect2(path: Path) -> Annotations:
     """BatDetect2's .json of a recording."""
     try:
-        calls = json.loads("\n".join(_lines(path.read_bytes())))["annotation"]
+        calls = json.loads("\n".join(text_lines(path.read_bytes())))["annotation"]
         calls = [{key: "" if value is None else str(value) for key, value in call.items()} for call in calls]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotATable(f"is no result of BatDetect2 ({error})") from None

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from denet_torch import audio
 from training import formats
+from training.annotations import is_background
 from training.tables import (
     ANNOTATIONS,
     CODE_COLUMNS,
@@ -320,7 +321,7 @@ def _voice(segments: pd.DataFrame | None, annotations: pd.DataFrame, contexts: t
 
 def background_codes(contexts: tuple[str, ...]) -> list[int]:
     """Codes of annotations by which somebody said that there is no call."""
-    return [code for code, name in enumerate(contexts) if name.strip().casefold() == "background"]
+    return [code for code, name in enumerate(contexts) if is_background(name)]
 
 
 def _join_headers(

@@ -21,7 +21,7 @@ import pandas as pd
 
 from denet_torch import audio
 from training import annotations, tables
-from training.annotations import Annotations, NotATable
+from training.annotations import SUFFIXES, Annotations, NotATable
 from training.tables import ANNOTATIONS, FILE_INFO, CollectionError, Reading, Table
 
 # What programs put between a recording's name and the end of its table's.
@@ -30,7 +30,7 @@ _TABLE_NAME = re.compile(rf"((?:[._ -]{_TABLE_WORD}(?:[._ -]?\d+)?)*)\.[^.]+$", 
 # A file of tools.detect with the calls of all recordings, beside one a recording, which a person corrects.
 COMBINED = "combined.txt"
 OWN_RESULTS = ("events.csv", "recordings.csv")  # of tools.detect: what lies below them are no annotations
-OWN_FILES = re.compile(r"index\..*|split-[0-9a-f]+\.csv|truth\.csv")
+OWN_FILES = re.compile(r"index\..*|split-[0-9a-f]+\.csv|recordings\.csv")
 
 
 def read_fruit_bats(root: Path, how: Reading) -> tuple[Table, tuple[str, ...]]:
@@ -57,7 +57,7 @@ def read_tables(root: Path, how: Reading) -> tuple[Table, tuple[str, ...]]:
 
 READERS: dict[str, Callable[[Path, Reading], tuple[Table, tuple[str, ...]]]] = {
     "fruit-bats": read_fruit_bats,
-    **dict.fromkeys(annotations.SUFFIXES, read_tables),
+    **dict.fromkeys(SUFFIXES, read_tables),
 }
 
 
@@ -67,33 +67,31 @@ def stamps(root: Path, how: Reading) -> dict[str, list[int]] | str:
         stats = {name: (root / name).stat() for name in (FILE_INFO, ANNOTATIONS) if (root / name).exists()}
         return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     digest = hashlib.sha256()
-    for path in [*audio.find(root), *table_files(root, how.data_format)]:
+    for path in [*audio.find(root), *table_files(root, how.data_format)[0]]:
         stat = path.stat()
         digest.update(os.fsencode(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
     return digest.hexdigest()
 
 
-def table_files(root: Path, data_format: str) -> list[Path]:
-    """Files below `root` that may be tables of a format, sorted; results of tools.detect and its kind are none."""
-    found = []
+def table_files(root: Path, data_format: str | None = None) -> tuple[list[Path], dict[Path, str]]:
+    """Files below `root` that may be tables of a format (any, if none is named), sorted; and what is passed over: why."""
+    suffixes = SUFFIXES[data_format] if data_format else tuple({suffix for some in SUFFIXES.values() for suffix in some})
+    found, passed = [], {}
     for folder, folders, names in os.walk(root):
         here = Path(folder)
         if here != root and set(OWN_RESULTS) <= set(names):
             folders.clear()
+            passed[here] = "results of tools.detect"
             continue
         # ._a.txt: what macOS keeps of a.txt on other systems' disks.
         folders[:] = [name for name in folders if not name.startswith(".")]
-        tables_here = [
-            name
-            for name in names
-            if name.lower().endswith(annotations.SUFFIXES[data_format])
-            and not name.startswith(".")
-            and not (here == root and OWN_FILES.fullmatch(name))
-        ]
-        if len(tables_here) > 1 and COMBINED in tables_here:
-            tables_here.remove(COMBINED)
-        found += [here / name for name in tables_here]
-    return sorted(found)
+        some = [name for name in names if name.lower().endswith(suffixes) and not name.startswith(".")]
+        some = [name for name in some if not (here == root and OWN_FILES.fullmatch(name))]
+        if len(some) > 1 and COMBINED in some:
+            some.remove(COMBINED)
+            passed[here / COMBINED] = "has the calls of the tables beside it"
+        found += [here / name for name in some]
+    return sorted(found), passed
 
 
 def recording_of(table: str) -> str:
@@ -112,15 +110,14 @@ class Recordings:
             self._by_name[parts[-1]].append((place, parts, _whole(file)))
         self._folders = {_parts(file)[:-1] for file in files}
 
-    def named(self, file: str, folder: str = "") -> int | None:
-        """Place of the one that a row of a table in `folder` names: the same path, in the table's folder, or the one
-        whose path ends most like it, whatever the audio suffix; None if there is none or there are several."""
+    def named(self, file: str, folder: str = "") -> list[int]:
+        """Places of those that a row of a table in `folder` may mean: the one of the same path, or those whose paths end
+        most like it, whatever the audio suffix; of equal ones that in the table's folder. None, one or several."""
         wanted, whole = _parts(file), _whole(file)
         found = self._by_name.get(wanted[-1], [])
         here = _parts(f"{folder}/x")[:-1]
-        rank = [(_shared(wanted, parts), parts[:-1] == here, path[-1] == whole[-1]) for _, parts, path in found]
-        best = [one[0] for one, value in zip(found, rank, strict=True) if value == max(rank)]
-        return best[0] if len(best) == 1 else None
+        rank = [(path == whole, _shared(wanted, parts), parts[:-1] == here, path[-1] == whole[-1]) for _, parts, path in found]
+        return [place for (place, *_), value in zip(found, rank, strict=True) if value == max(rank)]
 
     def beside(self, table: str) -> int | None:
         """Place of the one that a table is named after, in its own folder."""
@@ -171,14 +168,16 @@ class _Collected:
         self.read, self.calls = 0, []
 
     def table(self) -> tuple[Table, tuple[str, ...]]:
-        paths = table_files(self.root, self.how.data_format)
+        paths, passed = table_files(self.root, self.how.data_format)
+        for path, reason in passed.items():
+            self._remark(ANNOTATIONS, str(path.relative_to(self.root)), 0, None, "passed over", reason, "")
         sources = {str(path.relative_to(self.root)): self._annotations(path) for path in paths}
         readable = {name: found for name, found in sources.items() if isinstance(found, Annotations)}
         if paths and not readable:
             raise CollectionError(f"{paths[0]}: {sources[str(paths[0].relative_to(self.root))]}")
         if not paths and not self.how.completely_annotated:
             raise CollectionError(
-                f"{self.root}: no {self.how.data_format} tables (*{', *'.join(annotations.SUFFIXES[self.how.data_format])})"
+                f"{self.root}: no {self.how.data_format} tables (*{', *'.join(SUFFIXES[self.how.data_format])})"
             )
         owners = self._owners(readable)
         for name, found in sources.items():
@@ -188,7 +187,7 @@ class _Collected:
                 self._remark(ANNOTATIONS, name, 0, None, "passed over", "no table", found)
         calls = pd.concat([pd.DataFrame(columns=[*annotations.CALL_COLUMNS, "file_id", "source"]), *self.calls])
         calls = calls.astype(annotations.CALL_TYPES | {"file_id": "int64", "source": "str"}).reset_index(drop=True)
-        first = annotations.without_repeats(calls, "file_id")
+        first = annotations.is_first(calls, "file_id")
         for row in calls[~first].itertuples():
             detail = f"{row.onset:g}..{row.offset:g} s {row.label}"
             self._remark(ANNOTATIONS, row.source, row.line, row.file_id, "dropped", "duplicate", detail)
@@ -201,8 +200,8 @@ class _Collected:
         calls["context"] = context
         for place, known in self.annotated.items():
             if not known:
-                detail = "its frames are unknown, not background"
-                self._remark(FILE_INFO, self.files[place], 0, place + 1, "kept", "no annotations", detail)
+                detail = "its frames are not background: nobody said that there is no call"
+                self._remark(FILE_INFO, self.files[place], 0, place + 1, "unknown", "no table", detail)
         rows = [(i, file, "", "", "", 0) for i, file in enumerate(self.files, 1)]
         frame = pd.DataFrame(rows, columns=tables.RECORDING_COLUMNS).astype(tables.RECORDING_TYPES)
         frame["recorded"] = pd.to_datetime(frame["recorded"]).astype("datetime64[us]")
@@ -216,13 +215,9 @@ class _Collected:
         return table, tuple(labels)
 
     def _can_be_named(self, file: str) -> bool:
-        try:
-            file.encode()
-        except UnicodeEncodeError:
-            shown = os.fsencode(file).decode(errors="backslashreplace")
-            self._remark(FILE_INFO, shown, 0, None, "dropped", "bad file name", "is not in UTF-8; rename it")
-            return False
-        return True
+        if not (good := annotations.is_text(file)):
+            self._remark(FILE_INFO, file, 0, None, "dropped", "bad file name", "is not in UTF-8; rename it")
+        return good
 
     def _annotations(self, path: Path) -> Annotations | str:
         """What a file says, or why it says nothing."""
@@ -248,7 +243,8 @@ class _Collected:
         folder = os.path.dirname(name)
         place_of = {"": owner}
         for file in {*found.calls["file"], *(remark[1] for remark in found.remarks)} - {""}:
-            place_of[file] = self.recordings.named(file, folder)
+            places = self.recordings.named(file, folder)
+            place_of[file] = places[0] if len(places) == 1 else None
         self.read += found.read
         for line, file, action, *why in found.remarks:
             place = place_of[file]

@@ -17,7 +17,7 @@ from training.conflicts import draw_by_name, write_report
 from training.tables import CollectionError
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument(
         "--output", required=True, metavar="PATH", help="folder, or with --recording an image file"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     try:
         if args.recording:
             draw_by_name(args.folder, args.recording, args.output)

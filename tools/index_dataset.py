@@ -14,10 +14,12 @@ import sys
 import time
 
 from training.collection import INDEX_NAME, CollectionError, build_index, report_path, summary
+from training.config import Config
 from training.formats import READERS
+from training.labels import Labeller, short_calls
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -50,7 +52,7 @@ def main() -> int:
     parser.add_argument(
         "--no-headers", action="store_true", help="check the tables only, touch no audio file"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     started = time.perf_counter()
     try:
         collection, report = build_index(
@@ -67,6 +69,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(summary(collection, report))
+    if collection.one_source and (told := short_calls(collection, Labeller(collection).spans, Config.frame_seconds)):
+        print(f"warning: {told}")
     index = args.output or collection.root / INDEX_NAME
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = time.perf_counter() - started

@@ -334,7 +334,7 @@ def _table(lines: list[str], layout: Layout, label_column: str | None) -> Annota
     header = _header(lines, layout)
     if header is None:
         columns = " and ".join(f'"{names[0]}"' for names in (layout.onset, layout.offset))
-        raise NotATable(f"its first line does not name the columns {columns}")
+        raise NotATable(f"has no first line with the columns {columns}")
     split = _cells if _is_quoted(lines[header.place :], header.separator) else str.split
     first = header.place + 2
     rows = [
@@ -424,6 +424,8 @@ def _track(lines: list[str]) -> Annotations:
     separator = next((s for s in "\t;," if any(_begins_with_numbers(line, s) for _, line in filled)), "\t")
     if filled and not any(separator in line for _, line in filled):
         raise NotATable("no line of it begins with two numbers and a tab between them")
+    if other := next((name for name, layout in LAYOUTS.items() if _header(lines, layout)), None):
+        raise NotATable(f"is no label track, but looks like a table of the format {other}")
     for line, text in filled:
         if text.startswith("\\") and rows and rows[-1][2] is None:
             rows[-1][2] = [*text.split(separator), "", ""][1:3]

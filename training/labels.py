@@ -137,6 +137,21 @@ def quiet_spans(collection: Collection) -> Spans:
     return quiet.select(collection.recordings["complete"].to_numpy()[quiet.recording])
 
 
+def short_calls(collection: Collection, spans: Spans, frame_seconds: float, min_overlap: float = 0.5) -> str:
+    """A line on the calls that are too short to be `min_overlap` of any frame and label none; "" if there are none."""
+    samplerate = collection.recordings["samplerate"].to_numpy(np.int64)
+    seconds = (spans.stop - spans.start) / samplerate[spans.recording]
+    short = seconds < min_overlap * frame_seconds - 1e-6
+    if not short.any():
+        return ""
+    # Wherever a call lies, some frame of its length or less is half of it.
+    catching = np.format_float_positional(np.quantile(seconds, 0.05), 2, fractional=False)
+    return (
+        f"{short.sum()} of {len(short)} annotated calls are shorter than {min_overlap * frame_seconds * 1000:.3g} ms, "
+        f"{min_overlap:g} of a frame, and label none; --frame-seconds {catching} would catch nearly all"
+    )
+
+
 def is_call(
     start: np.ndarray, stop: np.ndarray, edges: np.ndarray, min_overlap: float
 ) -> np.ndarray:

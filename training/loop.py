@@ -34,7 +34,7 @@ from .bfloat16 import cpu_has_bfloat16, emulated
 from .collection import INDEX_NAME, open_collection, replacing
 from .config import Config, TrainingError
 from .evaluation import Predictions, choose_decoding, collate, predict, scores
-from .labels import IGNORE
+from .labels import IGNORE, short_calls
 from .losses import frame_weights
 from .metrics import predict as answers
 from .mixing import Mixer, find_backgrounds
@@ -252,6 +252,9 @@ class Trainer:
         self.say(f"resuming from {path}")
 
     def _describe(self) -> None:
+        labeller = self.data.labeller
+        if told := short_calls(self.data.collection, labeller.spans, self.config.frame_seconds, labeller.min_overlap):
+            self.say(f"warning: {told}")
         index = self.data.collection.root / INDEX_NAME
         describe(self.out, self.config, hashlib.sha256(index.read_bytes()).hexdigest(), self.data.split.version)
         write_split(self.data.split, self.data.collection, self.out)

@@ -57,18 +57,21 @@ def hz_to_mel(hz: float) -> float:
     return 2595 * math.log10(1 + hz / 700)
 
 
-def sinc_filters(filt_b1: Tensor, filt_band: Tensor, sr: float, taps: int = 251) -> Tensor:
+def sinc_filters(
+    filt_b1: Tensor, filt_band: Tensor, sr: float, taps: int = 251, window: Tensor | None = None, highest: float | None = None
+) -> Tensor:
     """Band-pass filters (filters, taps) between the cuts |b1| + 50/sr and low + |band| + 50/sr, in cycles per sample.
 
     Each filter is divided by the maximum of its own taps, then multiplied by 0.54 - 0.46 cos(2 pi n / taps) with n equally
     spaced from 0 to `taps`, both ends included (a symmetric window; `torch.hamming_window`'s default is the periodic one). The
     order of the operations is the original's: the difference of the two low-pass filters cancels, so that another order is
-    another float32 result.
+    another float32 result. `window` (taps,) replaces that window, `highest` (cycles per sample) limits the upper cuts: SincNet's.
     """
     exact = {"dtype": torch.float64, "device": filt_b1.device}  # constants are rounded once, as numpy's are in the original
     t = (torch.arange(1, taps // 2 + 1, **exact) / sr).to(filt_b1.dtype)  # s
     n = torch.linspace(0, taps, taps, **exact)
-    window = (0.54 - 0.46 * torch.cos(2 * math.pi * n / taps)).to(filt_b1.dtype)
+    if window is None:
+        window = (0.54 - 0.46 * torch.cos(2 * math.pi * n / taps)).to(filt_b1.dtype)
 
     def low_pass(cut: Tensor) -> Tensor:  # (filters, 1) -> (filters, taps)
         angle = 2 * math.pi * (cut * sr) * t
@@ -77,6 +80,8 @@ def sinc_filters(filt_b1: Tensor, filt_band: Tensor, sr: float, taps: int = 251)
 
     low = filt_b1.abs()[:, None] + 50 / sr
     high = low + (filt_band.abs()[:, None] + 50 / sr)
+    if highest is not None:
+        high = high.clamp(max=highest)
     band_pass = low_pass(high) - low_pass(low)
     return band_pass / band_pass.amax(dim=1, keepdim=True) * window
 

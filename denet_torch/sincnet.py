@@ -1,0 +1,185 @@
+"""SincNet (Ravanelli and Bengio, *Speaker recognition from raw waveform with SincNet*, 2018, arXiv 1808.00158) in PyTorch.
+
+Equal to the published code (github.com/mravanelli/SincNet, MIT: `SincNet` and two `MLP`s, as cfg/SincNet_TIMIT.cfg has them):
+one answer for a chunk of waveform, 200 ms in the paper. Here a chunk is `seq_len` frames of `samples` samples, a frame being the
+hop from one chunk to the next, so that what reads recordings frame by frame reads them for both models.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import all_ranks_statistics, hz_to_mel, mel_to_hz, sinc_filters
+
+SLOPE = 0.2  # of LeakyReLU; Keras's default and DENet's is 0.3
+POOL = 3
+
+
+class SincConvolution(nn.Module):
+    """Convolution of waveforms with learned band-pass filters, where all taps meet samples: no padding.
+
+    (batch, steps) -> (batch, filters, steps - taps + 1). The parameters are in Hz: the low cut |low_hz| + 50 and the bandwidth
+    |band_hz| + 50, the upper cut at most sr / 2. `taps` is made odd. First cuts are equally spaced in mel from 30 Hz to
+    sr / 2 - 100.
+    """
+
+    def __init__(self, filters: int, taps: int, sr: float):
+        super().__init__()
+        self.taps, self.sr = taps + 1 - taps % 2, sr
+        mel = torch.linspace(hz_to_mel(30), hz_to_mel(sr / 2 - 100), filters + 1, dtype=torch.float64)
+        cuts = mel_to_hz(mel)
+        self.low_hz = nn.Parameter(cuts[:-1].to(torch.get_default_dtype()))
+        self.band_hz = nn.Parameter(cuts.diff().to(torch.get_default_dtype()))
+
+    def filters(self) -> Tensor:
+        """The filters (filters, taps), made in float64: their differences cancel, and there are few of them."""
+        low, band = (cut.double() / self.sr for cut in (self.low_hz, self.band_hz))
+        return sinc_filters(low, band, self.sr, self.taps, self.window(), 0.5).to(self.low_hz.dtype)
+
+    def window(self) -> Tensor:
+        """Half a Hamming window with steps of (taps / 2 - 1) / (taps // 2 - 1), 1 in the middle, and its mirror image (taps,)."""
+        half = self.taps // 2
+        n = torch.linspace(0, self.taps / 2 - 1, half, dtype=torch.float64, device=self.low_hz.device)
+        left = 0.54 - 0.46 * torch.cos(2 * math.pi * n / self.taps)
+        return torch.cat([left, left.new_ones(1), left.flip(0)])
+
+    def cuts_hz(self) -> tuple[Tensor, Tensor]:
+        """Low and high cut of each filter (filters,), in Hz."""
+        low = self.low_hz.detach().abs() + 50
+        return low, (low + self.band_hz.detach().abs() + 50).clamp(max=self.sr / 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv1d(x[:, None], self.filters()[:, None])
+
+
+class SampleNorm(nn.Module):
+    """Layer norm over the last axis alone, with the deviation of a sample (n - 1) and 1e-6 added to it.
+
+    `gamma` and `beta` have `shape`, all axes but the batch's: each channel of each step has its own.
+    """
+
+    def __init__(self, *shape: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(shape))
+        self.beta = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sample_norm(x, self.gamma, self.beta)
+
+
+def sample_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    mean = x.mean(-1, keepdim=True)
+    deviation = x.std(-1, keepdim=True)
+    return gamma * (x - mean) / (deviation + 1e-6) + beta
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """PyTorch's batch norm with a momentum of 0.05, over the rows of all ranks."""
+
+    def __init__(self, features: int):
+        super().__init__(features, momentum=0.05)
+        self.num_batches_tracked = None  # of use to a cumulative average only
+
+    def forward(self, x: Tensor) -> Tensor:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not (self.training and distributed):
+            return super().forward(x)
+        variance, mean = torch.var_mean(x, dim=0, correction=0)
+        mean, variance, n = all_ranks_statistics(mean, variance, len(x))
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_((variance * (n / (n - 1))).to(self.running_var), self.momentum)
+        return (x - mean) * (self.weight * torch.rsqrt(variance + self.eps)) + self.bias
+
+
+class Hidden(nn.Linear):
+    """A layer of the fully connected parts: weights uniform within a tenth or so of Glorot's bound, bias 0."""
+
+    def reset_parameters(self) -> None:
+        bound = math.sqrt(0.01 / (self.in_features + self.out_features))
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.zeros_(self.bias)
+
+
+def leaky_relu(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, SLOPE)
+
+
+class SincNet(nn.Module):
+    """The whole network: sinc filters and two convolutions, each pooled and normalised; hidden layers; classes.
+
+    `input_shape`: (seq_len, samples) or (seq_len, samples, 1): a chunk is seq_len * samples samples at `sr` Hz. `n_filters`,
+    `taps`: filters and their lengths of the three convolutions. `hidden`: units of the fully connected layers.
+
+    `detection`: as DENet's. Raises ValueError if a chunk is too short for the convolutions.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        n_classes: int,
+        sr: int = 16000,
+        *,
+        n_filters: tuple[int, ...] = (80, 60, 60),
+        taps: tuple[int, ...] = (251, 5, 5),
+        hidden: tuple[int, ...] = (2048, 2048, 2048),
+    ):
+        super().__init__()
+        if len(input_shape) not in (2, 3) or tuple(input_shape[2:]) not in ((), (1,)):
+            raise ValueError(f"input_shape must be (seq_len, samples) or (seq_len, samples, 1), not {tuple(input_shape)}")
+        if len(n_filters) != len(taps) or not n_filters:
+            raise ValueError(f"n_filters and taps must be of as many convolutions, not {len(n_filters)} and {len(taps)}")
+        self.seq_len, self.samples = input_shape[:2]
+        self.n_classes, self.sr = n_classes, sr
+        self.config = {
+            "input_shape": [self.seq_len, self.samples, 1],
+            "n_classes": n_classes,
+            "sr": sr,
+            "n_filters": list(n_filters),
+            "taps": list(taps),
+            "hidden": list(hidden),
+        }
+        self.detection: dict | None = None
+        self.sinc = SincConvolution(n_filters[0], taps[0], sr)
+        self.convs = nn.ModuleList(nn.Conv1d(a, b, k) for a, b, k in zip(n_filters, n_filters[1:], taps[1:], strict=False))
+        self.input_norm = SampleNorm(self.chunk)
+        steps, norms = self.chunk, []
+        for filters, length in zip(n_filters, [self.sinc.taps, *taps[1:]], strict=True):
+            steps = (steps - length + 1) // POOL
+            if steps < 2:  # one has no deviation
+                raise ValueError(f"a chunk of {self.chunk} samples is too short for SincNet's convolutions")
+            norms.append(SampleNorm(filters, steps))
+        self.norms = nn.ModuleList(norms)
+        self.features_norm = SampleNorm(n_filters[-1] * steps)
+        sizes = [n_filters[-1] * steps, *hidden]
+        self.hidden = nn.ModuleList(Hidden(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.batch_norms = nn.ModuleList(map(BatchNorm, hidden))
+        self.output = Hidden(sizes[-1], n_classes)
+
+    @property
+    def chunk(self) -> int:
+        """Samples in a chunk."""
+        return self.seq_len * self.samples
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (..., n_classes) of chunks (..., samples of a chunk); their log-softmax is what the original returns."""
+        if x.shape[-1] != self.chunk:
+            raise ValueError(f"input must be (..., {self.chunk}), not {tuple(x.shape)}")
+        return self.classify(self.features(x.reshape(-1, self.chunk))).view(*x.shape[:-1], self.n_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Chunks (batch, samples) -> (batch, last filters * steps), channels outer, steps inner."""
+        x = self.sinc(self.input_norm(x)).abs()
+        x = leaky_relu(self.norms[0](F.max_pool1d(x, POOL)))
+        for conv, norm in zip(self.convs, self.norms[1:], strict=True):
+            x = leaky_relu(norm(F.max_pool1d(conv(x), POOL)))
+        return x.flatten(1)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Logits (batch, n_classes) of `features`."""
+        x = self.features_norm(x)
+        for layer, norm in zip(self.hidden, self.batch_norms, strict=True):
+            x = leaky_relu(norm(layer(x)))
+        return self.output(x)

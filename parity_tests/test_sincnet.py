@@ -1,0 +1,127 @@
+"""SincNet against the recordings of the original, and faults planted to see that they are caught."""
+
+import re
+from statistics import median
+
+import numpy as np
+import pytest
+import torch
+
+from denet_torch import sincnet
+from parity_tests.sincnet import CASES, FORWARD_BAR, GRADIENT_BAR, STEPS_BAR, build, compute, error, errors, five_steps, read
+from parity_tests.test_mutations import Mutation, failure, plant
+
+# A constant added before a norm is taken off by it: these gradients are 0, what is recorded of them is rounding, which RMSprop
+# makes into steps. They are compared by absolute value.
+ZERO = re.compile(r".*(CNN_model_par/conv\.[12]\.bias|DNN1_model_par/(wx\.\d\.bias|ln0\.beta))")
+UNIT = 2.0**-23  # error of the original's float32 below this one is luck
+MEDIAN_RATIO, WORST_RATIO = 1.0, 4.0
+
+
+def check_float64(name: str) -> None:
+    info, arrays = read(name)
+    found = compute(info, arrays, torch.float64)
+    for key, difference in errors(found, arrays).items():
+        if ZERO.fullmatch(key):
+            difference = np.abs(found[key] - arrays[f"float64/{key}"]).max()
+        bar = GRADIENT_BAR if key.startswith("grad") else FORWARD_BAR
+        assert difference <= bar, f"{name}: {key} differs by {difference:.1e}"
+
+
+def check_steps(name: str) -> None:
+    info, arrays = read(name)
+    found = five_steps(info, arrays)
+    for key, difference in errors(found, arrays).items():
+        if ZERO.fullmatch(key):
+            difference = np.abs(found[key] - arrays[f"float64/{key}"]).max()
+        assert difference <= STEPS_BAR, f"{name}: {key} differs by {difference:.1e}"
+
+
+def float32_ratios(name: str) -> dict[str, float]:
+    """Error of the port's float32 over that of the original's, of every array."""
+    info, arrays = read(name)
+    ratios = {}
+    for key, value in compute(info, arrays, torch.float32).items():
+        if f"float32/{key}" in arrays and not ZERO.fullmatch(key):
+            exact = arrays[f"float64/{key}"]
+            ratios[key] = error(value, exact) / max(error(arrays[f"float32/{key}"], exact), UNIT)
+    return ratios
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float64(name):
+    check_float64(name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_five_steps(name):
+    check_steps(name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32(name):
+    ratios = float32_ratios(name)
+    assert len(ratios) > 20
+    print(f"{name}: float32 error over the original's: median {median(ratios.values()):.2f}, worst {max(ratios.values()):.2f}")
+    assert median(ratios.values()) <= MEDIAN_RATIO
+    worst = max(ratios, key=ratios.get)
+    assert ratios[worst] <= WORST_RATIO, f"{worst}: {ratios[worst]:.2f}"
+
+
+def test_every_recorded_weight_is_compared():
+    """All but those that the original never uses."""
+    info, arrays = read("sincnet_small_8k")
+    _, names = build(info, torch.float64)
+    left_out = {f"{part}/{name}" for part, name, _ in info["weights"]} - set(names.values())
+    assert {name for name in left_out if not re.search("running_(mean|var)", name)} == set(info["never_used"])
+
+
+def test_filters_have_an_odd_number_of_taps():
+    assert sincnet.SincConvolution(4, 50, 8000).filters().shape == (4, 51)
+
+
+def test_silence_has_gradients():
+    torch.manual_seed(0)
+    model = sincnet.SincNet((10, 100), 3, 8000, n_filters=(6, 5, 4), taps=(51, 5, 5), hidden=(8, 8))
+    model(torch.zeros(4, 1000)).logsumexp(-1).sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+MUTATIONS = [
+    ("DENet's slope", [("sincnet.leaky_relu", "SLOPE", "0.3")]),
+    ("PyTorch's slope", [("sincnet.leaky_relu", "SLOPE", "0.01")]),
+    ("population deviation", [("sincnet.sample_norm", "x.std(-1, keepdim=True)", "x.std(-1, keepdim=True, correction=0)")]),
+    ("epsilon under the root", [
+        ("sincnet.sample_norm", "(deviation + 1e-6)", "(deviation.square() + 1e-6).sqrt()")
+    ]),
+    ("no epsilon", [("sincnet.sample_norm", "(deviation + 1e-6)", "deviation.clamp(min=1e-12)")]),
+    ("norm over channels and steps", [
+        ("sincnet.sample_norm", "x.mean(-1, keepdim=True)", "x.mean(tuple(range(1, x.dim())), keepdim=True)")
+    ]),
+    ("no absolute value after the filters", [("sincnet.SincNet.features", ".abs()", "")]),
+    ("activation before the norm", [
+        ("sincnet.SincNet.features", "leaky_relu(norm(F.max_pool1d(conv(x), POOL)))",
+         "norm(leaky_relu(F.max_pool1d(conv(x), POOL)))")
+    ]),
+    ("a mean for a maximum", [("sincnet.SincNet.features", "F.max_pool1d(x, POOL)", "F.avg_pool1d(x, POOL)")]),
+    ("no norm of the input", [("sincnet.SincNet.features", "self.input_norm(x)", "x")]),
+    ("flatten with steps outside", [("sincnet.SincNet.features", "x.flatten(1)", "x.transpose(1, 2).flatten(1)")]),
+    ("no norm of the features", [("sincnet.SincNet.classify", "self.features_norm(x)", "x")]),
+    ("activation before the batch norm", [
+        ("sincnet.SincNet.classify", "leaky_relu(norm(layer(x)))", "norm(leaky_relu(layer(x)))")
+    ]),
+    ("PyTorch's momentum", [("sincnet.BatchNorm.__init__", "momentum=0.05", "momentum=0.1")]),
+    ("DENet's window", [("sincnet.SincConvolution.filters", "self.window()", "None")]),
+    ("no limit of the upper cut", [("sincnet.SincConvolution.filters", ", 0.5)", ", None)")]),
+    ("first cuts from 80 mel", [("sincnet.SincConvolution.__init__", "hz_to_mel(30)", "80")]),
+    ("cuts without the least frequency", [
+        ("sincnet.sinc_filters", "filt_b1.abs()[:, None] + 50 / sr", "filt_b1.abs()[:, None]")
+    ]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault, edits", MUTATIONS, ids=[fault.replace(" ", "_") for fault, _ in MUTATIONS])
+def test_planted_fault(fault, edits, monkeypatch):
+    plant(Mutation(fault, "SincNet", edits), monkeypatch)
+    check = check_steps if fault == "PyTorch's momentum" else check_float64
+    assert any(failure(check, name) for name in ("sincnet_small_8k", "sincnet_250k")), f"{fault} passes"

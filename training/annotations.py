@@ -381,7 +381,9 @@ def _calls(
 
 def _sum(one: float | str, other: float | str) -> float | str:
     """Of two numbers; the one that is none, if one is."""
-    return next((value for value in (one, other) if isinstance(value, str)), None) or one + other
+    if isinstance(one, str):
+        return one
+    return other if isinstance(other, str) else one + other
 
 
 def _files(columns: list[list[str] | None], count: int) -> list[str]:

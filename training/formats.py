@@ -109,14 +109,20 @@ class Recordings:
             parts = _parts(file)
             self._by_name[parts[-1]].append((place, parts, _whole(file)))
         self._folders = {_parts(file)[:-1] for file in files}
+        common = os.path.commonprefix([list(folder) for folder in self._folders]) if files else []
+        self._top = len(common)  # folders above all of them
 
     def named(self, file: str, folder: str = "") -> list[int]:
-        """Places of those that a row of a table in `folder` may mean: the one of the same path, or those whose paths end
-        most like it, whatever the audio suffix; of equal ones that in the table's folder. None, one or several."""
+        """Places of those that a row of a table in `folder` may mean: the one of the same path, from the top or below the
+        folder of all, or those whose paths end most like it, whatever the audio suffix; of equal ones that in the table's
+        folder. None, one or several."""
         wanted, whole = _parts(file), _whole(file)
         found = self._by_name.get(wanted[-1], [])
         here = _parts(f"{folder}/x")[:-1]
-        rank = [(path == whole, _shared(wanted, parts), parts[:-1] == here, path[-1] == whole[-1]) for _, parts, path in found]
+        rank = [
+            (path == whole, parts[self._top :] == wanted, _shared(wanted, parts), parts[:-1] == here, path[-1] == whole[-1])
+            for _, parts, path in found
+        ]
         return [place for (place, *_), value in zip(found, rank, strict=True) if value == max(rank)]
 
     def beside(self, table: str) -> int | None:
@@ -163,7 +169,7 @@ class _Collected:
         found = [str(path.relative_to(root)) for path in audio.find(root)]
         self.files = [file for file in found if self._can_be_named(file)]
         self.found = len(found)
-        self.recordings = Recordings(self.files)
+        self.recordings = Recordings([self._whole(file) for file in self.files])
         self.annotated = {place: how.completely_annotated for place in range(len(self.files))}
         self.read, self.calls = 0, []
 
@@ -219,6 +225,9 @@ class _Collected:
             self._remark(FILE_INFO, file, 0, None, "dropped", "bad file name", "is not in UTF-8; rename it")
         return good
 
+    def _whole(self, file: str) -> str:
+        return os.path.abspath(self.root / file)
+
     def _annotations(self, path: Path) -> Annotations | str:
         """What a file says, or why it says nothing."""
         try:
@@ -228,9 +237,9 @@ class _Collected:
 
     def _owners(self, found: dict[str, Annotations]) -> dict[str, int]:
         """The recording that each table is named after."""
-        owners = {name: self.recordings.beside(name) for name in found}
+        owners = {name: self.recordings.beside(self._whole(name)) for name in found}
         taken = {place for place in owners.values() if place is not None}
-        far = {name: self.recordings.elsewhere(name) for name, place in owners.items() if place is None}
+        far = {name: self.recordings.elsewhere(self._whole(name)) for name, place in owners.items() if place is None}
         folders = defaultdict(set)
         for name, place in far.items():
             folders[place].add(os.path.dirname(name))
@@ -240,7 +249,7 @@ class _Collected:
 
     def _place(self, name: str, found: Annotations, owner: int | None) -> None:
         """Take the rows of a table; `owner`: the recording it is named after."""
-        folder = os.path.dirname(name)
+        folder = os.path.dirname(self._whole(name))
         place_of = {"": owner}
         for file in {*found.calls["file"], *(remark[1] for remark in found.remarks)} - {""}:
             places = self.recordings.named(file, folder)

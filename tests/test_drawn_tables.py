@@ -32,7 +32,9 @@ number = st.one_of(
 )
 cell = st.one_of(number, number, number, st.sampled_from(["", " ", "x", "1.2.3", "1_0", "0x1", "--", "None", "²"]))
 # No quote at the start: there a cell's own and a spreadsheet's cannot be told apart.
-known = st.sampled_from(["01", "1", "1.10", "1.1", "NA", "nan", "None", "a b", "Große", 'he said "hi"', "a, b", "a;b", "1,5", "-", "'x"])
+known = st.sampled_from(
+    ["01", "1", "1.10", "1.1", "NA", "nan", "None", "a b", "Große", 'he said "hi"', "a, b", "a;b", "1,5", "-", "'x"]
+)
 letters = st.characters(codec="cp1252", exclude_categories=("Cc", "Zl", "Zp"), exclude_characters='"')
 label = st.one_of(known, known, st.text(letters, max_size=6))
 row = st.tuples(st.sampled_from(FILES), cell, cell, label)
@@ -55,13 +57,14 @@ def as_text(value, comma: bool) -> str:
     return text.replace(".", ",") if comma else text
 
 
-def expected(drawn, blank_labels_count: bool) -> set:
+def expected(drawn: list) -> set:
     """What of the rows is a call, as file, first and last sample and label."""
+    unlabelled = not any(label.strip() for *_, label in drawn)  # then all are of calls
     found = set()
     for file, onset, offset, label in drawn:
         if isinstance(onset, str) or isinstance(offset, str) or not (math.isfinite(onset) and math.isfinite(offset)):
             continue
-        if max(abs(onset), abs(offset)) > 1e9 or not onset < offset or offset <= 0 or not label.strip() and not blank_labels_count:
+        if max(abs(onset), abs(offset)) > 1e9 or not onset < offset or offset <= 0 or not (label.strip() or unlabelled):
             continue
         onset, offset = (float(f"{value:.4f}") for value in (onset, offset))
         start = round(max(0, onset) * RATE)
@@ -80,9 +83,7 @@ def check(folder: Path, data_format: str, drawn: list) -> None:
     calls = {
         (files[one.recording], one.start, one.stop, found.contexts[one.context]) for one in found.annotations.itertuples()
     }
-    # A table without any label, and one of which none can be used, are of calls.
-    unlabelled = not any(label.strip() for *_, label in drawn)
-    assert calls == expected(drawn, unlabelled)
+    assert calls == expected(drawn)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,10 @@ def test_own_events(sounds, drawn, how):
 
 
 @FIELD
-@given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode), st.sampled_from(["raven", "audacity", "generic", "events"]))
+@given(
+    st.binary(max_size=200) | st.text(max_size=100).map(str.encode),
+    st.sampled_from(["raven", "audacity", "generic", "events"]),
+)
 def test_any_bytes_are_a_table_or_passed_over(sounds, content, data_format):
     how = {"newline": "\n", "encoding": "utf-8"}
     good = {
@@ -202,9 +206,7 @@ def test_what_detect_writes_is_read_back(drawn, expansion):
         rows = [(str(folder / file), min(ends) / rate, max(ends) / rate, label, 0.5) for file, ends, label in drawn]
         rows = [row for row in rows if row[3].strip().casefold() != "background"]
         events = event_table(sorted(rows))
-        recordings = pd.DataFrame(
-            [(str(folder / file), 2.0, rate, 0) for file in files], columns=["file", "duration", "samplerate", "events"]
-        )
+        recordings = recordings_table([str(folder / file) for file in files], rate)
         results = Results(events, recordings, {}, {}, [], 0.05, Decoding(), 0.1)
         formats = ["events.parquet", *event_formats.PROGRAMS]
         event_formats.write(results, Path(scratch) / "out", formats, expansion)
@@ -214,6 +216,10 @@ def test_what_detect_writes_is_read_back(drawn, expansion):
             path = Path(scratch) / "out" / place
             read = event_formats.match_files(event_formats.read_events(path, expansion), recordings["file"])
             assert triples(read) == triples(events), name
+
+
+def recordings_table(files: list[str], rate: int) -> pd.DataFrame:
+    return pd.DataFrame({"file": files, "duration": 2.0, "samplerate": rate, "events": 0})
 
 
 def triples(events: pd.DataFrame) -> list:
@@ -233,7 +239,7 @@ def test_what_detect_writes_is_indexed(tmp_path, name, expansion):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         soundfile.write(tmp_path / file, np.zeros(2 * rate), rate // expansion)
         rows += [(str(tmp_path / file), 0.1 * i, 0.1 * i + 0.05, label, 0.5) for i, label in enumerate(LABELS)]
-    recordings = pd.DataFrame([(str(tmp_path / f), 2.0, rate, 0) for f in files], columns=["file", "duration", "samplerate", "events"])
+    recordings = recordings_table([str(tmp_path / file) for file in files], rate)
     results = Results(event_table(rows).round(6), recordings, {}, {}, [], 0.05, Decoding(), 0.1)
     event_formats.write(results, tmp_path / "out", [] if name == "events.csv" else [name], expansion)
     written = tmp_path / "out" / name

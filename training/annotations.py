@@ -364,7 +364,7 @@ def _calls(
     found = _Rows()
     if rows and (labels is None or not any(map(str.strip, labels))):
         labels = [UNLABELLED] * len(rows)
-        found.note(rows[0][0], "no labels", f'all are "{UNLABELLED}"; the columns are {", ".join(names)}')
+        found.note(rows[0][0], "no labels", f'all are "{UNLABELLED}", unless one of its columns is named: {", ".join(names)}')
     rest = [column(wanted) or [""] * len(rows) for wanted in (layout.score, layout.low, layout.high)]
     for i, (line, _) in enumerate(rows):
         onset = number(begin[i])

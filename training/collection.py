@@ -52,6 +52,7 @@ LOST = (
     "unknown code",
     "no File Offset (s)",
 )
+EXPLAINED = ("noted", "passed over", "unknown")  # actions that a summary gives the detail of
 HEADER_TYPES = {"file": "str", "found": "str", "reason": "str", "samplerate": "int64", "frames": "int64"}
 
 
@@ -192,7 +193,8 @@ def summary(collection: Collection, report: pd.DataFrame) -> str:
     for (table, action, reason), rows in report.groupby(["table", "action", "reason"]):
         first = rows.iloc[0]
         where = first["file"] + (f" line {first['line']}" if first["line"] else "")
-        lines.append(f"  {len(rows)} {action}: {reason} ({names.get(table, table)}); first: {where}")
+        why = f": {first['detail']}" if action in EXPLAINED and first["detail"] else ""
+        lines.append(f"  {len(rows)} {action}: {reason} ({names.get(table, table)}); first: {where}{why}")
     return "\n".join(lines)
 
 

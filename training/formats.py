@@ -68,7 +68,7 @@ def stamps(root: Path, how: Reading) -> dict[str, list[int]] | str:
         return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     digest = hashlib.sha256()
     for path in [*audio.find(root), *table_files(root, how.data_format)[0]]:
-        stat = path.stat()
+        stat = path.stat() if path.exists() else path.lstat()  # a link that leads nowhere
         digest.update(os.fsencode(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
     return digest.hexdigest()
 
@@ -179,7 +179,7 @@ class _Collected:
             self._remark(ANNOTATIONS, str(path.relative_to(self.root)), 0, None, "passed over", reason, "")
         sources = {str(path.relative_to(self.root)): self._annotations(path) for path in paths}
         readable = {name: found for name, found in sources.items() if isinstance(found, Annotations)}
-        if paths and not readable:
+        if paths and not readable and not self.how.completely_annotated:
             raise CollectionError(f"{paths[0]}: {sources[str(paths[0].relative_to(self.root))]}")
         if not paths and not self.how.completely_annotated:
             raise CollectionError(
@@ -295,7 +295,7 @@ class _Collected:
         return len(ranges) < 2
 
     def _remark(self, table: str, file: str, line: int, file_id: int | None, action: str, reason: str, detail: str) -> None:
-        self.report.append((table, line, file_id, action, reason, detail, self._shown(file)))
+        self.report.append((table, line, file_id, action, reason, self._shown(detail), self._shown(file)))
 
     @staticmethod
     def _shown(file: str) -> str:

@@ -95,7 +95,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 class Hidden(nn.Linear):
-    """A layer of the fully connected parts: weights uniform within a tenth or so of Glorot's bound, bias 0."""
+    """A layer of the fully connected parts: weights uniform within a twenty-fourth of Glorot's bound, bias 0."""
 
     def reset_parameters(self) -> None:
         bound = math.sqrt(0.01 / (self.in_features + self.out_features))

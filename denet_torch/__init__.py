@@ -1,10 +1,7 @@
 """DENet (Greco et al. 2021) in PyTorch: sound events found frame by frame in raw audio."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checkpoint import CheckpointError, from_pretrained, load, save, save_pretrained
 from .detection import detect
@@ -23,11 +20,27 @@ from .layers import (
     max_pool,
     softmax,
 )
+from .models import MODELS, Model, register
+from .sincnet import SincNet
 
-__all__ = ["CheckpointError", "DENet", "detect", "from_pretrained", "get_denet", "load", "save", "save_pretrained"]
+__all__ = [
+    "MODELS",
+    "CheckpointError",
+    "DENet",
+    "Model",
+    "SincNet",
+    "detect",
+    "from_pretrained",
+    "get_denet",
+    "load",
+    "register",
+    "save",
+    "save_pretrained",
+]
 
 
-class DENet(nn.Module):
+@register("denet")
+class DENet(Model):
     """The whole network: sinc filters, attention over the bands, two convolutions, a bidirectional GRU, three dense layers.
 
     `input_shape`: (seq_len, samples) or (seq_len, samples, 1), frames in a sequence and samples in a frame at `sr` Hz.
@@ -95,6 +108,33 @@ class DENet(nn.Module):
         self.dense3 = Dense(dense_units[1], n_classes)
         self.dropout = Dropout(dropout)
 
+    @classmethod
+    def from_settings(cls, settings, n_classes: int) -> "DENet":
+        return cls(
+            (settings.seq_len, round(settings.frame_seconds * settings.sample_rate)),
+            n_classes,
+            settings.sample_rate,
+            settings.before_pooling,
+            settings.dropout,
+            train_attention=settings.train_attention,
+            n_filters=settings.n_filters,
+            gru_units=settings.gru_units,
+            dense_units=tuple(settings.dense_units),
+        )
+
+    def follow(self, settings) -> None:
+        self.attention.requires_grad_(settings.train_attention)
+        self.config["train_attention"] = settings.train_attention
+
+    def rate_factors(self) -> dict[str, float]:
+        # Adam moves all weights alike: units with thousands of them need smaller steps, and so do the cuts of the sinc filters
+        # and the attention, on which everything after it is built.
+        return dict.fromkeys(("sinc.", "attention.", "gru.", "dense1."), 1.0)
+
+    def pass_bands(self) -> tuple[Tensor, Tensor]:
+        low = self.sinc.filt_b1.detach().abs() * self.sr + 50
+        return low, low + self.sinc.filt_band.detach().abs() * self.sr + 50
+
     @staticmethod
     def conv_steps(samples: int) -> int:
         """Steps that reach the GRU from a frame of `samples`, 60 features each."""
@@ -158,7 +198,7 @@ class DENet(nn.Module):
     @torch.no_grad()
     def predict_proba(self, x: Tensor) -> Tensor:
         """Class probabilities (batch, seq_len, n_classes) in evaluation mode, what the original's `predict` returns."""
-        with self._evaluating():
+        with self.evaluating():
             return softmax(self(x))
 
     @torch.no_grad()
@@ -167,20 +207,9 @@ class DENet(nn.Module):
 
         A frame that several of them share goes through filters, attention and convolutions once.
         """
-        with self._evaluating():
+        with self.evaluating():
             features = self.frame_features(frames)
             return softmax(self.classify(torch.stack([features[start : start + seq_len] for start in starts])))
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        training = [module for module in self.modules() if module.training]
-        for module in training:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
 
     @torch.no_grad()
     def band_attention(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A DENet in one file: weights, architecture and a checksum, in the safetensors format."""
+"""A model in one file: weights, architecture and a checksum, in the safetensors format."""
 
 import ctypes
 import hashlib
@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-import denet_torch  # its DENet is defined after this module is imported
+from .models import MODELS, Model
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # the names that huggingface_hub's model mixin uses
@@ -22,18 +22,18 @@ class CheckpointError(ValueError):
     """A weight file that cannot be used; the message is one line that begins with the path."""
 
 
-def save(model: "denet_torch.DENet", path: str | Path) -> None:
+def save(model: Model, path: str | Path) -> None:
     """Write `model` to the .safetensors file `path`, from which `load` rebuilds it with no other argument.
 
-    The metadata holds `model.config` ("denet"), `model.detection` where there is one, and a checksum over these and every
-    weight ("sha256"). `local_step`, training state and no weight, is left out. `path` is replaced in one step, so that it is
-    never half a file.
+    The metadata holds `model.config` under the model's name ("denet"), `model.detection` where there is one, and a checksum
+    over these and every weight ("sha256"). `local_step`, training state and no weight, is left out. `path` is replaced in one
+    step, so that it is never half a file.
     """
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _weights(model).items()}
     config = json.dumps(model.config)
     detection = json.dumps(model.detection) if model.detection else ""
-    metadata = {"format": "pt", "denet": config, "sha256": checksum(config + detection, tensors)}
+    metadata = {"format": "pt", model.name: config, "sha256": checksum(config + detection, tensors)}
     if detection:
         metadata["detection"] = detection
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
@@ -49,25 +49,26 @@ def save(model: "denet_torch.DENet", path: str | Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load(path: str | Path) -> "denet_torch.DENet":
+def load(path: str | Path) -> Model:
     """Rebuild the model that `save` or `tools.convert_weights` wrote to `path`: on the CPU, in evaluation mode, in its dtype.
 
-    Raises CheckpointError if the file is missing, cut short, altered, or not a DENet.
+    Raises CheckpointError if the file is missing, cut short, altered, or of no model in `MODELS`.
     """
-    config, detection, tensors = _read(Path(path))
+    kind, config, detection, tensors = _read(Path(path))
     keep_freed_memory()
     try:
         with torch.device("meta"):  # no memory and no time for initial weights
-            model = denet_torch.DENet(**config)
+            model = kind(**config)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise CheckpointError(f"{path}: its architecture is not a DENet's ({_line(error)})") from None
+        raise CheckpointError(f"{path}: its architecture is not a {kind.__name__}'s ({_line(error)})") from None
     expected = _weights(model)
     if odd := sorted(expected.keys() ^ tensors.keys()):
-        raise CheckpointError(f"{path}: {odd[0]} is {'missing' if odd[0] in expected else 'no weight of a DENet'}")
+        raise CheckpointError(f"{path}: {odd[0]} is {'missing' if odd[0] in expected else f'no weight of a {kind.__name__}'}")
+    dtype = next(iter(tensors.values())).dtype
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise CheckpointError(f"{path}: {name} is {tuple(tensor.shape)}, its architecture has {tuple(expected[name].shape)}")
-        if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != tensors["sinc.filt_b1"].dtype:
+        if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != dtype:
             raise CheckpointError(f"{path}: {name} is {tensor.dtype}; expected float32 or float64, the same for every weight")
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: {name} holds values that are not finite numbers")
@@ -92,7 +93,7 @@ def keep_freed_memory(of_any_size: bool = False) -> None:
             mallopt(M_MMAP_MAX, 0)
 
 
-def save_pretrained(model: "denet_torch.DENet", folder: str | Path) -> None:
+def save_pretrained(model: Model, folder: str | Path) -> None:
     """Write `model` to `folder` as model.safetensors and config.json, as the Hugging Face Hub has them.
 
     `hf upload NAME FOLDER` publishes the folder.
@@ -103,7 +104,7 @@ def save_pretrained(model: "denet_torch.DENet", folder: str | Path) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(model.config, indent=2) + "\n")
 
 
-def from_pretrained(name_or_folder: str | Path, revision: str | None = None, cache_dir: str | None = None) -> "denet_torch.DENet":
+def from_pretrained(name_or_folder: str | Path, revision: str | None = None, cache_dir: str | None = None) -> Model:
     """Load what `save_pretrained` wrote, from a folder, or, if there is none of that name, from that repository of the Hub.
 
     `revision` (a branch, tag or commit) and `cache_dir` are `huggingface_hub.hf_hub_download`'s. Raises CheckpointError.
@@ -129,11 +130,11 @@ def checksum(text: str, tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _weights(model: "denet_torch.DENet") -> dict[str, Tensor]:
+def _weights(model: Model) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("local_step")}
 
 
-def _read(path: Path) -> tuple[dict, dict | None, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[type[Model], dict, dict | None, dict[str, Tensor]]:
     if not path.is_file():
         raise CheckpointError(f"{path}: {'is a folder, not a weight file' if path.is_dir() else 'no such file'}")
     try:
@@ -143,16 +144,19 @@ def _read(path: Path) -> tuple[dict, dict | None, dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({_line(error)})") from None
-    if not {"denet", "sha256"} <= metadata.keys():
-        raise CheckpointError(f"{path}: has no DENet architecture in its metadata (see python -m tools.convert_weights --help)")
-    if checksum(metadata["denet"] + metadata.get("detection", ""), tensors) != metadata["sha256"]:
+    name = next((name for name in MODELS if name in metadata), None)
+    if name is None or "sha256" not in metadata:
+        raise CheckpointError(
+            f"{path}: has no DENet architecture, nor another model's, in its metadata (see python -m tools.convert_weights --help)"
+        )
+    if checksum(metadata[name] + metadata.get("detection", ""), tensors) != metadata["sha256"]:
         raise CheckpointError(f"{path}: damaged, its checksum does not match")
     try:
-        config = json.loads(metadata["denet"])
+        config = json.loads(metadata[name])
         detection = json.loads(metadata.get("detection", "null"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its architecture cannot be read ({_line(error)})") from None
-    return config, detection, tensors
+    return MODELS[name], config, detection, tensors
 
 
 def _line(error: Exception) -> str:

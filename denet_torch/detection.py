@@ -9,16 +9,13 @@ depends on the recording alone and not on how much of it is read or computed at 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 
 from .audio import AudioError, probe, read, resampled_length
-
-if TYPE_CHECKING:
-    from . import DENet
+from .models import Model
 
 EVENT_COLUMNS = ["file", "onset", "offset", "label", "score"]
 
@@ -48,7 +45,7 @@ class Decoding:
 
 
 def detect(
-    model: "DENet",
+    model: Model,
     paths: str | Path | Iterable[str | Path],
     *,
     hop: int | None = None,
@@ -74,7 +71,7 @@ def detect(
     return pd.concat([event_table([]), *tables], ignore_index=True)
 
 
-def count_frames(model: "DENet", path: str | Path, time_expansion: float = 1) -> int:
+def count_frames(model: Model, path: str | Path, time_expansion: float = 1) -> int:
     """Number of frames of a recording. Raises AudioError if it is shorter than one."""
     info = probe(path, time_expansion)
     samples = resampled_length(info.frames, info.samplerate, model.sr)
@@ -85,7 +82,7 @@ def count_frames(model: "DENet", path: str | Path, time_expansion: float = 1) ->
 
 
 def frame_probabilities(
-    model: "DENet",
+    model: Model,
     path: str | Path,
     start: int = 0,
     stop: int | None = None,
@@ -96,9 +93,9 @@ def frame_probabilities(
 ) -> np.ndarray:
     """Class probabilities (frames, n_classes), float32, of the frames `start` to `stop` of a recording.
 
-    They equal the same slice of the whole recording's, bit for bit. `hop`: frames from one sequence to the next, half a
-    sequence by default. `batch_size`: sequences computed at once (32 on a CPU, 64 on a GPU);
-    only their samples are held in memory. Raises AudioError.
+    They equal the same slice of the whole recording's, bit for bit. `hop`: frames from one sequence to the next, by default
+    half of those that a sequence has answers for, at least one. `batch_size`: sequences computed at once (32 on a CPU, 64 on a
+    GPU); only their samples are held in memory. Raises AudioError.
     """
 
     def frames(first: int, last: int) -> np.ndarray:
@@ -115,7 +112,7 @@ def frame_probabilities(
 
 @torch.inference_mode()
 def mean_probabilities(
-    model: "DENet",
+    model: Model,
     frames: Callable[[int, int], np.ndarray],
     total: int,
     start: int = 0,
@@ -127,9 +124,10 @@ def mean_probabilities(
     """`frame_probabilities` of `total` frames, of which `frames(first, last)` gives waveforms (last - first, samples)."""
     stop = total if stop is None else min(stop, total)
     seq_len = min(model.seq_len, total)
-    hop = max(1, seq_len // 2) if hop is None else hop
-    if not 0 < hop <= model.seq_len:
-        raise ValueError(f"hop is {hop} frames; sequences of {model.seq_len} frames need 1 to {model.seq_len}")
+    first_answer, answers = model.answers.start, model.answers.stop - model.answers.start
+    hop = max(1, min(seq_len, answers) // 2) if hop is None else hop
+    if not 0 < hop <= answers:
+        raise ValueError(f"hop is {hop} frames; sequences with answers for {answers} frames need 1 to {answers}")
     parameter = next(model.parameters())
     batch_size = batch_size or (32 if parameter.device.type == "cpu" else 64)
 
@@ -146,9 +144,12 @@ def mean_probabilities(
         waveforms = torch.from_numpy(frames(begin, end)).to(parameter)
         probabilities = model.predict_overlapping(waveforms, [first - begin for first in batch], seq_len)
         for first, sequence in zip(batch, probabilities.float().cpu().numpy(), strict=True):
-            a, b = max(first, start), min(first + seq_len, stop)
+            # Frames before the first answer and after the last one take the nearest.
+            answered = min(first + first_answer, total - 1)
+            a = max(0 if first == 0 else answered, start)
+            b = min(total if first == total - seq_len else answered + len(sequence), stop)
             if a < b:
-                sums[a - start : b - start] += sequence[a - first : b - first]
+                sums[a - start : b - start] += sequence[np.clip(np.arange(a, b) - answered, 0, len(sequence) - 1)]
                 counts[a - start : b - start] += 1
     return (sums / counts).astype(np.float32)
 
@@ -193,7 +194,7 @@ def find_runs(p: np.ndarray, frame: float, decoding: Decoding) -> np.ndarray:
     return _join(runs, _whole(decoding.call_gap, frame))
 
 
-def class_names(model: "DENet") -> list[str]:
+def class_names(model: Model) -> list[str]:
     """Names of the model's classes, the background first: those stored with the weights, or general ones."""
     stored = (model.detection or {}).get("labels")
     if stored:
@@ -203,7 +204,7 @@ def class_names(model: "DENet") -> list[str]:
     return ["background", *(f"class {i}" for i in range(1, model.n_classes))]
 
 
-def stored_decoding(model: "DENet", **changes) -> Decoding:
+def stored_decoding(model: Model, **changes) -> Decoding:
     """The decoding stored with the weights, else the default one, with `changes` to its fields."""
     stored = {k: v for k, v in (model.detection or {}).items() if k != "labels"}
     return replace(Decoding(**stored), **changes)

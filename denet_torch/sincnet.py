@@ -6,12 +6,14 @@ hop from one chunk to the next, so that what reads recordings frame by frame rea
 """
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import all_ranks_statistics, hz_to_mel, mel_to_hz, sinc_filters
+from .models import Model, register
 
 SLOPE = 0.2  # of LeakyReLU; Keras's default and DENet's is 0.3
 POOL = 3
@@ -45,7 +47,7 @@ class SincConvolution(nn.Module):
         left = 0.54 - 0.46 * torch.cos(2 * math.pi * n / self.taps)
         return torch.cat([left, left.new_ones(1), left.flip(0)])
 
-    def cuts_hz(self) -> tuple[Tensor, Tensor]:
+    def pass_bands(self) -> tuple[Tensor, Tensor]:
         """Low and high cut of each filter (filters,), in Hz."""
         low = self.low_hz.detach().abs() + 50
         return low, (low + self.band_hz.detach().abs() + 50).clamp(max=self.sr / 2)
@@ -75,23 +77,28 @@ def sample_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     return gamma * (x - mean) / (deviation + 1e-6) + beta
 
 
-class BatchNorm(nn.BatchNorm1d):
-    """PyTorch's batch norm with a momentum of 0.05, over the rows of all ranks."""
+class BatchNorm(nn.Module):
+    """PyTorch's batch norm with a momentum of 0.05, over the rows (batch, features) of all ranks."""
 
-    def __init__(self, features: int):
-        super().__init__(features, momentum=0.05)
-        self.num_batches_tracked = None  # of use to a cumulative average only
+    def __init__(self, features: int, momentum: float = 0.05, epsilon: float = 1e-5):
+        super().__init__()
+        self.momentum, self.epsilon = momentum, epsilon
+        self.weight = nn.Parameter(torch.ones(features))
+        self.bias = nn.Parameter(torch.zeros(features))
+        self.register_buffer("running_mean", torch.zeros(features))
+        self.register_buffer("running_var", torch.ones(features))
 
     def forward(self, x: Tensor) -> Tensor:
+        averages = self.running_mean, self.running_var
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if not (self.training and distributed):
-            return super().forward(x)
+            return F.batch_norm(x, *averages, self.weight, self.bias, self.training, self.momentum, self.epsilon)
         variance, mean = torch.var_mean(x, dim=0, correction=0)
         mean, variance, n = all_ranks_statistics(mean, variance, len(x))
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
             self.running_var.lerp_((variance * (n / (n - 1))).to(self.running_var), self.momentum)
-        return (x - mean) * (self.weight * torch.rsqrt(variance + self.eps)) + self.bias
+        return (x - mean) * (self.weight * torch.rsqrt(variance + self.epsilon)) + self.bias
 
 
 class Hidden(nn.Linear):
@@ -107,14 +114,21 @@ def leaky_relu(x: Tensor) -> Tensor:
     return F.leaky_relu(x, SLOPE)
 
 
-class SincNet(nn.Module):
+@register("sincnet")
+class SincNet(Model):
     """The whole network: sinc filters and two convolutions, each pooled and normalised; hidden layers; classes.
 
     `input_shape`: (seq_len, samples) or (seq_len, samples, 1): a chunk is seq_len * samples samples at `sr` Hz. `n_filters`,
-    `taps`: filters and their lengths of the three convolutions. `hidden`: units of the fully connected layers.
+    `taps`: filters and their lengths of the three convolutions. `hidden`: units of the fully connected layers. A chunk's
+    answer counts for the frame in its middle.
 
-    `detection`: as DENet's. Raises ValueError if a chunk is too short for the convolutions.
+    Raises ValueError if a chunk is too short for the convolutions.
     """
+
+    # The published recipe: chunks of 200 ms every 10 ms, 128 in a batch.
+    DEFAULTS: ClassVar[dict] = {
+        "seq_len": 20, "frame_seconds": 0.01, "batch_size": 128, "epoch_windows": 7680, "learning_rate": 1e-3, "rate_factor": 1.0
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -141,7 +155,6 @@ class SincNet(nn.Module):
             "taps": list(taps),
             "hidden": list(hidden),
         }
-        self.detection: dict | None = None
         self.sinc = SincConvolution(n_filters[0], taps[0], sr)
         self.convs = nn.ModuleList(nn.Conv1d(a, b, k) for a, b, k in zip(n_filters, n_filters[1:], taps[1:], strict=False))
         self.input_norm = SampleNorm(self.chunk)
@@ -158,16 +171,43 @@ class SincNet(nn.Module):
         self.batch_norms = nn.ModuleList(map(BatchNorm, hidden))
         self.output = Hidden(sizes[-1], n_classes)
 
+    @classmethod
+    def from_settings(cls, settings, n_classes: int) -> "SincNet":
+        shape = (settings.seq_len, round(settings.frame_seconds * settings.sample_rate))
+        filters = (settings.n_filters, 60, 60)
+        return cls(shape, n_classes, settings.sample_rate, n_filters=filters, hidden=tuple(settings.hidden_units))
+
+    def rate_factors(self) -> dict[str, float]:
+        # The cuts are in Hz: at the learning rate of the weights they would not leave their places in a thousand steps.
+        return {"sinc.": self.sr / 10}
+
+    def pass_bands(self) -> tuple[Tensor, Tensor]:
+        return self.sinc.pass_bands()
+
     @property
     def chunk(self) -> int:
         """Samples in a chunk."""
         return self.seq_len * self.samples
 
+    @property
+    def answers(self) -> slice:
+        return slice(self.seq_len // 2, self.seq_len // 2 + 1)
+
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (..., n_classes) of chunks (..., samples of a chunk); their log-softmax is what the original returns."""
-        if x.shape[-1] != self.chunk:
-            raise ValueError(f"input must be (..., {self.chunk}), not {tuple(x.shape)}")
-        return self.classify(self.features(x.reshape(-1, self.chunk))).view(*x.shape[:-1], self.n_classes)
+        """Logits (batch, 1, n_classes) of waveforms (batch, seq_len, samples) or (batch, seq_len, samples, 1)."""
+        return self.logits(x.reshape(len(x), -1))[:, None]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (batch, n_classes) of chunks (batch, samples of a chunk); their log-softmax is what the original returns."""
+        if x.dim() != 2 or x.shape[1] != self.chunk:
+            raise ValueError(f"input must be chunks of {self.chunk} samples, not {tuple(x.shape)}")
+        return self.classify(self.features(x))
+
+    def predict_overlapping(self, frames: Tensor, starts: list[int], seq_len: int) -> Tensor:
+        """`Model.predict_overlapping`; recordings shorter than a chunk are filled up with silence."""
+        if seq_len < self.seq_len:
+            frames = F.pad(frames, (0, 0, 0, self.seq_len - seq_len))
+        return super().predict_overlapping(frames, starts, self.seq_len)
 
     def features(self, x: Tensor) -> Tensor:
         """Chunks (batch, samples) -> (batch, last filters * steps), channels outer, steps inner."""

@@ -53,7 +53,7 @@ def compute(info: dict, arrays: dict[str, np.ndarray], dtype: torch.dtype) -> di
     with torch.no_grad():
         filters = model.sinc.filters()
         found = {
-            "log_posteriors_eval": F.log_softmax(model(x), dim=-1),
+            "log_posteriors_eval": F.log_softmax(model.logits(x), dim=-1),
             "filters_sample": sample(filters),
             "features_sample": sample(model.features(x)),
         }
@@ -61,7 +61,7 @@ def compute(info: dict, arrays: dict[str, np.ndarray], dtype: torch.dtype) -> di
         every = range(0, len(filters), -(-len(filters) // len(whole)))
         found["filters"] = filters[list(every)][: len(whole)]
     model.train()
-    output = F.log_softmax(model(x), dim=-1)
+    output = F.log_softmax(model.logits(x), dim=-1)
     loss = F.nll_loss(output, labels)
     loss.backward()
     found |= {"log_posteriors_train": output.detach(), "loss": loss.detach()}
@@ -78,14 +78,14 @@ def five_steps(info: dict, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarra
     optimizer = torch.optim.RMSprop(model.parameters(), lr=LEARNING_RATE, alpha=0.95, eps=1e-8)
     losses = []
     for _ in range(5):
-        loss = F.nll_loss(F.log_softmax(model(x), dim=-1), labels)
+        loss = F.nll_loss(F.log_softmax(model.logits(x), dim=-1), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     found = {f"rmsprop/{names[name]}": sample(tensor) for name, tensor in model.state_dict().items()}
     with torch.no_grad():
-        found["rmsprop/log_posteriors_eval"] = F.log_softmax(model.eval()(x), dim=-1).numpy()
+        found["rmsprop/log_posteriors_eval"] = F.log_softmax(model.eval().logits(x), dim=-1).numpy()
     return found | {"rmsprop/losses": np.array(losses)}
 
 

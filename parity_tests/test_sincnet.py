@@ -83,7 +83,7 @@ def test_filters_have_an_odd_number_of_taps():
 def test_silence_has_gradients():
     torch.manual_seed(0)
     model = sincnet.SincNet((10, 100), 3, 8000, n_filters=(6, 5, 4), taps=(51, 5, 5), hidden=(8, 8))
-    model(torch.zeros(4, 1000)).logsumexp(-1).sum().backward()
+    model.logits(torch.zeros(4, 1000)).logsumexp(-1).sum().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
@@ -110,7 +110,7 @@ MUTATIONS = [
     ("activation before the batch norm", [
         ("sincnet.SincNet.classify", "leaky_relu(norm(layer(x)))", "norm(leaky_relu(layer(x)))")
     ]),
-    ("PyTorch's momentum", [("sincnet.BatchNorm.__init__", "momentum=0.05", "momentum=0.1")]),
+    ("PyTorch's momentum", [("sincnet.BatchNorm.__init__", "momentum: float = 0.05", "momentum: float = 0.1")]),
     ("DENet's window", [("sincnet.SincConvolution.filters", "self.window()", "None")]),
     ("no limit of the upper cut", [("sincnet.SincConvolution.filters", ", 0.5)", ", None)")]),
     ("first cuts from 80 mel", [("sincnet.SincConvolution.__init__", "hz_to_mel(30)", "80")]),

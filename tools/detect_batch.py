@@ -158,7 +158,7 @@ def run(job: Job, paths: list[Path], processes: int = 1, **decoding) -> Results 
 
 
 @lru_cache(maxsize=1)
-def load_model(job: Job) -> denet_torch.DENet:
+def load_model(job: Job) -> denet_torch.Model:
     """The model of `job.weights` on its device, loaded once. Raises CheckpointError."""
     device = job.device
     if device == "cuda":
@@ -171,7 +171,7 @@ def _load(parts: list[Part]) -> np.ndarray:
 
 
 def _plan(
-    job: Job, model: denet_torch.DENet, paths: list[Path]
+    job: Job, model: denet_torch.Model, paths: list[Path]
 ) -> tuple[dict[Path, list[Part]], dict[Path, str]]:
     """Parts of each recording, and the reasons why there are none."""
     with open(job.weights, "rb") as file:

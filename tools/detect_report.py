@@ -33,7 +33,7 @@ TEMPLATES = Path(__file__).parent
 
 def write(
     results: Results,
-    model: denet_torch.DENet,
+    model: denet_torch.Model,
     folder: Path,
     time_expansion: float = 1,
     reference: pd.DataFrame | None = None,
@@ -70,21 +70,27 @@ def spectrogram(waveform: np.ndarray, rate: int, columns: int, rows: int = 320) 
 
 
 @torch.inference_mode()
-def attention(model: denet_torch.DENet, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Attention weights (bands, frames) of a waveform at `model.sr`, and the bands' centres (Hz), ascending."""
+def attention(model: denet_torch.Model, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Attention weights (bands, frames) of a waveform at `model.sr`, and the bands' centres (Hz), ascending.
+
+    None of a model that does not weigh bands.
+    """
     frames = -(-len(waveform) // model.samples)
     padded = np.pad(waveform, (0, frames * model.samples - len(waveform)))
     x = torch.from_numpy(padded).view(1, frames, model.samples).to(next(model.parameters()))
-    weights = torch.cat([model.band_attention(part) for part in x.split(16, dim=1)], dim=1)[0]
-    low = model.sinc.filt_b1.abs() * model.sr + 50
-    centres = low + (model.sinc.filt_band.abs() * model.sr + 50) / 2
+    parts = [model.band_attention(part) for part in x.split(16, dim=1)]
+    if parts[0] is None:
+        return None
+    weights = torch.cat(parts, dim=1)[0]
+    low, high = model.pass_bands()
+    centres = (low + high) / 2
     order = centres.argsort()
     return weights[:, order].T.float().cpu().numpy(), centres[order].cpu().numpy()
 
 
 def _write_pages(
     results: Results,
-    model: denet_torch.DENet,
+    model: denet_torch.Model,
     folder: Path,
     row,
     name: str,
@@ -130,7 +136,7 @@ def _write_pages(
     return paths
 
 
-def _sound(model: denet_torch.DENet, row, start: float, end: float, time_expansion: float) -> dict:
+def _sound(model: denet_torch.Model, row, start: float, end: float, time_expansion: float) -> dict:
     """Samples, spectrogram and attention of a recording from `start` to `end` (s), as they are in a page."""
 
     def part(rate: int) -> tuple[int, int]:
@@ -139,16 +145,19 @@ def _sound(model: denet_torch.DENet, row, start: float, end: float, time_expansi
     waveform = audio.read(row.file, *part(row.samplerate), time_expansion=time_expansion)
     heard = audio.read(row.file, *part(model.sr), rate=model.sr, time_expansion=time_expansion)
     levels = spectrogram(waveform, row.samplerate, int(np.clip(250 * (end - start), 1200, 15_000)))
-    weights, centres = attention(model, heard)
-    weights = np.sqrt(weights)  # few bands have most of it
     sound = (waveform / (np.abs(waveform).max() or 1) * 32767).astype("<i2")
-    marks = np.linspace(0, len(centres) - 1, 5).round().astype(int)
-    return {
+    page = {
         "samples": _url("application/octet-stream", sound.tobytes()),
         "spectrogram": _picture(levels, max(np.median(levels), levels.max() - 80), "jpg"),
-        "attention": _picture(weights, weights.min(), "png"),
-        "bands": [((k + 0.5) / len(centres), round(float(centres[k]) / 1000, 1)) for k in marks],
+        "attention": None,
     }
+    found = attention(model, heard)
+    if found is not None:
+        weights, centres = np.sqrt(found[0]), found[1]  # few bands have most of it
+        marks = np.linspace(0, len(centres) - 1, 5).round().astype(int)
+        page["attention"] = _picture(weights, weights.min(), "png")
+        page["bands"] = [((k + 0.5) / len(centres), round(float(centres[k]) / 1000, 1)) for k in marks]
+    return page
 
 
 def _within(table: pd.DataFrame, start: float, end: float, last: bool, columns: list[str]) -> list[dict]:

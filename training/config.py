@@ -8,6 +8,8 @@ from typing import Literal
 
 import jsonargparse
 
+from denet_torch import MODELS
+
 
 class TrainingError(ValueError):
     """A run that cannot start or go on; the message is one line for the user."""
@@ -50,7 +52,7 @@ class Config:
     workers: int = option(0, "processes that load data; 0 loads in the training process")
 
     # model
-    model: str = option("denet", "name of the model")
+    model: str = option("denet", f"name of the model: {', '.join(MODELS)}; see docs/training.md for what suits each by default")
     init_from: Path | None = option(
         None, "start from these weights (.safetensors, see tools.convert_weights)"
     )
@@ -64,6 +66,7 @@ class Config:
     dense_units: list[int] = option(
         [1024, 512], "units of the two hidden dense layers of a fresh model"
     )
+    hidden_units: list[int] = option([2048, 2048, 2048], "units of the fully connected layers of a fresh SincNet")
 
     # training
     epochs: int = option(4, "passes over the training windows")
@@ -217,6 +220,9 @@ def parse(argv: list[str] | None, config_class: type = Config, **texts):
     parser = get_parser(config_class, **texts)
     try:
         values = parser.parse_args(argv).as_dict()
+        if values["model"] in MODELS:
+            parser.set_defaults(MODELS[values["model"]].DEFAULTS)  # of what neither the words nor a --config file say
+            values = parser.parse_args(argv).as_dict()
     except jsonargparse.ArgumentError as error:
         raise TrainingError(" ".join(str(error).split())) from None
     values.pop("config")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, default_collate
 from tqdm import tqdm
 
-from denet_torch import DENet
+from denet_torch import Model
 from denet_torch.detection import EVENT_COLUMNS, Decoding, events, mean_probabilities
 
 from .collection import Collection
@@ -46,7 +46,7 @@ def collate(items: list[dict]) -> dict[str, Tensor]:
 
 def predict(
     fabric: Fabric,
-    model: DENet,
+    model: Model,
     stretches: ExhaustiveWindows,
     workers: int = 0,
     check: Callable[[], None] = lambda: None,

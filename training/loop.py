@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from denet_torch import DENet, checkpoint
+from denet_torch import Model, checkpoint
 from denet_torch.detection import Decoding
 
 from . import checkpoints, guards
@@ -58,7 +58,7 @@ class Progress:
     best: float = -1.0
     best_epoch: int = 0
     decoding: dict = field(default_factory=dict)  # chosen with the best weights
-    initial_filters: list[list[float]] = field(default_factory=list)  # sinc.filt_b1, sinc.filt_band
+    initial_filters: list[list[float]] = field(default_factory=list)  # low and high cuts (Hz)
     skipped: int = 0
     skipped_in_a_row: int = 0
     single_class: int = 0
@@ -80,7 +80,7 @@ class Result:
 
     out: Path
     weights: Path
-    model: DENet
+    model: Model
     data: Datasets
     progress: Progress
     test: dict[str, dict[str, float]]
@@ -197,8 +197,7 @@ class Trainer:
         self.epoch_steps = config.overfit or max(1, config.epoch_windows // global_batch)
         self.steps = self.epoch_steps * config.epochs
         self.schedule = get_schedule(config.schedule, optimizer, config.warmup_steps, self.steps)
-        cuts = (self.model.sinc.filt_b1, self.model.sinc.filt_band)
-        self.progress = Progress(initial_filters=[cut.tolist() for cut in cuts])
+        self.progress = Progress(initial_filters=[cut.tolist() for cut in self.model.pass_bands() or ()])
         self.precision = fabric.strategy.precision
         self.state = {
             "model": self.model,
@@ -224,7 +223,7 @@ class Trainer:
 
     # set-up
 
-    def _initial_model(self, n_classes: int) -> DENet:
+    def _initial_model(self, n_classes: int) -> Model:
         config = self.config
         if config.init_from is None:
             return get_model(config.model, config, n_classes)
@@ -237,8 +236,7 @@ class Trainer:
             )
         if model.n_classes != n_classes:
             raise TrainingError(f"{config.init_from}: has {model.n_classes} classes, the data have {n_classes}")
-        model.attention.requires_grad_(config.train_attention)
-        model.config["train_attention"] = config.train_attention
+        model.follow(config)
         return model.train()
 
     def _resume(self) -> None:
@@ -298,6 +296,7 @@ class Trainer:
         loader = DataLoader(data, batch_sampler=indices, num_workers=config.workers, collate_fn=collate)
         batches = []
         for batch in loader:
+            batch["labels"] = batch["labels"][:, self.model.answers]
             batches.append({key: fabric.to_device(value) for key, value in batch.items()})
             if len(batches) == config.accumulate:
                 yield batches

@@ -5,30 +5,12 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import nn
 
-from denet_torch import get_denet
+from denet_torch import MODELS, Model
 
 from .config import Config, TrainingError
 from .losses import cross_entropy, focal
 
-
-def _denet(config: Config, n_classes: int) -> nn.Module:
-    samples = round(config.frame_seconds * config.sample_rate)
-    return get_denet(
-        (config.seq_len, samples),
-        n_classes,
-        sr=config.sample_rate,
-        before_pooling=config.before_pooling,
-        dropout=config.dropout,
-        train_attention=config.train_attention,
-        n_filters=config.n_filters,
-        gru_units=config.gru_units,
-        dense_units=tuple(config.dense_units),
-    )
-
-
-MODELS = {"denet": _denet}
 LOSSES = {"cross_entropy": cross_entropy, "focal": focal}
 OPTIMIZERS = {
     "adam": torch.optim.Adam,
@@ -36,9 +18,6 @@ OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": partial(torch.optim.SGD, momentum=0.9),
 }
-# Adam moves all weights alike: units with thousands of them need smaller steps, and so do the cuts of the sinc filters and the
-# attention, on which everything after it is built.
-SLOW = ("sinc.", "attention.", "gru.", "dense1.")
 # Factor of the learning rate at a share (0 to 1) of the steps after the warm-up.
 SCHEDULES = {
     "constant": lambda share: 1.0,
@@ -47,10 +26,11 @@ SCHEDULES = {
 }
 
 
-def get_model(name: str, config: Config, n_classes: int) -> nn.Module:
-    """A fresh model: (batch, seq_len, samples) -> logits (batch, seq_len, n_classes)."""
+def get_model(name: str, config: Config, n_classes: int) -> Model:
+    """A fresh model by the settings of a run."""
+    kind = _find("model", MODELS, name)
     try:
-        return _find("model", MODELS, name)(config, n_classes)
+        return kind.from_settings(config, n_classes)
     except (ValueError, TypeError) as error:  # sizes that do not fit together
         raise TrainingError(f"the model cannot be built: {error}") from None
 
@@ -61,14 +41,17 @@ def get_loss(name: str) -> Callable:
 
 
 def get_optimizer(
-    name: str, model: nn.Module, learning_rate: float, rate_factor: float, weight_decay: float = 0.0, on_cpu: bool = False
+    name: str, model: Model, learning_rate: float, rate_factor: float, weight_decay: float = 0.0, on_cpu: bool = False
 ) -> torch.optim.Optimizer:
-    """An optimizer of what is trained of `model`, whose layers but SLOW learn at `rate_factor` times the learning rate."""
+    """An optimizer of what is trained of `model`: layers learn at the model's `rate_factors` times the learning rate, or at
+    `rate_factor` times that."""
     make = _find("optimizer", OPTIMIZERS, name)
     trained = [(layer, parameter) for layer, parameter in model.named_parameters() if parameter.requires_grad]
-    slow = [parameter for layer, parameter in trained if layer.startswith(SLOW)]
-    fast = [parameter for layer, parameter in trained if not layer.startswith(SLOW)]
-    groups = [{"params": slow}, {"params": fast, "lr": rate_factor * learning_rate}]
+    by_factor: dict[float, list] = {}
+    for layer, parameter in trained:
+        factors = [factor for prefix, factor in model.rate_factors().items() if layer.startswith(prefix)]
+        by_factor.setdefault(factors[0] if factors else rate_factor, []).append(parameter)
+    groups = [{"params": parameters, "lr": factor * learning_rate} for factor, parameters in by_factor.items()]
     # A tenth of the time on a CPU; on a GPU it unscales float16 gradients itself, which then cannot be clipped.
     fused = {"fused": True} if on_cpu and name in ("adam", "adamw") else {}
     return make(groups, lr=learning_rate, weight_decay=weight_decay, **fused)

@@ -35,7 +35,7 @@ def write_report(result: Result) -> Path:
         _section("Course", _picture(_curves(result), "curves"), "Losses of steps and epochs, scores on the validation split."),
         _section("Precision and recall", _picture(_precision_recall(result), "curves"), "Frames of the test split, call or not."),
         _section("Confusion", _picture(_confusion(result), "confusion matrix"), "Frames of the test split."),
-        _section("Sinc filters", _picture(_filters(result), "pass bands"), "Pass band of each, before and after training."),
+        *_filters(result),
         *_examples(result),
         _section("Configuration", f"<pre>{html.escape((result.out / CONFIG).read_text())}</pre>"),
     ]
@@ -123,26 +123,22 @@ def _confusion(result: Result) -> Figure:
     return figure
 
 
-def _bands(filt_b1, filt_band, rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high cut (Hz) of each sinc filter."""
-    low = np.abs(np.asarray(filt_b1)) * rate + 50
-    return low, low + np.abs(np.asarray(filt_band)) * rate + 50
-
-
-def _filters(result: Result) -> Figure:
-    model = result.model
+def _filters(result: Result) -> list[str]:
+    """The pass bands before and after training, and how far they moved; nothing of a model without such filters."""
+    after = result.model.pass_bands()
+    if after is None:
+        return []
+    before = np.array(result.progress.initial_filters)
+    after = np.array([cut.cpu().numpy() for cut in after])
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    cuts = {
-        "before": result.progress.initial_filters,
-        "after": [model.sinc.filt_b1.detach().cpu(), model.sinc.filt_band.detach().cpu()],
-    }
-    for axis, (when, pair) in zip(axes, cuts.items(), strict=True):
-        low, high = _bands(*pair, model.sr)
+    for axis, (when, (low, high)) in zip(axes, {"before": before, "after": after}.items(), strict=True):
         axis.vlines(range(len(low)), low / 1000, high / 1000, linewidth=2)
         axis.set(title=when, xlabel="filter")
     axes[0].set_ylabel("pass band (kHz)")
-    return figure
+    moved = np.abs(after - before)
+    note = f"Pass band of each, before and after training: moved by {moved.mean():.2g} Hz in the mean, {moved.max():.2g} at most."
+    return [_section("Sinc filters", _picture(figure, "pass bands"), note)]
 
 
 def _examples(result: Result) -> list[str]:
@@ -167,8 +163,9 @@ def _examples(result: Result) -> list[str]:
         estimated_events(predictions, result.data.labeller, collection, decoding),
     )
     sections = []
-    if best:
-        picture = _picture(_attention(result, best[0]), "spectrogram and attention")
+    attention = _attention(result, best[0]) if best else None
+    if attention is not None:
+        picture = _picture(attention, "spectrogram and attention")
         sections.append(_section("Attention per band", picture, f"Recording {collection.recordings['file'].iat[best[0]]}."))
     for title, chosen, note in (
         ("Best recordings", best, "Those with a call whose frames have the lowest mean loss."),
@@ -179,14 +176,18 @@ def _examples(result: Result) -> list[str]:
     return sections
 
 
-def _attention(result: Result, recording: int) -> Figure:
+def _attention(result: Result, recording: int) -> Figure | None:
+    """Spectrogram and weights of the bands; None of a model that does not weigh them."""
     model, predictions = result.model, result.predictions
     wave, rate = _read(result, recording)
     heard = audio.resample(wave, rate, model.sr)
     frames = min(len(predictions.of(recording)), len(heard) // model.samples)
     x = torch.from_numpy(heard[: frames * model.samples]).view(1, frames, model.samples)
-    weights = model.band_attention(x)[0].numpy()  # (frames, filters)
-    low, high = _bands(model.sinc.filt_b1.detach(), model.sinc.filt_band.detach(), model.sr)
+    weights = model.band_attention(x)
+    if weights is None:
+        return None
+    weights = weights[0].numpy()  # (frames, filters)
+    low, high = model.pass_bands()
     order = np.argsort(low + high)
     figure = Figure(figsize=(10, 4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)

@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 
-from denet_torch import DENet, checkpoint
+from denet_torch import Model, checkpoint
 from denet_torch.detection import Decoding
 
 from .bfloat16 import emulated
@@ -112,7 +112,7 @@ def score(run: Config, tests: dict[tuple[int, int], Collection]) -> list[dict]:
 
 
 def answers(
-    fabric: Fabric, model: DENet, collection: Collection, decoding: Decoding
+    fabric: Fabric, model: Model, collection: Collection, decoding: Decoding
 ) -> tuple[Predictions, pd.DataFrame, pd.DataFrame]:
     """Predictions for a whole collection, its reference events and the estimated ones."""
     labeller = Labeller(collection)

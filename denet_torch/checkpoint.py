@@ -147,7 +147,7 @@ def _read(path: Path) -> tuple[type[Model], dict, dict | None, dict[str, Tensor]
     name = next((name for name in MODELS if name in metadata), None)
     if name is None or "sha256" not in metadata:
         raise CheckpointError(
-            f"{path}: has no DENet architecture, nor another model's, in its metadata (see python -m tools.convert_weights --help)"
+            f"{path}: has no DENet architecture or other model's in its metadata (see python -m tools.convert_weights --help)"
         )
     if checksum(metadata[name] + metadata.get("detection", ""), tensors) != metadata["sha256"]:
         raise CheckpointError(f"{path}: damaged, its checksum does not match")

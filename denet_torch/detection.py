@@ -207,6 +207,8 @@ def class_names(model: Model) -> list[str]:
 def stored_decoding(model: Model, **changes) -> Decoding:
     """The decoding stored with the weights, else the default one, with `changes` to its fields."""
     stored = {k: v for k, v in (model.detection or {}).items() if k != "labels"}
+    if stored.pop("per", None) == "file":
+        raise ValueError("these weights name whole files and find no events; use python -m tools.classify")
     return replace(Decoding(**stored), **changes)
 
 

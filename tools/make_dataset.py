@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument(
         "--background", metavar="DIR", help="real clips to put behind half of the recordings"
     )
+    parser.add_argument("--one-caller", action="store_true", help="one bat makes all calls of a recording")
     parser.add_argument(
         "--tables-only",
         action="store_true",
@@ -40,6 +41,7 @@ def main() -> int:
             args.min_seconds,
             args.max_seconds,
             args.background,
+            one_caller=args.one_caller,
         )
     except (AudioError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

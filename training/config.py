@@ -10,6 +10,8 @@ import jsonargparse
 
 from denet_torch import MODELS
 
+from .labels import TASKS
+
 
 class TrainingError(ValueError):
     """A run that cannot start or go on; the message is one line for the user."""
@@ -32,8 +34,9 @@ class Config:
     )
     recordings: int = option(400, "recordings of the synthetic set")
     snr_db: list[float] = option([10, 20], "lowest and highest signal-to-noise ratio of the synthetic set's calls")
-    task: Literal["call", "context", "emitter"] = option(
-        "call", "what a frame is labelled with: call, context or emitter"
+    task: Literal[TASKS] = option("call", f"what a frame, or a file, is labelled with: {', '.join(TASKS)}")
+    mode: Literal["frame", "file"] = option(
+        "frame", "label every frame and find events, or give one label to each file (see python -m tools.classify)"
     )
     labels: Literal["voice", "annotation", "intersection", "union"] = option(
         "voice", "which table labels the frames: voice, annotation, intersection or union"

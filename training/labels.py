@@ -26,11 +26,13 @@ import numpy as np
 import pandas as pd
 
 from training.collection import Collection, background_codes
+from training.tables import CODE_COLUMNS
 
 IGNORE = -100
 BACKGROUND = 0
 STRATEGIES = ("voice", "annotation", "intersection", "union")
-TASKS = ("call", "context", "emitter")
+WHO_AND_WHAT = tuple(name for name in CODE_COLUMNS if name != "context")  # codes above 0 are classes, 0 is unknown
+TASKS = ("call", "context", *WHO_AND_WHAT)
 
 
 @dataclass(frozen=True)
@@ -199,9 +201,9 @@ def _classes(collection: Collection, task: str) -> tuple[tuple[str, ...], pd.Ser
     if task == "context":
         codes = np.setdiff1d(np.arange(len(collection.contexts)), background_codes(collection.contexts))
         names = [collection.contexts[code] for code in codes]
-    elif task == "emitter":
-        emitters = collection.annotations["emitter"]
-        codes = np.sort(emitters[emitters > 0].unique())
+    elif task in WHO_AND_WHAT:
+        found = collection.annotations[task]
+        codes = np.sort(found[found > 0].unique())
         names = tuple(str(code) for code in codes)
     else:
         raise ValueError(f"task is {task!r}; expected one of {', '.join(TASKS)}")

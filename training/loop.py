@@ -34,6 +34,7 @@ from .bfloat16 import cpu_has_bfloat16, emulated
 from .collection import INDEX_NAME, open_collection, replacing
 from .config import Config, TrainingError
 from .evaluation import Predictions, choose_decoding, collate, predict, scores
+from .files import FileResult, train_files
 from .labels import IGNORE, short_calls
 from .losses import frame_weights
 from .metrics import predict as answers
@@ -87,8 +88,10 @@ class Result:
     predictions: Predictions
 
 
-def train(config: Config, on_epoch: Callable[[int, float], None] = lambda epoch, score: None) -> Result:
-    """Train, validate, evaluate on the test split, write everything to the run's folder.
+def train(
+    config: Config, on_epoch: Callable[[int, float], None] = lambda epoch, score: None
+) -> "Result | FileResult":
+    """Train, validate, evaluate on the test split, write everything to the run's folder; by files with `--mode file`.
 
     `on_epoch` is called after each epoch with its number and validation score, and may raise.
 
@@ -100,9 +103,25 @@ def train(config: Config, on_epoch: Callable[[int, float], None] = lambda epoch,
     fabric = get_fabric(config)
     fabric.launch()
     with run_folder(fabric, config) as out, sigterm() as asked_to_stop, emulated(fabric):
+        if config.mode == "file":
+            return _train_files(config, fabric, out, asked_to_stop)
         trainer = Trainer(config, fabric, out, asked_to_stop, on_epoch)
         trainer.run()
         return trainer.result()
+
+
+def _train_files(config: Config, fabric: Fabric, out: Path, asked_to_stop: Callable[[], bool]) -> FileResult:
+    if fabric.world_size > 1:
+        raise TrainingError("--mode file works with one device; leave out --devices and --nodes")
+
+    def check() -> None:
+        if asked_to_stop():
+            raise Stopped(f"stopped; --out {out} --resume goes on from the last epoch")
+
+    prepare_data(config)
+    root = data_root(config)
+    describe(out, config, hashlib.sha256((root / INDEX_NAME).read_bytes()).hexdigest(), f"by {' and '.join(config.split_by)}")
+    return train_files(config, fabric, out, root, check)
 
 
 def get_fabric(config: Config) -> Fabric:

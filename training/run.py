@@ -1,4 +1,4 @@
-"""Train DENet and see what it learned: python -m training.run --amp
+"""Train DENet or SincNet and see what it learned: python -m training.run --amp
 
 Without --data-dir a synthetic collection in the flying-fox layout is written first. The run's folder gets checkpoints,
 TensorBoard logs, the weights best on the validation split, their scores on recordings never seen, and report.html.
@@ -30,6 +30,9 @@ def main(argv: list[str] | None = None) -> int:
             probe(recording)  # not after hours of training
         result = train(config)
         if rank_zero_only.rank != 0:
+            return 0
+        if config.mode == "file":
+            print(result.summary())
             return 0
         if config.report:
             write_report(result)

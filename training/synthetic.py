@@ -84,12 +84,13 @@ def make_dataset(
     max_seconds: float = 4.0,
     background: str | Path | None = None,
     snr_db: tuple[float, float] = SNR_DB,
+    one_caller: bool = False,
 ) -> Path:
     """Write `recordings` sound recordings and the faulty ones beside them to the new folder `out`.
 
     The same arguments write the same bytes. With `background`, half of the recordings have a real clip
-    from that folder behind their calls. `out` appears only when complete; FileExistsError if it is there
-    already, AudioError for a clip that cannot be read.
+    from that folder behind their calls; with `one_caller` one bat makes all calls of a recording.
+    `out` appears only when complete; FileExistsError if it is there already, AudioError for a clip that cannot be read.
     """
     out = Path(out)
     if out.exists():
@@ -102,7 +103,7 @@ def make_dataset(
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     partial.mkdir(parents=True)
     try:
-        _write_dataset(partial, recordings, seed, (min_seconds, max_seconds), clips, snr_db)
+        _write_dataset(partial, recordings, seed, (min_seconds, max_seconds), clips, snr_db, one_caller)
         partial.rename(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -211,6 +212,7 @@ def make_recording(
     samples: int,
     clips: list[np.ndarray] | None = None,
     snr_db: tuple[float, float] = SNR_DB,
+    one_caller: bool = False,
 ) -> tuple[np.ndarray, list[Call]]:
     """One recording, int16 (samples,), and its calls in order; about one in six has none.
 
@@ -224,8 +226,10 @@ def make_recording(
     sound = sound + 0.01 * rng.standard_normal(samples, dtype=np.float32)
     _add_clicks(rng, sound)
     calls = []
+    caller = int(rng.choice(EMITTERS)) if one_caller else None
     for start, stop in _call_places(rng, samples):
         context, emitter = int(rng.choice(CONTEXTS, p=CONTEXT_WEIGHTS)), int(rng.choice(EMITTERS))
+        emitter = caller or emitter
         snr = float(rng.uniform(*snr_db))
         # The background's power is 1.
         call = make_call(rng, emitter, context, stop - start)
@@ -257,11 +261,12 @@ def _write_dataset(
     seconds: tuple[float, float],
     clips: list[np.ndarray],
     snr_db: tuple[float, float],
+    one_caller: bool,
 ) -> None:
     file_info, annotations, truth = [], [], []
     for index in tqdm(range(recordings), desc="recordings", unit="file"):
         rng = np.random.default_rng([seed, index])
-        sound, calls = make_recording(rng, int(rng.uniform(*seconds) * SAMPLERATE), clips, snr_db)
+        sound, calls = make_recording(rng, int(rng.uniform(*seconds) * SAMPLERATE), clips, snr_db, one_caller)
         row = _file_info_row(rng, index, recordings, calls)
         path = root / row[3] / row[2]
         path.parent.mkdir(exist_ok=True)

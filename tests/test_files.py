@@ -1,0 +1,158 @@
+"""File mode: one label a file, decided by the sum of log posteriors; from a collection to a table of answers."""
+
+import copy
+import csv
+import io
+import math
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from data_cases import make_collection
+from trainer_cases import as_options, tiny
+
+import denet_torch
+from denet_torch.audio import AudioError
+from denet_torch.classification import classify, count_windows, default_hop, file_log_posteriors
+from tools import classify as classify_tool
+from tools import detect
+from training import run
+from training.files import file_labels
+from training.labels import TASKS
+from training.synthetic import make_dataset
+
+RATE, WINDOW, HOP = 4000, 800, 40
+
+
+@pytest.fixture(scope="module")
+def sincnet():
+    torch.manual_seed(0)
+    model = denet_torch.SincNet((20, HOP), 3, RATE, n_filters=(6, 5, 5), taps=(51, 5, 5), hidden=(16,))
+    for parameter in (model.output.weight, *(layer.weight for layer in model.hidden)):
+        parameter.data *= 20  # answers that differ
+    return model.eval()
+
+
+def naive(model, sound):
+    """Log posteriors of one chunk after another, as the recipe says it."""
+    total, start = np.zeros(model.n_classes), 0
+    sound = np.pad(sound, (0, max(0, WINDOW - len(sound))))
+    while start + WINDOW <= len(sound):
+        with torch.no_grad():
+            logits = model.logits(torch.tensor(sound[None, start : start + WINDOW]).to(model.output.weight))[0].double()
+        values = [float(value) for value in logits]
+        high = max(values)
+        norm = high + math.log(sum(math.exp(value - high) for value in values))
+        total += [value - norm for value in values]
+        start += HOP
+    return total
+
+
+def test_decisions_equal_a_naive_second_implementation(sincnet, tmp_path):
+    exact = copy.deepcopy(sincnet).double()
+    rng = np.random.default_rng(0)
+    lengths = [1, 5, 799, 800, 801, 839, 840, 841, 1600, 2400, 800 + 127 * HOP, 800 + 128 * HOP, 800 + 129 * HOP - 1]
+    lengths += rng.integers(1, 2500, 204 - len(lengths)).tolist()
+    assert len(lengths) >= 200
+    differing = set()
+    for number, length in enumerate(lengths):
+        sound = (rng.uniform(0.01, 0.5) * rng.standard_normal(length)).clip(-1, 1).astype(np.float32)
+        path = tmp_path / f"{number}.wav"
+        soundfile.write(path, sound, RATE, subtype="FLOAT")
+        found, expected = file_log_posteriors(sincnet, path), naive(exact, sound)
+        assert found.argmax() == expected.argmax(), length
+        assert np.abs(file_log_posteriors(exact, path) - expected).max() <= 1e-5, length
+        differing.add(int(found.argmax()))
+    assert len(differing) > 1
+    assert np.array_equal(file_log_posteriors(sincnet, path, batch_size=7).argmax(), found.argmax())
+
+
+def test_windows():
+    assert [count_windows(length, 800, 40) for length in (1, 799, 800, 839, 840, 1600)] == [1, 1, 1, 1, 2, 21]
+
+
+def test_denet_names_files_too(tmp_path):
+    torch.manual_seed(0)
+    model = denet_torch.get_denet((4, 400), 3, sr=RATE, n_filters=4, gru_units=8, dense_units=(8, 8)).eval()
+    sound = np.random.default_rng(0).standard_normal(5000).astype(np.float32) * 0.1
+    soundfile.write(tmp_path / "a.wav", sound, RATE, subtype="FLOAT")
+    assert default_hop(model) == 800
+    starts = range(0, 5000 - 1600 + 1, 800)
+    windows = torch.tensor(np.stack([sound[s : s + 1600] for s in starts])).view(-1, 4, 400)
+    expected = model.predict_proba(windows).double().log().sum((0, 1)).numpy()
+    assert np.allclose(file_log_posteriors(model, tmp_path / "a.wav"), expected, atol=1e-4)
+
+
+def test_files_with_several_classes_are_left_out_and_counted():
+    collection = make_collection(
+        [250_000] * 6,
+        [(i, 0, 1000) for i in range(5)],
+        [(0, 0, 1000, 1, 118), (0, 2000, 3000, 4, 118), (1, 0, 1000, 1, 118), (1, 2000, 3000, 1, 120),
+         (2, 0, 1000, 1, 0), (2, 2000, 3000, 1, 120), (3, 0, 1000, 1, -118)],
+    )  # fmt: skip
+    labels, classes, excluded = file_labels(collection, "emitter")
+    assert classes == ("118", "120") and labels.tolist() == [0, -1, 1, -1, -1, -1]
+    assert excluded == {"several classes": 1, "no class": 3}
+    labels, classes, excluded = file_labels(collection, "call")
+    assert classes == ("background", "call") and labels.tolist() == [1, 1, 1, 1, 1, 0] and not excluded["no annotation"]
+    for task in TASKS:
+        assert len(file_labels(collection, task)[0]) == 6
+
+
+def test_from_a_collection_to_answers(tmp_path, capsys):
+    data = make_dataset(tmp_path / "data", 40, snr_db=(15, 20), one_caller=True)
+    sizes = {"model": "sincnet", "mode": "file", "task": "context", "seq_len": 4, "n_filters": 6, "hidden_units": [16]}
+    config = tiny(data, tmp_path / "run", **sizes)
+    assert run.main(as_options(config)) == 0
+    said = capsys.readouterr().out
+    assert "accuracy" in said and "commonest class" in said and "files left out" in said and "cuts moved by" in said
+    weights = config.out / "weights.safetensors"
+    first = denet_torch.load(weights).state_dict()
+
+    # Stopped after an epoch and resumed: the same weights.
+    again = tiny(data, tmp_path / "again", **sizes)
+    from training.loop import checkpoints
+
+    original, saved = checkpoints.save, []
+
+    def stop(folder, state, step, keep):
+        original(folder, state, step, keep)
+        saved.append(step)
+        if len(saved) == 1:
+            raise OSError("the power went")
+
+    checkpoints.save = stop
+    try:
+        assert run.main(as_options(again)) == 2
+    finally:
+        checkpoints.save = original
+    again.resume = True
+    assert run.main(as_options(again)) == 0
+    second = denet_torch.load(again.out / "weights.safetensors").state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+    capsys.readouterr()
+    bad = tmp_path / "data" / "files101" / "bad.wav"
+    bad.write_bytes(b"no sound")
+    good = sorted((data / "files101").glob("1206*.WAV"))[:3]
+    assert classify_tool.main([*map(str, good), str(bad), "--weights", str(weights)]) == 2
+    said = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(said.out)))
+    assert [row["file"] for row in rows] == list(map(str, good)) and "bad.wav" in said.err
+    classes = denet_torch.load(weights).detection["labels"]
+    for row in rows:
+        posteriors = {name: float(row[name]) for name in classes}
+        assert row["label"] == max(posteriors, key=posteriors.get) and abs(sum(posteriors.values()) - 1) < 1e-4
+    table = tmp_path / "who.csv"
+    assert classify_tool.main([str(data / "files101" / "12*.WAV"), "--weights", str(weights), "--output", str(table)]) == 0
+    assert len(table.read_text().splitlines()) > 20
+
+    assert detect.main([str(good[0]), "--weights", str(weights), "--output", str(tmp_path / "d")]) == 2
+    assert "tools.classify" in capsys.readouterr().err
+
+
+def test_empty_recordings_are_said(sincnet, tmp_path):
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), RATE)
+    (answer,) = classify(sincnet, [tmp_path / "empty.wav"])
+    assert isinstance(answer, AudioError) and "empty.wav" in str(answer)

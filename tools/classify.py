@@ -1,0 +1,90 @@
+"""Name the class of whole recordings, one label a file: who called, in which context, ...
+
+PATH is a recording, a folder (searched to the bottom), a pattern in quotes, or a .txt list of those. A row a
+file is printed, or written to --output: file, label, then the posterior of each class. A file's class is the
+one with the largest sum of log posteriors over its windows (SincNet: 200 ms every 10 ms).
+
+Example:
+  python -m training.run --mode file --model sincnet --task emitter --data-dir DIR --out runs/emitter
+  python -m tools.classify recordings/ --weights runs/emitter/weights.safetensors --output who.csv
+
+Exit code: 0, or 2 if a recording could not be used or nothing could be done.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+import denet_torch
+from denet_torch.audio import AudioError
+from denet_torch.classification import BATCH, classify
+from tools.detect_batch import collect
+from training.collection import replacing
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
+    try:
+        failures = run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    for reason in failures:
+        print(f"error: {reason}", file=sys.stderr)
+    return 2 if failures else 0
+
+
+def run(args: argparse.Namespace) -> list[str]:
+    """Classify, print or write the table; the reasons of the recordings that could not be used."""
+    paths = collect(args.paths)
+    model = denet_torch.load(args.weights).to(args.device)
+    options = {"hop": args.hop, "batch_size": args.batch_size, "time_expansion": args.time_expansion}
+    found = list(tqdm(classify(model, paths, **options), total=len(paths), desc="classify", unit="file", leave=False))
+    failures = [str(item) for item in found if isinstance(item, AudioError)]
+    rows = [item for item in found if not isinstance(item, AudioError)]
+    if rows:
+        table = pd.concat(rows, ignore_index=True)
+        if args.output is None:
+            print(table.to_csv(index=False, float_format="%.6f"), end="")
+        else:
+            with replacing(args.output) as path:
+                table.to_csv(path, index=False, float_format="%.6f")
+            print(f"{len(table)} files: " + ", ".join(f"{name} {n}" for name, n in table["label"].value_counts().items()))
+    return failures
+
+
+def count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.classify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH")
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="a model (.safetensors)")
+    parser.add_argument("--output", type=Path, metavar="FILE.csv", help="write the table there instead of printing it")
+    parser.add_argument("--hop", type=count, metavar="SAMPLES", help="at the model's rate, between windows (SincNet: 10 ms)")
+    parser.add_argument("--batch-size", type=count, default=BATCH, metavar="N", help=f"windows at once (default: {BATCH})")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--time-expansion",
+        type=float,
+        default=1,
+        metavar="FACTOR",
+        help="recordings were slowed down by this factor: true rate = header's rate * FACTOR",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

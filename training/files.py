@@ -1,0 +1,286 @@
+"""File mode: one label for a whole recording, SincNet's recipe.
+
+    python -m training.run --mode file --model sincnet --task emitter --data-dir DIR
+
+A training step draws files, then a chunk of each; a file's class is decided by the sum of log posteriors over all its chunks
+(`denet_torch.classification`). A file in which several classes call has no label: it is left out and counted.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from tqdm import tqdm
+
+from denet_torch import Model, audio, checkpoint
+from denet_torch.classification import file_log_posteriors
+
+from . import checkpoints
+from .collection import Collection, open_collection, replacing
+from .config import Config, TrainingError
+from .labels import Labeller
+from .registry import get_model, get_optimizer, get_schedule
+from .splits import SIDES, split_collection, write_split
+
+CACHED = 2**28  # samples, at the model's rate, held in memory; of larger sets chunks are read from the files
+
+
+@dataclass(frozen=True)
+class Files:
+    """Recordings with one label each: paths, labels (files,), names of the classes, and [start, stop) in seconds of their calls.
+
+    `excluded`: files left out, by reason. `seconds`: read no more than so much of each file.
+    """
+
+    paths: list[Path]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    calls: list[np.ndarray]
+    excluded: dict[str, int] = field(default_factory=dict)
+    time_expansion: float = 1
+    seconds: float = math.inf
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def select(self, rows: Sequence[int]) -> "Files":
+        """Some of them."""
+        return Files(
+            [self.paths[i] for i in rows],
+            self.labels[rows],
+            self.classes,
+            [self.calls[i] for i in rows],
+            {},
+            self.time_expansion,
+            self.seconds,
+        )
+
+    def majority(self) -> float:
+        """Accuracy of always answering the commonest class."""
+        return float(np.bincount(self.labels).max() / len(self)) if len(self) else float("nan")
+
+
+def file_labels(collection: Collection, task: str) -> tuple[np.ndarray, tuple[str, ...], dict[str, int]]:
+    """Label of each recording (recordings,), -1 where there is none; the classes' names; how many have none, by reason.
+
+    Classes are those that `Labeller` finds in the annotations, without the background, and calls of unknown class are passed
+    over; of the task "call" there are both, and a file without a voiced segment is background.
+    """
+    labeller = Labeller(collection, "voice" if task == "call" else "annotation", task)
+    spans, count = labeller.spans, len(collection.recordings)
+    if task == "call":
+        labels = np.zeros(count, np.int64)
+        labels[spans.recording] = 1
+        labels[~labeller.known] = -1
+        return labels, labeller.classes, {"no annotation": int((labels < 0).sum())}
+    labels, several = np.full(count, -1), 0
+    for recording in np.unique(spans.recording):
+        known = np.unique(spans.of(recording).label)
+        known = known[known > 0]
+        several += len(known) > 1
+        if len(known) == 1:
+            labels[recording] = known[0] - 1
+    reasons = {"several classes": several, "no class": int((labels < 0).sum()) - several}
+    return labels, labeller.classes[1:], {reason: number for reason, number in reasons.items() if number}
+
+
+def files_of(collection: Collection, task: str) -> tuple[Files, np.ndarray]:
+    """The recordings that have a label, and their row numbers."""
+    labels, classes, excluded = file_labels(collection, task)
+    rows = np.flatnonzero(labels >= 0)
+    if not len(rows):
+        raise TrainingError(f"{collection.root}: no recording has one {task} alone")
+    rates = collection.recordings["samplerate"].to_numpy(np.float64)
+    calls = [collection.voice_of(i)[["start", "stop"]].to_numpy(np.float64) / rates[i] for i in rows]
+    paths = [collection.path(i) for i in rows]
+    return Files(paths, labels[rows], classes, calls, excluded, collection.time_expansion), rows
+
+
+class Chunks:
+    """Chunks of files for training: `draw(rng, n)` gives waveforms (n, seq_len, samples) and labels (n,)."""
+
+    def __init__(self, files: Files, model: Model, call_share: float):
+        self.files, self.model, self.call_share = files, model, call_share
+        infos = [audio.probe(path, files.time_expansion) for path in files.paths]
+        lengths = [audio.resampled_length(info.frames, info.samplerate, model.sr) for info in infos]
+        self.lengths = np.minimum(lengths, files.seconds * model.sr).astype(np.int64)
+        self.cached = {} if self.lengths.sum() <= CACHED else None
+
+    def draw(self, rng: np.random.Generator, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = rng.integers(len(self.files), size=number)
+        shape = (self.model.seq_len, self.model.samples)
+        sound = np.stack([self._chunk(int(i), rng) for i in chosen]).reshape(number, *shape)
+        return torch.from_numpy(sound), torch.from_numpy(self.files.labels[chosen])
+
+    def _chunk(self, i: int, rng: np.random.Generator) -> np.ndarray:
+        size, last = self.model.seq_len * self.model.samples, int(self.lengths[i]) - self.model.seq_len * self.model.samples
+        calls = self.files.calls[i]
+        if rng.random() < self.call_share and len(calls):
+            start, stop = calls[rng.integers(len(calls))] * self.model.sr
+            start = rng.uniform(start, max(start + 1, stop)) - size / 2  # the middle lies in a call
+        else:
+            start = rng.uniform(0, max(1, last + 1))
+        return self._read(i, int(min(max(0, start), max(0, last))), size)
+
+    def _read(self, i: int, start: int, size: int) -> np.ndarray:
+        options = {"rate": self.model.sr, "time_expansion": self.files.time_expansion}
+        if self.cached is None:
+            found = audio.read(self.files.paths[i], start, min(size, int(self.lengths[i]) - start), **options)
+        else:
+            if i not in self.cached:
+                self.cached[i] = audio.read(self.files.paths[i], 0, int(self.lengths[i]), **options)
+            found = self.cached[i][start : start + size]
+        chunk = np.zeros(size, np.float32)
+        chunk[: len(found)] = found
+        return chunk
+
+
+@dataclass
+class Progress:
+    """How far a run has come, and what it saw."""
+
+    step: int = 0
+    epoch: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    initial_filters: list[list[float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    epochs: list[dict] = field(default_factory=list)
+
+    def state_dict(self) -> dict:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict) -> None:
+        vars(self).update(state)
+
+
+def fit(
+    fabric: Fabric, model: Model, train: Files, validation: Files, config: Config, out: Path, check=lambda: None
+) -> Progress:
+    """Train, keep in `out` the weights with the best accuracy on the validation files, and go on from a checkpoint in `out`.
+
+    What a step draws depends on the seed and the step alone. `check` is called after each step and may raise.
+    """
+    chunks = Chunks(train, model, config.call_share)
+    epoch_steps = max(1, config.epoch_windows // config.batch_size)
+    on_cpu = fabric.device.type == "cpu"
+    optimizer = get_optimizer(config.optimizer, model, config.learning_rate, config.rate_factor, config.weight_decay, on_cpu)
+    schedule = get_schedule(config.schedule, optimizer, config.warmup_steps, epoch_steps * config.epochs)
+    progress = Progress(initial_filters=[cut.tolist() for cut in model.pass_bands() or ()])
+    state = {"model": model, "optimizer": optimizer, "schedule": schedule, "progress": progress}
+    module, optimizer = fabric.setup(model, optimizer)
+    path, _ = checkpoints.find(out)
+    if path is not None:
+        checkpoints.load(path, state)
+    bar = tqdm(total=epoch_steps * config.epochs, initial=progress.step, desc="training", unit="step")
+    with bar:
+        while progress.epoch < config.epochs:
+            module.train()
+            while progress.step < epoch_steps * (progress.epoch + 1):
+                rng = np.random.default_rng([config.seed, progress.step])
+                torch.manual_seed(int(rng.integers(2**63)))
+                sound, labels = (fabric.to_device(part) for part in chunks.draw(rng, config.batch_size))
+                logits = module(sound)  # (batch, answers, n_classes)
+                loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
+                fabric.backward(loss)
+                value = loss.item()
+                norm = fabric.clip_gradients(module, optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
+                if not (math.isfinite(value) and math.isfinite(float(norm))):
+                    raise TrainingError(f"step {progress.step}: the loss is {value}; try a lower --learning-rate")
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+                progress.step += 1
+                progress.losses.append(value)
+                bar.set_postfix(loss=f"{value:.3f}", epoch=progress.epoch + 1, refresh=False)
+                bar.update()
+                check()
+            progress.epoch += 1
+            accuracy = evaluate(model, validation, "validation")["accuracy"]
+            mean = float(np.mean(progress.losses[-epoch_steps:]))
+            progress.epochs.append({"epoch": progress.epoch, "train_loss": mean, "accuracy": accuracy})
+            tqdm.write(f"epoch {progress.epoch}: loss {mean:.3f}, validation accuracy of files {accuracy:.3f}")
+            if accuracy > progress.best:
+                progress.best, progress.best_epoch = accuracy, progress.epoch
+                model.detection = {"labels": list(train.classes), "per": "file"}
+                checkpoint.save(model, out / "weights.safetensors")
+            checkpoints.save(out, state, progress.step, config.keep)
+    return progress
+
+
+def evaluate(model: Model, files: Files, title: str = "test") -> dict:
+    """Accuracy of file decisions, the majority's beside it, and the answers; files that are shorter than asked are read whole."""
+    answers = []
+    for path in tqdm(files.paths, desc=title, unit="file", leave=False):
+        total = file_log_posteriors(model, path, time_expansion=files.time_expansion, seconds=files.seconds)
+        answers.append(int(total.argmax()))
+    right = np.array(answers) == files.labels
+    return {"accuracy": float(right.mean()), "majority": files.majority(), "files": len(files), "answers": answers}
+
+
+@dataclass
+class FileResult:
+    """What a run in file mode ends with."""
+
+    out: Path
+    model: Model
+    files: dict[str, Files]
+    excluded: dict[str, int]
+    progress: Progress
+    test: dict
+
+    def summary(self) -> str:
+        """Accuracy beside the majority's, what was left out, how far the filters moved."""
+        left_out = ", ".join(f"{count} ({reason})" for reason, count in self.excluded.items()) or "none"
+        lines = [
+            f"files never seen ({self.test['files']}), weights of epoch {self.progress.best_epoch}:",
+            f"  accuracy {self.test['accuracy']:.3f}; always answering the commonest class: {self.test['majority']:.3f}",
+            f"  files left out: {left_out}",
+        ]
+        if (moved := filters_moved(self.model, self.progress)) is not None:
+            lines.append(f"  the sinc filters' cuts moved by {moved:.3g} Hz in the mean")
+        return "\n".join([*lines, f"results in {self.out}"])
+
+
+def filters_moved(model: Model, progress: Progress) -> float | None:
+    """Mean way (Hz) of the cuts of the filters since the start; None of a model without."""
+    bands = model.pass_bands()
+    if bands is None:
+        return None
+    return float(np.abs(np.array([cut.cpu().numpy() for cut in bands]) - np.array(progress.initial_filters)).mean())
+
+
+def train_files(config: Config, fabric: Fabric, out: Path, root: Path, check=lambda: None) -> FileResult:
+    """A run in file mode on the collection in `root`: split, train, evaluate the best weights once on the test side."""
+    collection = open_collection(root)
+    files, rows = files_of(collection, config.task)
+    split = split_collection(collection, config.split_by, seed=config.seed)
+    sides = {side: files.select(np.flatnonzero(np.isin(rows, getattr(split, side)))) for side in SIDES}
+    for side, part in sides.items():
+        if not len(part):
+            raise TrainingError(f"{root}: no file with one {config.task} falls on the {side} side; split by something else")
+    write_split(split, collection, out)
+    torch.manual_seed(config.seed)
+    if config.init_from is None:
+        model = get_model(config.model, config, len(files.classes))
+    else:
+        model = checkpoint.load(config.init_from)
+        if model.n_classes != len(files.classes):
+            raise TrainingError(f"{config.init_from}: has {model.n_classes} classes, the data have {len(files.classes)}")
+        model.follow(config)
+    progress = fit(fabric, model, sides["train"], sides["validation"], config, out, check)
+    best = checkpoint.load(out / "weights.safetensors").to(fabric.device)
+    test = evaluate(best, sides["test"])
+    result = FileResult(out, best, sides, files.excluded, progress, test)
+    record = {key: value for key, value in test.items() if key != "answers"}
+    record |= {"best_epoch": progress.best_epoch, "validation": progress.best, "excluded": files.excluded}
+    record["filters_moved_hz"] = filters_moved(best, progress)
+    with replacing(out / "scores.json") as path:
+        path.write_text(json.dumps(record, indent=2) + "\n")
+    return result

@@ -1,7 +1,8 @@
 """Reading recordings: header, samples by seeking, anti-aliased resampling, streaming in bounded memory.
 
 Everything libsndfile reads is accepted (WAV of any PCM width, float, WAVE_FORMAT_EXTENSIBLE, FLAC, ...);
-channels are averaged. `time_expansion` declares a recording that was slowed down by that factor, as bat
+channels are averaged. A WAV file whose header gives fewer samples than the file holds, as recorders that lost power leave
+it, is read to its end. `time_expansion` declares a recording that was slowed down by that factor, as bat
 detectors write them: its true rate is the header's rate times the factor, and `samplerate` and all
 durations here are the true ones.
 
@@ -10,9 +11,13 @@ the resampler is a polyphase filter, so a part needs only its own samples and th
 """
 
 import functools
+import io
 import math
+import os
+import re
+import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,19 +26,35 @@ import soundfile
 import torch
 import torchaudio
 
+from . import recorder
+
 # The resampling kernel has one filter for each output phase, numerator x denominator in size. Rates that
 # share no divisor (47,999 Hz, say) would need gigabytes; the closest ratio with a denominator up to this
 # one is off by at most 6e-8, 0.2 ms in an hour.
 MAX_DENOMINATOR = 4096
 
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".w64")
+# Of all types of libsndfile but the headerless one: their usual suffixes, and the names that libsndfile gives them.
+SUFFIXES = tuple(
+    f".{name}"
+    for name in (
+        "wav wave bwf wavex rf64 w64 flac ogg oga opus mp3 mp2 aif aiff aifc au snd avr caf htk svx 8svx 16svx iff "
+        "mat mat4 mat5 mpc mpc2k paf pvf sd2 sds sf ircam voc nist sph wve xi"
+    ).split()
+)
+# Other programs' files have these too: only those that libsndfile can open are recordings.
+SHARED_SUFFIXES = (".mat", ".mat4", ".mat5", ".snd", ".iff", ".htk", ".sf", ".xi", ".mpc", ".paf", ".sds", ".avr")
+# Recordings that libsndfile cannot read: they are found, so that they are named.
+UNREADABLE_SUFFIXES = (".m4a", ".m4b", ".aac", ".ac3", ".amr", ".ape", ".dss", ".wma", ".wv")
+# Bytes of a sample.
+WIDTHS = {"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+LOUDEST = 10.0  # floats lie within -1 and 1; a mixer may go a little beyond, a recorder does not
 
 
 class AudioError(ValueError):
     """A recording that cannot be used; the message is one line that begins with the path.
 
-    `reason` sorts them: "file missing", "0 bytes", "header only" or "not audio".
+    `reason` sorts them: "file missing", "0 bytes", "header only", "not audio" or "impossible values".
     """
 
     def __init__(self, message: str, reason: str = "not audio") -> None:
@@ -43,12 +64,16 @@ class AudioError(ValueError):
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """Header of a recording: true sampling rate (Hz), length in samples per channel, channel count."""
+    """Header of a recording: true sampling rate (Hz), length in samples per channel, channel count.
+
+    fault: where header and file disagree, a line about it; frames are those that the file holds.
+    """
 
     path: Path
     samplerate: int
     frames: int
     channels: int
+    fault: str = ""
 
     @property
     def duration(self) -> float:
@@ -56,10 +81,18 @@ class AudioInfo:
         return self.frames / self.samplerate
 
 
-def probe(path: str | Path, time_expansion: float = 1) -> AudioInfo:
-    """Read the header only. Raises AudioError if missing, empty, without samples, or not audio."""
+def probe(path: str | Path, time_expansion: float = 1, values: bool = False) -> AudioInfo:
+    """Read the header only; with `values`, of floats also all samples, which may be ones that no recorder writes.
+
+    Raises AudioError if missing, empty, without samples, not audio, or with such values.
+    """
     with _open(path) as file:
-        return _info(file, path, time_expansion)
+        info = _info(file, path, time_expansion)
+        if values and file.subtype in ("FLOAT", "DOUBLE"):
+            for start in range(0, info.frames, 2**20):
+                stop = min(start + 2**20, info.frames)
+                _samples(file, info, start, stop, np.empty(stop - start, np.float32))
+        return replace(info, fault=_fault(file, path))
 
 
 def read(
@@ -128,15 +161,24 @@ def true_rate(header_rate: int, time_expansion: float) -> int:
 
 
 def find(folder: str | Path) -> list[Path]:
-    """Audio files in `folder` and below it, by their suffix in either case, sorted.
+    """Recordings in `folder` and below it, by their suffix in either case, sorted, with those that cannot be read here.
 
-    Not ._a.wav, which is what macOS keeps of a.wav on other systems' disks.
-
-    Raises AudioError if there is no such folder.
+    Not ._a.wav, which is what macOS keeps of a.wav on other systems' disks; and what other programs' files may be too
+    (.mat, say) only if it can be read. Raises AudioError if there is no such folder.
     """
     if not Path(folder).is_dir():
         raise AudioError(f"{folder}: no such folder")
-    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("._"))
+    wanted = (*SUFFIXES, *UNREADABLE_SUFFIXES)
+    found = (p for p in Path(folder).rglob("*") if p.suffix.lower() in wanted and not p.name.startswith("._"))
+    return sorted(p for p in found if p.suffix.lower() not in SHARED_SUFFIXES or _is_audio(p))
+
+
+def _is_audio(path: Path) -> bool:
+    try:
+        _open(path).close()
+    except AudioError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=16)
@@ -183,7 +225,8 @@ def _resampler(orig: int, new: int) -> _Resampler:
 
 def _open(path: str | Path) -> soundfile.SoundFile:
     try:
-        return soundfile.SoundFile(path)
+        file = soundfile.SoundFile(path)
+        return file if _is_plain(file, path) else _repaired(file, path)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: headerless .raw
         path = Path(path)
         if not path.exists():
@@ -194,6 +237,64 @@ def _open(path: str | Path) -> soundfile.SoundFile:
             raise AudioError(f"{path}: is empty (0 bytes)", "0 bytes") from None
         reason = getattr(error, "error_string", str(error)).splitlines()[0]
         raise AudioError(f"{path}: cannot be read as audio ({reason})") from None
+
+
+def _is_plain(file: soundfile.SoundFile, path: str | Path) -> bool:
+    """Whether all of a file but a header of the usual length is samples: then nothing lies behind them."""
+    if file.format not in ("WAV", "WAVEX"):
+        return True
+    return os.stat(path).st_size - file.frames * file.channels * WIDTHS.get(file.subtype, 0) == 44
+
+
+def _repaired(file: soundfile.SoundFile, path: str | Path) -> soundfile.SoundFile:
+    """The file, or if its header tells of fewer samples than it holds, the file with another header."""
+    found = recorder.riff(path)
+    if found.samples is None or found.present <= found.stated:
+        return file
+    file.close()
+    return soundfile.SoundFile(_Patched(path, found.samples - 4, struct.pack("<I", found.present)))
+
+
+class _Patched(io.FileIO):
+    """A file of which some bytes read otherwise."""
+
+    def __init__(self, path: str | Path, place: int, patch: bytes) -> None:
+        super().__init__(path)
+        self._place, self._patch = place, patch
+
+    def read(self, size: int = -1) -> bytes:
+        start = self.tell()
+        data = bytearray(super().read(size))
+        for i, byte in enumerate(self._patch, self._place - start):
+            if 0 <= i < len(data):
+                data[i] = byte
+        return bytes(data)
+
+    def readinto(self, buffer) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+# What libsndfile's log says of a header that disagrees with the file.
+DISAGREES = re.compile(
+    r"^ *(?:data|Data Size) *: (\d+) \(should be (\d+)\)|^ *(?:SSND|riff) *: \d+ \(should be"
+    r"|Calculated frame count|truncated file|ended unexpectedly",
+    re.MULTILINE,
+)
+
+
+def _fault(file: soundfile.SoundFile, path: str | Path) -> str:
+    if isinstance(file.name, _Patched):
+        stated, held = recorder.riff(path).stated // file.channels // WIDTHS.get(file.subtype, 1), file.frames
+        return f"{path}: the header says {stated} samples, the file holds {held}; all are used"
+    found = DISAGREES.search(file.extra_info)
+    if not found or found.group(1) and abs(int(found.group(1)) - int(found.group(2))) < 8:
+        return ""
+    if found.group(1) and file.subtype in WIDTHS:
+        stated = int(found.group(1)) // file.channels // WIDTHS[file.subtype]
+        return f"{path}: the header says {stated} samples, the file holds {file.frames}; it may have been cut off"
+    return f"{path}: the header and the file disagree; the file holds {file.frames} samples, and may have been cut off"
 
 
 def _info(file: soundfile.SoundFile, path: str | Path, time_expansion: float) -> AudioInfo:
@@ -221,9 +322,26 @@ def _samples(
         mono = samples[:, 0]  # (frames, channels) -> (frames,)
     else:
         mono = samples.mean(axis=1, dtype=np.float32)
-    if not is_16_bit and not np.isfinite(mono).all():
-        raise AudioError(f"{info.path}: holds samples that are not finite numbers")
+    if file.subtype in ("FLOAT", "DOUBLE"):
+        _check(samples, info.path)
     np.multiply(mono, np.float32(2**-15 if is_16_bit else 1), out=out)
+
+
+def _check(samples: np.ndarray, path: Path) -> None:
+    """Raise AudioError for values that no recorder writes."""
+    loudest = float(np.abs(samples).max(initial=0))
+    if not math.isfinite(loudest):
+        raise AudioError(f"{path}: holds samples that are not finite numbers", "impossible values")
+    if loudest >= 2 and (samples == np.rint(samples)).all():
+        raise AudioError(
+            f"{path}: its floats are whole numbers up to {loudest:g}, where those of a recording lie within -1 and 1; "
+            "divide them by their format's largest (32768 for 16 bits)",
+            "impossible values",
+        )
+    if loudest > LOUDEST:
+        raise AudioError(
+            f"{path}: its floats reach {loudest:g}, where those of a recording lie within -1 and 1", "impossible values"
+        )
 
 
 def _part(

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from . import recorder
 from .audio import AudioError, probe, read, resampled_length
 from .models import Model
 
@@ -50,23 +51,22 @@ def detect(
     *,
     hop: int | None = None,
     batch_size: int | None = None,
-    time_expansion: float = 1,
+    time_expansion: float | None = None,
     **decoding,
 ) -> pd.DataFrame:
     """Find the calls of one recording or several: a row an event, with file, onset (s), offset (s), label, score.
 
-    `decoding`: fields of `Decoding` that replace those stored with the weights. The other arguments are
-    those of `frame_probabilities`, labels and scores those of `events`. Raises AudioError for a recording
-    that cannot be used.
+    `decoding`: fields of `Decoding` that replace those stored with the weights. `time_expansion`: factor by which the
+    recordings were slowed down, by default what the metadata of each tell. The other arguments are those of
+    `frame_probabilities`, labels and scores those of `events`. Raises AudioError for a recording that cannot be used.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     chosen = stored_decoding(model, **decoding)
     tables = []
     for path in paths:
-        probabilities = frame_probabilities(
-            model, path, hop=hop, batch_size=batch_size, time_expansion=time_expansion
-        )
-        duration = probe(path, time_expansion).duration
+        factor = recorder.time_expansion([path]) if time_expansion is None else time_expansion
+        probabilities = frame_probabilities(model, path, hop=hop, batch_size=batch_size, time_expansion=factor)
+        duration = probe(path, factor).duration
         tables.append(events(probabilities, model.samples / model.sr, duration, class_names(model), chosen, path))
     return pd.concat([event_table([]), *tables], ignore_index=True)
 

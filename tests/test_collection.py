@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tools import index_dataset
 from training import collection as collection_module
-from training.collection import build_index, open_collection, read_index, report_path
+from training.collection import build_index, open_collection, read_index, report_path, summary
 from training.tables import CollectionError
 
 FILE_INFO = (
@@ -239,13 +239,13 @@ def test_suffixes_in_the_other_case_are_found(tmp_path):
     assert build_index(tmp_path)[0].recordings["file"].tolist() == ["files101/a.wav"]
 
 
-def test_a_second_rate_is_an_error_unless_one_is_named(tmp_path):
+def test_every_recording_has_its_rate(tmp_path):
     for i, rate in enumerate([250_000, 250_000, 192_000]):
         write_wav(tmp_path / "files101" / f"{i}.WAV", 1000, rate)
     write_tables(tmp_path, "".join(f"{i},1,{i}.WAV,files101,1,\n" for i in range(3)))
-    with pytest.raises(CollectionError, match=r"files101/2.WAV: 192000 Hz, but 2 of 3 .*--rate 250000"):
-        build_index(tmp_path)
-    assert not list(tmp_path.glob("*.parquet"))
+    found, report = build_index(tmp_path)
+    assert found.recordings["samplerate"].tolist() == [250_000, 250_000, 192_000] and report.empty
+    assert "1 recordings at 192,000 Hz, 2 recordings at 250,000 Hz" in summary(found, report)
     found, report = build_index(tmp_path, rate=250_000)
     assert len(found.recordings) == 2
     assert report["reason"].tolist() == ["other rate"]
@@ -270,17 +270,17 @@ def test_an_interrupted_scan_goes_on(pool, monkeypatch):
     monkeypatch.setattr(collection_module, "SCAN_BLOCK", 1)
     probed, probe = [], collection_module.audio.probe
 
-    def interrupted(path, *args):
+    def interrupted(path, *args, **options):
         if len(probed) == 3:
             raise KeyboardInterrupt
         probed.append(path.name)
-        return probe(path, *args)
+        return probe(path, *args, **options)
 
     monkeypatch.setattr(collection_module.audio, "probe", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_index(pool)
     assert probed == list(GOOD)[:3] and not (pool / "index.parquet").exists()
-    monkeypatch.setattr(collection_module.audio, "probe", lambda p, *a: (probed.append(p.name), probe(p))[1])
+    monkeypatch.setattr(collection_module.audio, "probe", lambda p, *a, **o: (probed.append(p.name), probe(p))[1])
     found, _ = build_index(pool)
     assert probed == list(GOOD)
     assert found.recordings["frames"].tolist() == [1000] * 4

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,6 +29,7 @@ def collection():
         annotations=annotations,
         treatment=[str(t) for t in treatment],
         channel=[str(c) for c in RNG.integers(1, 3, COUNT)],
+        file=[f"files{100 + day // 3}/{i}.WAV" for i, day in enumerate(days)],
         recorded=pd.Timestamp("2012-06-01 23:30") + pd.to_timedelta(days, unit="D"),
     )
 
@@ -40,6 +43,10 @@ def groups_of(collection, recording, key):
         return {row["treatment"]}
     if key == "cage":
         return {(row["treatment"], row["channel"])}
+    if key == "folder":
+        return {row["file"].rpartition("/")[0]}
+    if key == "recording":
+        return {row["file"]}
     emitters = collection.annotations_of(recording)["emitter"]
     return {abs(emitter) for emitter in emitters if emitter != 0}
 
@@ -79,7 +86,7 @@ def test_a_split_is_written_and_read_by_its_hash(collection, tmp_path):
     for changed, message in (
         (text.replace(",test", ",train", 1), "was changed"),
         (text.replace(",test", ",tset", 1), "was changed"),
-        (text.replace("files101/7.WAV", "files101/none.WAV"), "files101/none.WAV"),
+        (re.sub(r"files\d+/7.WAV", "files101/none.WAV", text), "files101/none.WAV"),
         ("nothing", "is no split"),
     ):
         path.write_text(changed)
@@ -91,10 +98,13 @@ def test_a_split_is_written_and_read_by_its_hash(collection, tmp_path):
 
 def test_too_few_groups_are_an_error():
     collection = make_collection([1000] * 9, treatment=["1"] * 5 + ["2"] * 4)
-    with pytest.raises(CollectionError, match="by treatment fall into 2 group"):
+    with pytest.raises(CollectionError, match="by treatment, fall into 2 groups; 3 sides need as many. .* --split-by recording"):
         split_collection(collection, ["treatment"])
     assert len(split_collection(collection, ["treatment"], (0.5, 0.5, 0)).test) == 0
-    with pytest.raises(CollectionError, match="cannot split by 'weather'"):
+    with pytest.raises(CollectionError, match="by day, fall into 0 groups"):
+        split_collection(collection, ["day"])
+    assert split_collection(collection).by == ("recording",)
+    with pytest.raises(CollectionError, match=r"cannot split by 'weather'; . offers treatment .* cage .* recording \(9 groups\)"):
         split_collection(collection, ["weather"])
 
 

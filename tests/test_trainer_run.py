@@ -212,8 +212,23 @@ def test_weights_that_do_not_fit_the_data(finished, collection, tmp_path, capsys
     start = ["--init-from", str(finished.out / WEIGHTS)]
     config = as_options(tiny(collection, tmp_path / "out", sample_rate=8000))
     assert "200 samples at 4000 Hz, not 400 at 8000 Hz" in error_of(capsys, [*config, *start])
-    config = as_options(tiny(collection, tmp_path / "out2", task="context"))
-    assert "has 2 classes, the data have 14" in error_of(capsys, [*config, *start])
+
+
+@pytest.mark.parametrize("labels", [["background", "call"], ["background", "pip"], None])
+def test_weights_of_other_classes_give_all_but_their_last_layer(finished, collection, tmp_path, capsys, labels):
+    model = denet_torch.load(finished.out / WEIGHTS)
+    model.detection = labels and model.detection | {"labels": labels}
+    start, task = tmp_path / "start.safetensors", "context" if labels == ["background", "call"] else "call"
+    denet_torch.save(model, start)
+    config = tiny(collection, tmp_path / "out", task=task, init_from=start)
+    trainer = loop.Trainer(config, loop.get_fabric(config), tmp_path, lambda: False, lambda epoch, score: None)
+    fresh = labels is not None
+    assert ("all layers but the last (dense3)" in capsys.readouterr().out) == fresh
+    for name, value in trainer.model.state_dict().items():
+        if not name.endswith("local_step"):
+            same = value.shape == model.state_dict()[name].shape and torch.equal(value, model.state_dict()[name])
+            assert same == (not fresh or not name.startswith("dense3")) or name == "dense3.bias" and labels
+    assert trainer.model.n_classes == len(trainer.data.classes)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -13,6 +13,7 @@ import argparse
 import sys
 
 from denet_torch.audio import AudioError
+from training.config import add_reading_options, reading
 from training.conflicts import draw_by_name, write_report
 from training.tables import CollectionError
 
@@ -26,13 +27,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", required=True, metavar="PATH", help="folder, or with --recording an image file"
     )
+    add_reading_options(parser)
     args = parser.parse_args(arguments)
     try:
         if args.recording:
-            draw_by_name(args.folder, args.recording, args.output)
+            draw_by_name(args.folder, args.recording, args.output, **reading(args))
             print(args.output)
         else:
-            print(write_report(args.folder, args.output).to_string(float_format="%.1f"))
+            print(write_report(args.folder, args.output, **reading(args)).to_string(float_format="%.1f"))
     except (CollectionError, AudioError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -4,8 +4,8 @@ Rows that cannot be used are listed with file, line and reason in DIR/index.repo
 
 Examples:
   python -m tools.index_dataset egyptian_fruit_bats
-  python -m tools.index_dataset my_recordings --format raven
-  python -m tools.index_dataset my_recordings --format raven --label-column "Call type" --completely-annotated
+  python -m tools.index_dataset my_recordings
+  python -m tools.index_dataset my_recordings --data-format raven --label-column "Call type" --completely-annotated
 """
 
 import argparse
@@ -14,8 +14,7 @@ import sys
 import time
 
 from training.collection import INDEX_NAME, CollectionError, build_index, report_path, summary
-from training.config import Config
-from training.formats import READERS
+from training.config import Config, add_reading_options, reading
 from training.labels import Labeller, short_calls
 
 
@@ -25,29 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", metavar="DIR", help="recordings and their tables, in any folders below")
     parser.add_argument("--output", metavar="FILE", help=f"default: DIR/{INDEX_NAME}")
-    parser.add_argument(
-        "--format",
-        choices=READERS,
-        default="fruit-bats",
-        help="what the annotations are (default: the flying-fox collection's two tables)",
-    )
-    parser.add_argument(
-        "--label-column", metavar="NAME", help="column of the labels, where it has none of the usual names"
-    )
-    parser.add_argument(
-        "--completely-annotated",
-        action="store_true",
-        help="recordings without a table hold no call; by default nothing is known of them",
-    )
+    add_reading_options(parser)
     parser.add_argument(
         "--rate", type=int, metavar="HZ", help="keep only recordings of this rate, if they differ"
-    )
-    parser.add_argument(
-        "--time-expansion",
-        type=float,
-        default=1,
-        metavar="FACTOR",
-        help="recordings were slowed down by this factor: true rate = header's rate * FACTOR",
     )
     parser.add_argument(
         "--no-headers", action="store_true", help="check the tables only, touch no audio file"
@@ -58,12 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
         collection, report = build_index(
             args.folder,
             args.output,
-            data_format=args.format,
-            label_column=args.label_column,
-            completely_annotated=args.completely_annotated,
             headers=not args.no_headers,
             rate=args.rate,
-            time_expansion=args.time_expansion,
+            **reading(args),
         )
     except (CollectionError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

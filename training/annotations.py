@@ -17,11 +17,14 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pandas as pd
+
+from denet_torch.recorder import plausible
 
 CALL_COLUMNS = ["file", "onset", "offset", "label", "score", "low_hz", "high_hz", "line"]
 CALL_TYPES = dict.fromkeys(["onset", "offset", "score", "low_hz", "high_hz"], "float64") | {
@@ -43,7 +46,8 @@ class Annotations:
     none), onset and offset (s), label, score, low_hz and high_hz (Hz; NaN where not told) and line.
 
     read: rows of the table. remarks: line, file, action ("dropped", "clipped", "noted"), reason and detail. true_time: its
-    seconds and frequencies are the true ones of a slowed-down recording. offset_known: the times count from the start
+    seconds and frequencies are the true ones of a slowed-down recording. recorded: the first date and time that the rows of a
+    recording give. offset_known: the times count from the start
     of the recording that a row names; False if they may count from the start of the first of several.
     """
 
@@ -52,6 +56,7 @@ class Annotations:
     remarks: list[tuple[int, str, str, str, str]]
     true_time: bool = False
     offset_known: bool = True
+    recorded: dict[str, datetime] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Layout:
     high: tuple[str, ...] = ()
     in_file: tuple[str, ...] = ()  # onset within the recording, where `onset` counts from the first of several
     duration: tuple[str, ...] = ()  # where there is no offset
+    recorded: tuple[str, ...] = ("begin date time", "begin date", "recorded", "recording date", "date recorded", "date")
     true_time: bool = False
     needs_file: bool = False
 
@@ -376,7 +382,19 @@ def _calls(
         found.add(line, files[i], onset, offset, labels[i], *(_value(texts[i]) for texts in rest))
     several = len({name for name in files if name}) > 1
     unknown = layout is LAYOUTS["raven"] and placed is None and several
-    return found.annotations(true_time=layout.true_time, offset_known=not unknown)
+    recorded = _earliest(files, column(layout.recorded))
+    return found.annotations(true_time=layout.true_time, offset_known=not unknown, recorded=recorded)
+
+
+def _earliest(files: list[str], texts: list[str] | None) -> dict[str, datetime]:
+    """The first date that can be read of every recording."""
+    found = pd.Series([text if re.search(r"\d{4}|\d[-./]\d", text) else None for text in texts or []], dtype="str")
+    found = pd.to_datetime(found, format="mixed", errors="coerce", utc=True).dt.tz_localize(None)
+    first = {}
+    for file, date in zip(files, found, strict=bool(texts)):
+        if plausible(date) is not None:
+            first[file] = min(date.to_pydatetime(), first.get(file, datetime.max))
+    return first
 
 
 def _sum(one: float | str, other: float | str) -> float | str:

@@ -25,14 +25,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from denet_torch import audio
+from denet_torch import audio, recorder
 from training import formats
-from training.annotations import is_background
+from training.annotations import is_background, is_text
+from training.dates import date_in_name
 from training.tables import (
     ANNOTATIONS,
     CODE_COLUMNS,
     FILE_INFO,
     FREQUENCY_COLUMNS,
+    FRUIT_BATS,
     SEGMENTS,
     CollectionError,
     Reading,
@@ -40,7 +42,7 @@ from training.tables import (
 )
 
 INDEX_NAME = "index.parquet"
-INDEX_VERSION = 2  # of the columns; an index of another one is built anew
+INDEX_VERSION = 3  # of the columns; an index of another one is built anew
 SCAN_BLOCK = 5000  # headers between two saves of a scan
 # Why a span is dropped that lies somewhere in its recording, nobody knows where.
 LOST = (
@@ -53,21 +55,26 @@ LOST = (
     "no File Offset (s)",
 )
 EXPLAINED = ("noted", "passed over", "unknown")  # actions that a summary gives the detail of
-HEADER_TYPES = {"file": "str", "found": "str", "reason": "str", "samplerate": "int64", "frames": "int64"}
+HEADER_TYPES = {
+    **dict.fromkeys(["file", "found", "reason", "fault", "recorded"], "str"),
+    **dict.fromkeys(["samplerate", "frames"], "int64"),
+    "time_expansion": "float64",
+}
 
 
 @dataclass(frozen=True)
 class Collection:
     """Recordings and the spans of both sources, [start, stop) in samples of the file from 0.
 
-    recordings: one row each; file_id, file (below root), treatment, channel, recorded, samplerate
-        (true rate, Hz), frames (both <NA> in an index made without headers), complete (False if a
-        span of it was dropped or nobody annotated it, so that what looks like background may be a call).
+    recordings: one row each; file_id, file (below root), treatment, channel, recorded (NaT if nothing tells),
+        samplerate (true rate, Hz; recordings may have different ones), frames (both <NA> in an index made without
+        headers), complete (False if a span of it was dropped or nobody annotated it, so that what looks like
+        background may be a call).
     voice: recording (row number in recordings), start, stop, sorted by these.
     annotations: recording, start, stop, then tables.CODE_COLUMNS, low_hz and high_hz (Hz, NaN where the
         table does not tell), sorted likewise.
     contexts: name of each context code. rows: table name -> {"read", "kept", "dropped"}.
-    reading: how it was read.
+    reading: how it was read; data_format is what it was recognised as.
     """
 
     root: Path
@@ -77,12 +84,12 @@ class Collection:
     contexts: tuple[str, ...]
     time_expansion: float
     rows: dict[str, dict[str, int]]
-    reading: Reading = Reading()
+    reading: Reading = Reading(FRUIT_BATS)
 
     @property
     def one_source(self) -> bool:
         """Whether the annotations stand for voiced segments too, since there is no other table."""
-        return self.reading.data_format != "fruit-bats"
+        return self.reading.data_format != FRUIT_BATS
 
     def path(self, recording: int) -> Path:
         """Where a recording lies."""
@@ -118,7 +125,7 @@ def open_collection(root: str | Path, index: str | Path | None = None, **reading
     if not index.exists():
         return build_index(root, index, **reading)[0]
     facts = _facts(index)
-    before = Reading(**facts.get("reading", {}))
+    before = Reading(**facts["reading"]) if "reading" in facts else Reading(FRUIT_BATS)
     wanted = dataclasses.replace(before, **reading)
     if wanted != before or _outdated(root, facts):
         return build_index(root, index, **vars(wanted))[0]
@@ -135,19 +142,24 @@ def build_index(
     """
     root = Path(root)
     index = root / INDEX_NAME if index is None else Path(index)
-    how = Reading(**reading)
+    asked = Reading(**reading)
     if not root.is_dir():
         raise CollectionError(f"{root}: no such folder")
-    stamps = formats.stamps(root, how)
-    table, contexts = formats.READERS[how.data_format](root, how)
+    how = dataclasses.replace(asked, data_format=asked.data_format or formats.recognise(root, not asked.completely_annotated))
+    stamps = formats.stamps(root, how.data_format if how.data_format == FRUIT_BATS else asked.data_format)
     try:
         scanned = None
-        if how.headers:
+        if how.headers and how.data_format != FRUIT_BATS:  # tables in seconds are read with the time expansion known
+            scanned = scan_headers(root, pd.Series(filter(is_text, formats.recordings(root)), dtype="str"), _scan_path(index))
+        how = _with_factor(how, root, scanned)
+        table, contexts = formats.READERS[how.data_format](root, how)
+        if how.headers and scanned is None:
             scanned = scan_headers(root, table.rows[FILE_INFO]["file"], _scan_path(index))
+            how = _with_factor(dataclasses.replace(how, time_expansion=asked.time_expansion), root, scanned)
         collection, report = _join(root, table, contexts, scanned, how)
         with replacing(report_path(index)) as path:
             report.to_csv(path, index=False)
-        _write_index(collection, index, stamps)
+        _write_index(collection, index, asked, stamps)
     except OSError as error:
         raise CollectionError(f"{index}: cannot be written ({error.strerror or error})") from None
     _scan_path(index).unlink(missing_ok=True)
@@ -170,8 +182,23 @@ def read_index(index: str | Path, root: str | Path | None = None) -> Collection:
         tuple(facts["contexts"]),
         facts["time_expansion"],
         facts["rows"],
-        Reading(**facts["reading"]),
+        Reading(**facts["reading"] | {"data_format": facts["data_format"]}),
     )
+
+
+def _with_factor(how: Reading, root: Path, scanned: pd.DataFrame | None) -> Reading:
+    """`how` with the time expansion that the recordings' metadata tell, where none is given."""
+    if how.time_expansion is not None:
+        return how
+    if scanned is None:
+        return dataclasses.replace(how, time_expansion=1.0)
+    good = scanned[scanned["reason"] == ""]
+    first = good.drop_duplicates("time_expansion").set_index("time_expansion")["file"]
+    try:
+        factor = recorder.one_factor({factor: str(root / file) for factor, file in first.items()})
+    except ValueError as error:
+        raise CollectionError(str(error)) from None
+    return dataclasses.replace(how, time_expansion=factor)
 
 
 def _facts(index: Path) -> dict:
@@ -195,7 +222,25 @@ def summary(collection: Collection, report: pd.DataFrame) -> str:
         where = first["file"] + (f" line {first['line']}" if first["line"] else "")
         why = f": {first['detail']}" if action in EXPLAINED and first["detail"] else ""
         lines.append(f"  {len(rows)} {action}: {reason} ({names.get(table, table)}); first: {where}{why}")
-    return "\n".join(lines)
+    return "\n".join(lines + recording_facts(collection))
+
+
+def recording_facts(collection: Collection) -> list[str]:
+    """The format, sampling rates, time expansion and dates of a collection, a line each where there is something to say."""
+    recordings, lines = collection.recordings, []
+    if collection.one_source:
+        lines.append(f"Format of the annotations: {collection.reading.data_format}")
+    rates = recordings["samplerate"].dropna().value_counts()
+    if collection.one_source or len(rates) > 1:
+        of = [f"{count} recordings at {rate:,} Hz" for rate, count in rates.sort_index().items()]
+        lines.append(f"Sampling rates: {', '.join(of)}")
+    if collection.time_expansion != 1:
+        lines.append(f"Time expansion {collection.time_expansion:g}: rates and times are the true ones")
+    if collection.one_source:
+        dated = recordings["recorded"].notna()
+        days = recordings["recorded"].dt.floor("D").nunique()
+        lines.append(f"Dates: {dated.sum()} of {len(dated)} recordings, {days} days")
+    return lines
 
 
 def report_path(index: str | Path) -> Path:
@@ -222,18 +267,21 @@ def scan_headers(root: Path, files: pd.Series, saved: Path | None = None) -> pd.
     """Headers of `files` below `root`, one row each in their order (HEADER_TYPES).
 
     `found` is the file as it is spelled on disk (.WAV or .wav); `reason` is empty or says why the file
-    cannot be used. Good headers are saved to `saved` every SCAN_BLOCK files and not read again.
+    cannot be used, `fault` how its header disagrees with it; `recorded` (ISO) and `time_expansion` are what its metadata
+    tell. Good headers are saved to `saved` every SCAN_BLOCK files and not read again.
     """
 
     def scan(file: str) -> tuple:
         for found in (file, _other_case(file)):
             try:
-                info = audio.probe(root / found)
-                return file, found, "", info.samplerate, info.frames
+                info = audio.probe(root / found, values=True)
+                told = recorder.metadata(root / found)
+                recorded = told.recorded.isoformat() if told.recorded else ""
+                return file, found, "", info.fault, recorded, info.samplerate, info.frames, told.time_expansion or 1.0
             except audio.AudioError as error:
                 if error.reason != "file missing":
-                    return file, found, error.reason, 0, 0
-        return file, file, "file missing", 0, 0
+                    return file, found, error.reason, "", "", 0, 0, 1.0
+        return file, file, "file missing", "", "", 0, 0, 1.0
 
     done = _read_scan(saved)
     left = files[~files.isin(done["file"])].tolist()
@@ -283,8 +331,10 @@ def _join(
         recordings = recordings.assign(samplerate=pd.NA, frames=pd.NA)
     else:
         true_rate = [audio.true_rate(header, how.time_expansion) for header in scanned["samplerate"]]
-        recordings, dropped = _join_headers(recordings, scanned.assign(samplerate=true_rate), how.rate)
+        scanned = scanned.assign(samplerate=true_rate).set_index("file").loc[recordings["file"]].reset_index()
+        recordings, dropped = _join_headers(recordings, scanned, how.rate)
         report.append(dropped)
+    recordings = _dated(recordings)
     recordings = recordings.astype({"samplerate": "Int64", "frames": "Int64"})
     spans = {}
     for name in [name for name in table.rows if name != FILE_INFO]:
@@ -333,21 +383,27 @@ def _join_headers(
     scanned = scanned.set_axis(recordings.index)
     reason = scanned["reason"]
     detail = recordings["file"]
-    rates = scanned.loc[reason == "", "samplerate"].value_counts()
-    if rate is None and len(rates) > 1:
-        odd = scanned[(reason == "") & (scanned["samplerate"] != rates.index[0])].iloc[0]
-        raise CollectionError(
-            f"{odd['file']}: {odd['samplerate']} Hz, but {rates.iloc[0]} of {rates.sum()} recordings "
-            f"have {rates.index[0]} Hz; name the rate to keep (--rate {rates.index[0]})"
-        )
     if rate is not None:
         other = (reason == "") & (scanned["samplerate"] != rate)
         reason = reason.mask(other, "other rate")
         detail = detail.mask(other, detail + " " + scanned["samplerate"].astype("str") + " Hz")
     good = reason == ""
     dropped = _reported(recordings[~good], FILE_INFO, "dropped", reason[~good], detail[~good])
+    faulty = good & (scanned["fault"] != "")
+    noted = _reported(recordings[faulty], FILE_INFO, "noted", "header disagrees", scanned.loc[faulty, "fault"])
+    told = pd.to_datetime(scanned["recorded"].where(scanned["recorded"] != ""), format="ISO8601").astype("datetime64[us]")
     columns = {name: scanned.loc[good, name] for name in ("samplerate", "frames")}
-    return recordings[good].assign(file=scanned.loc[good, "found"], **columns), dropped
+    recordings = recordings[good].assign(
+        file=scanned.loc[good, "found"], recorded=recordings["recorded"].fillna(told)[good], **columns
+    )
+    return recordings, pd.concat([dropped, noted])
+
+
+def _dated(recordings: pd.DataFrame) -> pd.DataFrame:
+    """With the dates in the names of those that neither a table nor the recorder dates."""
+    blank = recordings["recorded"].isna()
+    named = pd.Series([date_in_name(file) for file in recordings.loc[blank, "file"]], recordings.index[blank])
+    return recordings.assign(recorded=recordings["recorded"].fillna(named.astype("datetime64[us]")))
 
 
 def _place_spans(
@@ -410,13 +466,14 @@ def _count(name: str, read: int, kept: pd.DataFrame, report: pd.DataFrame) -> di
     return {"read": read, "kept": len(kept), "dropped": dropped}
 
 
-def _write_index(collection: Collection, index: Path, stamps: dict | str) -> None:
+def _write_index(collection: Collection, index: Path, asked: Reading, stamps: dict | str) -> None:
     facts = {
         "version": INDEX_VERSION,
         "contexts": collection.contexts,
         "time_expansion": collection.time_expansion,
         "rows": collection.rows,
-        "reading": vars(collection.reading),
+        "reading": vars(asked),
+        "data_format": collection.reading.data_format,
         "stamps": stamps,
     }
     count = len(collection.recordings)
@@ -450,4 +507,7 @@ def _outdated(root: Path, facts: dict) -> bool:
     """Whether a table or recording was changed or added since the index with these facts was made."""
     if "reading" not in facts:  # of the first version, which only knew one layout
         return (root / FILE_INFO).exists()
-    return facts["version"] != INDEX_VERSION or facts["stamps"] != formats.stamps(root, Reading(**facts["reading"]))
+    if facts["version"] != INDEX_VERSION:
+        return True
+    data_format = FRUIT_BATS if facts["data_format"] == FRUIT_BATS else facts["reading"]["data_format"]
+    return facts["stamps"] != formats.stamps(root, data_format)

@@ -1,6 +1,8 @@
 """What a training run is told: one dataclass, every field an option and a key of the YAML file."""
 
+import argparse
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,9 @@ import jsonargparse
 
 from denet_torch import MODELS
 
+from .formats import READERS
 from .labels import TASKS
+from .splits import GROUPS
 
 
 class TrainingError(ValueError):
@@ -30,7 +34,18 @@ class Config:
 
     # data
     data_dir: Path | None = option(
-        None, "folder in the flying-fox layout; without it a synthetic set is written and used"
+        None, "folder of recordings and their annotations; without it a synthetic set is written and used"
+    )
+    data_format: str | None = option(
+        None,
+        f"what the annotations are: {', '.join(READERS)} (each table as it looks); without it what they look like",
+    )
+    label_column: str | None = option(None, "column of the labels, where it has none of the usual names")
+    completely_annotated: bool | None = option(
+        None, "recordings without a table hold no call; by default nothing is known of them"
+    )
+    time_expansion: float | None = option(
+        None, "recordings were slowed down by this factor: true rate = header's rate * factor; by default what their metadata say"
     )
     recordings: int = option(400, "recordings of the synthetic set")
     snr_db: list[float] = option([10, 20], "lowest and highest signal-to-noise ratio of the synthetic set's calls")
@@ -44,7 +59,11 @@ class Config:
     seq_len: int = option(10, "frames in a sequence")
     frame_seconds: float = option(0.05, "length of a frame")
     sample_rate: int = option(16000, "sampling rate of the model; recordings are resampled to it")
-    split_by: list[str] = option(["day"], "groups never on two sides of the split: day, treatment, cage, emitter")
+    split_by: list[str] = option(
+        [],
+        f"groups never on two sides of the split: {', '.join(GROUPS)}; without one, days where they are known and enough, "
+        "else recordings",
+    )
     call_share: float = option(0.2, "share of training windows drawn around a call, each class as often as any other")
     boundary_share: float = option(0.1, "share of training windows drawn at an onset or offset; the rest lie anywhere")
     backgrounds: Path | None = option(None, "folder of other sounds: under half of the training windows, alone in a tenth")
@@ -137,6 +156,10 @@ class Config:
             raise TrainingError(f"--subset is {self.subset}; it must be at most 1")
         if len(self.snr_db) != 2 or not self.snr_db[0] <= self.snr_db[1]:
             raise TrainingError("--snr-db takes the lowest and the highest ratio")
+        if self.data_format is not None and self.data_format not in READERS:
+            raise TrainingError(f"--data-format {self.data_format}: there are {', '.join(READERS)}")
+        if self.time_expansion is not None and not (math.isfinite(self.time_expansion) and self.time_expansion > 0):
+            raise TrainingError(f"--time-expansion is {self.time_expansion}; it must be a number above 0")
         if not 0 <= self.dropout < 1:
             raise TrainingError(f"--dropout is {self.dropout}; it must be at least 0 and below 1")
 
@@ -175,6 +198,28 @@ FREE_ON_RESUME = (
 )
 
 
+# How the annotations are read: fields of training.tables.Reading.
+READING = ("data_format", "label_column", "completely_annotated", "time_expansion")
+
+
+def reading(values) -> dict:
+    """The fields of `Reading` that are given, of a Config or of the options of `add_reading_options`."""
+    given = {name: getattr(values, name) for name in READING}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Give the parser of another command the options of READING."""
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    names = ["--data-format", "--format"]
+    parser.add_argument(*names, choices=READERS, metavar="FORMAT", help=fields["data_format"].metadata["help"])
+    parser.add_argument("--label-column", metavar="NAME", help=fields["label_column"].metadata["help"])
+    parser.add_argument(
+        "--completely-annotated", action=argparse.BooleanOptionalAction, help=fields["completely_annotated"].metadata["help"]
+    )
+    parser.add_argument("--time-expansion", type=float, metavar="FACTOR", help=fields["time_expansion"].metadata["help"])
+
+
 def flag(name: str) -> str:
     """The option of a field."""
     return "--" + name.replace("_", "-")
@@ -194,7 +239,7 @@ def get_parser(config_class: type = Config, **texts) -> jsonargparse.ArgumentPar
         default = (
             field.default if field.default is not dataclasses.MISSING else field.default_factory()
         )
-        if kind is bool:
+        if kind in (bool, bool | None):
             parser.add_argument(
                 flag(field.name),
                 action=jsonargparse.ActionYesNo(no_prefix="no-"),

@@ -27,9 +27,12 @@ KINDS = ("extra call", "empty span", "tail", "silence", "offset")
 COLOURS = {"voice": "tab:blue", "annotation": "tab:orange", "intersection": "tab:green", "union": "tab:red"}
 
 
-def write_report(root: str | Path, output: str | Path) -> pd.DataFrame:
-    """Write conflicts.csv (see `summarise`) and KIND.png of one example a kind; return the table."""
-    collection = open_collection(root)
+def write_report(root: str | Path, output: str | Path, **reading) -> pd.DataFrame:
+    """Write conflicts.csv (see `summarise`) and KIND.png of one example a kind; return the table.
+
+    reading: how the collection is read, as for `open_collection`.
+    """
+    collection = open_collection(root, **reading)
     collection.require_headers()
     conflicts = find_conflicts(collection)
     table = summarise(collection, conflicts)
@@ -40,9 +43,9 @@ def write_report(root: str | Path, output: str | Path) -> pd.DataFrame:
     return table
 
 
-def draw_by_name(root: str | Path, name: str, path: str | Path) -> None:
+def draw_by_name(root: str | Path, name: str, path: str | Path, **reading) -> None:
     """Draw the recording whose file is `name`, or ends in it. Raises CollectionError if none does."""
-    collection = open_collection(root)
+    collection = open_collection(root, **reading)
     files = collection.recordings["file"]
     found = np.flatnonzero((files == name) | files.str.endswith("/" + name))
     if not len(found):

@@ -23,7 +23,7 @@ from denet_torch.classification import file_log_posteriors
 
 from . import checkpoints
 from .collection import Collection, open_collection, replacing
-from .config import Config, TrainingError
+from .config import Config, TrainingError, reading
 from .labels import Labeller
 from .registry import get_model, get_optimizer, get_schedule
 from .splits import SIDES, split_collection, write_split
@@ -258,7 +258,7 @@ def filters_moved(model: Model, progress: Progress) -> float | None:
 
 def train_files(config: Config, fabric: Fabric, out: Path, root: Path, check=lambda: None) -> FileResult:
     """A run in file mode on the collection in `root`: split, train, evaluate the best weights once on the test side."""
-    collection = open_collection(root)
+    collection = open_collection(root, **reading(config))
     files, rows = files_of(collection, config.task)
     split = split_collection(collection, config.split_by, seed=config.seed)
     sides = {side: files.select(np.flatnonzero(np.isin(rows, getattr(split, side)))) for side in SIDES}

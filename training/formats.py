@@ -15,6 +15,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -22,7 +23,7 @@ import pandas as pd
 from denet_torch import audio
 from training import annotations, tables
 from training.annotations import SUFFIXES, Annotations, NotATable
-from training.tables import ANNOTATIONS, FILE_INFO, CollectionError, Reading, Table
+from training.tables import ANNOTATIONS, FILE_INFO, FRUIT_BATS, CollectionError, Reading, Table
 
 # What programs put between a recording's name and the end of its table's.
 _TABLE_WORD = r"(?:table|tables|selections?|labels?|annotations?|results?|audacity|raven|birdnet|batdetect2)"
@@ -55,19 +56,64 @@ def read_tables(root: Path, how: Reading) -> tuple[Table, tuple[str, ...]]:
     return _Collected(root, how).table()
 
 
+MIXED = "mixed"  # each table in the format that it looks like
 READERS: dict[str, Callable[[Path, Reading], tuple[Table, tuple[str, ...]]]] = {
-    "fruit-bats": read_fruit_bats,
-    **dict.fromkeys(SUFFIXES, read_tables),
+    FRUIT_BATS: read_fruit_bats,
+    **dict.fromkeys([*SUFFIXES, MIXED], read_tables),
 }
 
 
-def stamps(root: Path, how: Reading) -> dict[str, list[int]] | str:
-    """What changes when a table or recording of a collection does."""
-    if how.data_format == "fruit-bats":
+def recognise(root: Path, needed: bool = True) -> str:
+    """The format that the tables in a folder have: a key of READERS.
+
+    Only tables that mean a recording in the folder count. Raises CollectionError if there are none though they are `needed`,
+    or if a recording has tables of several formats, of which some may be a program's results and no annotations.
+    """
+    if (root / FILE_INFO).exists():
+        return FRUIT_BATS
+    files = recordings(root)
+    known, found = Recordings([os.path.abspath(root / file) for file in files]), defaultdict(dict)
+    for path in table_files(root)[0]:
+        name = os.path.abspath(path)
+        owner = known.beside(name)
+        owner = known.elsewhere(name) if owner is None else owner
+        try:
+            if not path.stat().st_size:
+                needed &= owner is None  # a table of any format without a call
+                continue
+            data_format = annotations.recognise(path)
+            named = () if owner is not None else annotations.read(path, data_format).calls["file"].unique()
+        except (NotATable, OSError):
+            continue
+        for place in {owner, *(place for file in named for place in known.named(file, os.path.dirname(name)))} - {None}:
+            found[place].setdefault(data_format, name)
+    for place, tables_of in found.items():
+        if len(tables_of) > 1:
+            several = " and ".join(f"{os.path.relpath(table, root)} ({name})" for name, table in tables_of.items())
+            raise CollectionError(
+                f"{root}: {files[place]} has {several}; name the format of the annotations with --data-format, or {MIXED} for all"
+            )
+    formats = {data_format for tables_of in found.values() for data_format in tables_of}
+    if not formats and needed:
+        raise CollectionError(
+            f"{root}: no annotations that belong to one of its {len(files)} recordings (see docs/data.md for the formats); "
+            "name the format with --data-format to hear why a table is not read"
+        )
+    return "audacity" if not formats else formats.pop() if len(formats) == 1 else MIXED
+
+
+def recordings(root: Path) -> list[str]:
+    """Paths below `root` of all recordings in it."""
+    return [str(path.relative_to(root)) for path in audio.find(root)]
+
+
+def stamps(root: Path, data_format: str | None) -> dict[str, list[int]] | str:
+    """What changes when a table of a format, or of any, or a recording of a collection does."""
+    if data_format == FRUIT_BATS:
         stats = {name: (root / name).stat() for name in (FILE_INFO, ANNOTATIONS) if (root / name).exists()}
         return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     digest = hashlib.sha256()
-    for path in [*audio.find(root), *table_files(root, how.data_format)[0]]:
+    for path in [*audio.find(root), *table_files(root, data_format)[0]]:
         stat = path.stat() if path.exists() else path.lstat()  # a link that leads nowhere
         digest.update(os.fsencode(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
     return digest.hexdigest()
@@ -75,7 +121,7 @@ def stamps(root: Path, how: Reading) -> dict[str, list[int]] | str:
 
 def table_files(root: Path, data_format: str | None = None) -> tuple[list[Path], dict[Path, str]]:
     """Files below `root` that may be tables of a format (any, if none is named), sorted; and what is passed over: why."""
-    suffixes = SUFFIXES[data_format] if data_format else tuple({suffix for some in SUFFIXES.values() for suffix in some})
+    suffixes = SUFFIXES.get(data_format) or tuple({suffix for some in SUFFIXES.values() for suffix in some})
     found, passed = [], {}
     for folder, folders, names in os.walk(root):
         here = Path(folder)
@@ -166,12 +212,13 @@ class _Collected:
 
     def __init__(self, root: Path, how: Reading) -> None:
         self.root, self.how, self.report = root, how, []
-        found = [str(path.relative_to(root)) for path in audio.find(root)]
+        found = recordings(root)
         self.files = [file for file in found if self._can_be_named(file)]
         self.found = len(found)
         self.recordings = Recordings([self._whole(file) for file in self.files])
         self.annotated = {place: how.completely_annotated for place in range(len(self.files))}
         self.read, self.calls = 0, []
+        self.recorded: dict[int, datetime] = {}
 
     def table(self) -> tuple[Table, tuple[str, ...]]:
         paths, passed = table_files(self.root, self.how.data_format)
@@ -182,9 +229,9 @@ class _Collected:
         if paths and not readable and not self.how.completely_annotated:
             raise CollectionError(f"{paths[0]}: {sources[str(paths[0].relative_to(self.root))]}")
         if not paths and not self.how.completely_annotated:
-            raise CollectionError(
-                f"{self.root}: no {self.how.data_format} tables (*{', *'.join(SUFFIXES[self.how.data_format])})"
-            )
+            suffixes = SUFFIXES.get(self.how.data_format, ())
+            named = f" (*{', *'.join(suffixes)})" if suffixes else ""
+            raise CollectionError(f"{self.root}: no {self.how.data_format} tables{named}")
         owners = self._owners(readable)
         for name, found in sources.items():
             if isinstance(found, Annotations):
@@ -210,7 +257,7 @@ class _Collected:
                 self._remark(FILE_INFO, self.files[place], 0, place + 1, "unknown", "no table", detail)
         rows = [(i, file, "", "", "", 0) for i, file in enumerate(self.files, 1)]
         frame = pd.DataFrame(rows, columns=tables.RECORDING_COLUMNS).astype(tables.RECORDING_TYPES)
-        frame["recorded"] = pd.to_datetime(frame["recorded"]).astype("datetime64[us]")
+        frame["recorded"] = pd.Series([self.recorded.get(i) for i in range(len(rows))]).astype("datetime64[us]")
         frame["annotated"] = [self.annotated[i] for i in range(len(rows))]
         frame["source"] = frame["file"]
         table = Table(
@@ -231,7 +278,8 @@ class _Collected:
     def _annotations(self, path: Path) -> Annotations | str:
         """What a file says, or why it says nothing."""
         try:
-            return annotations.read(path, self.how.data_format, self.how.label_column)
+            data_format = None if self.how.data_format == MIXED else self.how.data_format
+            return annotations.read(path, data_format, self.how.label_column)
         except (NotATable, OSError) as error:
             return getattr(error, "strerror", None) or str(error)
 
@@ -260,6 +308,9 @@ class _Collected:
             self._remark(ANNOTATIONS, name, line, None if place is None else place + 1, action, *why)
         known = [place for place in place_of.values() if place is not None]
         self.annotated |= dict.fromkeys(known, True)
+        for file, recorded in found.recorded.items():
+            if (place := place_of.get(file)) is not None:
+                self.recorded[place] = min(recorded, self.recorded.get(place, recorded))
         calls = found.calls if found.true_time else annotations.to_true(found.calls, self.how.time_expansion)
         place = calls["file"].map(place_of).astype("Int64")
         calls = calls.assign(file_id=place + 1, source=self._shown(name))

@@ -7,8 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .collection import Collection
 from .config import TrainingError
-from .labels import IGNORE
+from .labels import IGNORE, Labeller, short_calls
+
+SHOWN = 5  # recordings named in a warning
 
 
 def save_batch(path: Path, batch: dict[str, Tensor], loss: float, norm: float) -> None:
@@ -22,6 +25,25 @@ def nonfinite(step: int, loss: float, norm: float, path: Path) -> TrainingError:
         f"step {step}: {what}; the batch lies in {path}. Try a lower --learning-rate, or leave out such batches with "
         "--on-nonfinite skip"
     )
+
+
+def data_warnings(collection: Collection, labeller: Labeller, sample_rate: int, frame_seconds: float) -> list[str]:
+    """What frames of this length at this rate (Hz) will not show of a collection."""
+    found = [short_calls(collection, labeller.spans, frame_seconds, labeller.min_overlap)]
+    rates = collection.recordings["samplerate"]
+    if (low := rates < sample_rate).any():
+        named = [f"{row.file} ({row.samplerate} Hz)" for row in collection.recordings[low].head(SHOWN).itertuples()]
+        found.append(
+            f"{low.sum()} of {len(rates)} recordings have a lower sampling rate than the model's {sample_rate} Hz, whose upper "
+            f"band is empty in them: {', '.join(named)}{', ...' if low.sum() > SHOWN else ''}"
+        )
+    lowest = collection.annotations["low_hz"]
+    if (above := lowest >= sample_rate / 2).any():
+        found.append(
+            f"{above.sum()} of {len(lowest)} annotated calls lie above the {sample_rate / 2000:g} kHz that a model at "
+            f"{sample_rate} Hz hears; --sample-rate {int(rates.max())} keeps all that the recordings hold"
+        )
+    return [line for line in found if line]
 
 
 def split_warnings(name: str, present: np.ndarray, classes: tuple[str, ...]) -> list[str]:

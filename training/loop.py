@@ -31,11 +31,11 @@ from denet_torch.detection import Decoding
 
 from . import checkpoints, guards
 from .bfloat16 import cpu_has_bfloat16, emulated
-from .collection import INDEX_NAME, open_collection, replacing
-from .config import Config, TrainingError
+from .collection import INDEX_NAME, open_collection, recording_facts, replacing
+from .config import Config, TrainingError, reading
 from .evaluation import Predictions, choose_decoding, collate, predict, scores
 from .files import FileResult, train_files
-from .labels import IGNORE, short_calls
+from .labels import IGNORE
 from .losses import frame_weights
 from .metrics import predict as answers
 from .mixing import Mixer, find_backgrounds
@@ -164,7 +164,7 @@ def prepare_data(config: Config) -> None:
             make_dataset(root, config.recordings, snr_db=tuple(config.snr_db))
         except ValueError as error:
             raise TrainingError(f"--recordings: {error}") from None
-    open_collection(root)
+    open_collection(root, **reading(config))
 
 
 def open_data(config: Config) -> Datasets:
@@ -182,6 +182,7 @@ def open_data(config: Config) -> Datasets:
         strategy=config.labels,
         split_by=config.split_by,
         subset=config.subset,
+        reading=reading(config),
         length=config.epoch_windows,
         seed=config.seed,
         sampling=sampling,
@@ -206,7 +207,7 @@ class Trainer:
             raise TrainingError(f"--class-weights has {len(config.class_weights)} numbers; there are {n_classes} classes")
         self.class_weights = torch.tensor(config.class_weights, device=fabric.device) if config.class_weights else None
         torch.manual_seed(config.seed)
-        self.model = self._initial_model(n_classes)
+        self.model = self._initial_model()
         on_cpu = fabric.device.type == "cpu"
         optimizer = get_optimizer(
             config.optimizer, self.model, config.learning_rate, config.rate_factor, config.weight_decay, on_cpu
@@ -234,6 +235,10 @@ class Trainer:
                 "--amp: this processor has no bfloat16 instructions, training in float32; "
                 "--amp-dtype bfloat16 emulates them, which is slower"
             )
+        for line in [*recording_facts(self.data.collection), self.data.described_split]:
+            self.say(line)
+        for warning in guards.data_warnings(self.data.collection, self.data.labeller, config.sample_rate, config.frame_seconds):
+            self.warn(warning)
         on_zero(fabric, self._describe)
         if fabric.is_global_zero:
             # TensorBoard imports TensorFlow where it is installed, for seconds, unless this module exists.
@@ -242,10 +247,10 @@ class Trainer:
 
     # set-up
 
-    def _initial_model(self, n_classes: int) -> Model:
+    def _initial_model(self) -> Model:
         config = self.config
         if config.init_from is None:
-            return get_model(config.model, config, n_classes)
+            return get_model(config.model, config, len(self.data.classes))
         model = checkpoint.load(config.init_from)
         samples = round(config.frame_seconds * config.sample_rate)
         if (model.samples, model.sr) != (samples, config.sample_rate):
@@ -253,10 +258,24 @@ class Trainer:
                 f"{config.init_from}: has frames of {model.samples} samples at {model.sr} Hz, not {samples} at "
                 f"{config.sample_rate} Hz; set --sample-rate {model.sr} --frame-seconds {model.samples / model.sr:g}"
             )
-        if model.n_classes != n_classes:
-            raise TrainingError(f"{config.init_from}: has {model.n_classes} classes, the data have {n_classes}")
+        model = self._for_these_classes(model)
         model.follow(config)
         return model.train()
+
+    def _for_these_classes(self, model: Model) -> Model:
+        """The model, with a fresh last layer if it was trained for other classes than those of the data."""
+        classes = list(self.data.classes)
+        known = (model.detection or {}).get("labels")
+        if model.n_classes == len(classes) and known in (None, classes):
+            return model
+        last = [name for name, _ in model.named_parameters()][-1].rpartition(".")[0]
+        fresh = type(model)(**model.config | {"n_classes": len(classes)}).to(next(model.parameters()).dtype)
+        kept = {name: value for name, value in model.state_dict().items() if not name.startswith(f"{last}.")}
+        fresh.load_state_dict(fresh.state_dict() | kept)
+        before = ", ".join(known) if known else f"{model.n_classes} classes"
+        path = self.config.init_from
+        self.say(f"{path}: was trained for {before}; all layers but the last ({last}), which begins anew, are kept")
+        return fresh
 
     def _resume(self) -> None:
         path, damaged = on_zero(self.fabric, checkpoints.find, self.out)
@@ -269,9 +288,6 @@ class Trainer:
         self.say(f"resuming from {path}")
 
     def _describe(self) -> None:
-        labeller = self.data.labeller
-        if told := short_calls(self.data.collection, labeller.spans, self.config.frame_seconds, labeller.min_overlap):
-            self.say(f"warning: {told}")
         index = self.data.collection.root / INDEX_NAME
         describe(self.out, self.config, hashlib.sha256(index.read_bytes()).hexdigest(), self.data.split.version)
         write_split(self.data.split, self.data.collection, self.out)

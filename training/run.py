@@ -13,7 +13,8 @@ from denet_torch import detect
 from denet_torch.audio import AudioError, probe
 from denet_torch.checkpoint import CheckpointError
 
-from .config import TrainingError, parse
+from .collection import recording_facts
+from .config import Config, TrainingError, parse
 from .loop import Result, train
 from .report import write_report
 from .runs import Stopped
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
             write_report(result)
         print(summary(result))
         if config.detect:
-            events = detect(result.model, config.detect)
+            events = detect(result.model, config.detect, time_expansion=detected_expansion(config, result))
             print(events.to_string(index=False) if len(events) else "no events detected")
     except Stopped as stopped:
         print(stopped)
@@ -53,11 +54,21 @@ def one_line(error: Exception) -> str:
     return re.sub(r"^[\w.]+Error: ", "", (str(error).strip().splitlines() or [type(error).__name__])[-1])
 
 
+def detected_expansion(config: Config, result: Result) -> float | None:
+    """The factor by which the recordings to search were slowed down: the given one, else the collection's, if it has one."""
+    if config.time_expansion is not None:
+        return config.time_expansion
+    found = result.data.collection.time_expansion
+    return None if found == 1 else found
+
+
 def summary(result: Result) -> str:
     """The scores on the test split beside those of always answering the commonest class, and where the results lie."""
     frames, events = result.test["frames"], result.test["events"]
     return "\n".join(
         [
+            *recording_facts(result.data.collection),
+            result.data.described_split,
             f"recordings never seen ({len(result.data.test.recordings)}), weights of epoch {result.progress.best_epoch}:",
             f"  frame F1 of calls {frames['f1']:.3f} (precision {frames['precision']:.3f}, recall {frames['recall']:.3f}), "
             f"accuracy {frames['accuracy']:.3f}",

@@ -1,7 +1,8 @@
 """Train, validation and test sides such that no group of recordings is on two of them.
 
-Groups are by `day` (of recording), `treatment`, `cage` (one recording channel in one treatment) or
-`emitter`; given several, recordings that share any of them stay together. A recording with calls of two
+Groups are by `day` (of recording), `treatment`, `cage` (one recording channel in one treatment), `emitter`, `folder` or
+`recording`; given several, recordings that share any of them stay together. Given none, they are by day if that makes
+enough groups, else by recording. A recording without a date is a day of its own. A recording with calls of two
 bats ties these together; an emitter of -118 counts as bat 118, which may have called. Recordings whose
 emitter nobody noted belong to no group, hence to no side, when splitting by emitter.
 
@@ -10,7 +11,7 @@ A split is a CSV file of file,side whose name holds the hash of its content.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,38 +21,45 @@ from training.collection import Collection, replacing
 from training.tables import CollectionError
 
 SIDES = ("train", "validation", "test")
-GROUPS = ("day", "treatment", "cage", "emitter")
+GROUPS = ("day", "treatment", "cage", "emitter", "folder", "recording")
+AUTOMATIC = ("day", "recording")  # tried in this order
 
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers of recordings on each side, in order, and the hash of which file is where."""
+    """Row numbers of recordings on each side, in order, the hash of which file is where, and what it is split by."""
 
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
     version: str
+    by: tuple[str, ...] = ()
 
 
 def split_collection(
     collection: Collection,
-    by: Sequence[str] = ("day",),
+    by: Sequence[str] = (),
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     seed: int = 0,
+    usable: np.ndarray | None = None,
 ) -> Split:
     """Deal the groups out so that the sides come near to `fractions` of the recordings.
 
-    Raises CollectionError if there are fewer groups than sides.
+    usable: (recordings,) bool, which ones can be trained or scored on; the others are on no side. Without `by`, the split is
+    by the first of AUTOMATIC that gives every side a group. Raises CollectionError if there are fewer groups than sides.
     """
-    group = group_recordings(collection, by)
+    usable = np.ones(len(collection.recordings), bool) if usable is None else usable
+    least = np.count_nonzero(fractions)
+    by = tuple(by) or next(((key,) for key in AUTOMATIC if _count(collection, [key], usable) >= least), AUTOMATIC[-1:])
+    group = np.where(usable, group_recordings(collection, by), -1)
     groups, sizes = np.unique(group[group >= 0], return_counts=True)
+    if (there := _count(collection, by, usable)) < least:
+        raise CollectionError(
+            f"{collection.root}: {_named(int(usable.sum()), 'recording')} with labels, split by {' and '.join(by)}, fall into "
+            f"{_named(there, 'group')}; {least} sides need as many. {_offer(collection, usable, least)}"
+        )
     wanted = np.array(fractions, float) / sum(fractions) * sizes.sum()
     sides = np.flatnonzero(wanted)
-    if len(groups) < len(sides):
-        raise CollectionError(
-            f"{collection.root}: recordings by {' and '.join(by)} fall into {len(groups)} group(s); "
-            f"{len(sides)} sides need as many"
-        )
     # Largest first, equal ones in drawn order, each to the side that lacks most.
     order = np.random.default_rng(seed).permutation(len(groups))
     order = order[np.argsort(-sizes[order], kind="stable")]
@@ -64,7 +72,38 @@ def split_collection(
         filled[side] += sizes[one]
     side = np.full(len(group), -1)
     side[group >= 0] = side_of[np.searchsorted(groups, group[group >= 0])]
-    return _as_split(collection, side)
+    return replace(_as_split(collection, side), by=by)
+
+
+def offers(collection: Collection, usable: np.ndarray | None = None) -> dict[str, int]:
+    """How many groups of usable recordings each of GROUPS makes, where it makes more than one."""
+    usable = np.ones(len(collection.recordings), bool) if usable is None else usable
+    counts = {key: _count(collection, [key], usable) for key in GROUPS}
+    return {key: count for key, count in counts.items() if count > 1}
+
+
+def _count(collection: Collection, by: Sequence[str], usable: np.ndarray) -> int:
+    if "day" in by and collection.recordings["recorded"][usable].isna().all():
+        return 0
+    group = group_recordings(collection, by)[usable]
+    return len(np.unique(group[group >= 0]))
+
+
+def _offer(collection: Collection, usable: np.ndarray, least: int) -> str:
+    """A sentence on what to do instead."""
+    there = {key: count for key, count in offers(collection, usable).items() if count >= least}
+    if there:
+        return f"This collection offers --split-by {', '.join(f'{key} ({count} groups)' for key, count in there.items())}"
+    if collection.one_source and not usable.all():
+        return (
+            f"{_named(int((~usable).sum()), 'recording')} without labels: annotate more, or say with --completely-annotated that "
+            "there is no call in those without a table"
+        )
+    return "Annotate more recordings, or cut long ones into several"
+
+
+def _named(count: int, thing: str) -> str:
+    return f"{count} {thing}" + "s" * (count != 1)
 
 
 def group_recordings(collection: Collection, by: Sequence[str]) -> np.ndarray:
@@ -116,16 +155,22 @@ def _ties(collection: Collection, key: str) -> tuple[np.ndarray, np.ndarray]:
     recordings = collection.recordings
     rows = np.arange(len(recordings))
     if key == "day":
-        value = recordings["recorded"].dt.floor("D").astype("str")
+        alone = pd.Series(rows, recordings.index).astype("str")
+        value = recordings["recorded"].dt.floor("D").astype("str").where(recordings["recorded"].notna(), alone)
     elif key == "treatment":
         value = recordings["treatment"]
     elif key == "cage":
         value = recordings["treatment"] + "/" + recordings["channel"]
+    elif key == "folder":
+        value = recordings["file"].str.rpartition("/")[0]
+    elif key == "recording":
+        value = rows
     elif key == "emitter":
         known = collection.annotations[collection.annotations["emitter"] != 0]
         rows, value = known["recording"].to_numpy(), known["emitter"].abs()
     else:
-        raise CollectionError(f"cannot split by {key!r}; expected some of {', '.join(GROUPS)}")
+        there = ", ".join(f"{key} ({count} groups)" for key, count in offers(collection).items())
+        raise CollectionError(f"cannot split by {key!r}; {collection.root} offers {there or 'nothing: it has one recording'}")
     return rows, pd.factorize(value)[0]
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+FRUIT_BATS = "fruit-bats"  # the name of this format among others
 FILE_INFO = "FileInfo.csv"
 SEGMENTS = "FileInfo.csv segments"
 ANNOTATIONS = "Annotations.csv"
@@ -69,15 +70,16 @@ class CollectionError(ValueError):
 class Reading:
     """How a collection is read; its index keeps this, to be brought up to date in the same way.
 
-    data_format: a key of training.formats.READERS. label_column: the column of the labels, where it has another name
-    than the usual ones. completely_annotated: recordings without a table hold no call. time_expansion: factor by which
-    the recordings were slowed down. rate: keep recordings of this true rate (Hz) only. headers: read the audio files'.
+    data_format: a key of training.formats.READERS, None for what the folder looks like. label_column: the column of the
+    labels, where it has another name than the usual ones. completely_annotated: recordings without a table hold no call.
+    time_expansion: factor by which the recordings were slowed down, None for what their metadata say. rate: keep
+    recordings of this true rate (Hz) only. headers: read the audio files'.
     """
 
-    data_format: str = "fruit-bats"
+    data_format: str | None = None
     label_column: str | None = None
     completely_annotated: bool = False
-    time_expansion: float = 1
+    time_expansion: float | None = None
     rate: int | None = None
     headers: bool = True
 

@@ -12,6 +12,7 @@ what was made before, so a run resumes in mid-epoch by starting at a later index
 recordings from end to end, for evaluation.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from denet_torch import audio
 from training.collection import Collection, open_collection
 from training.labels import IGNORE, Labeller, Spans, quiet_spans
 from training.mixing import Mixer
-from training.splits import Split, split_collection
+from training.splits import Split, offers, split_collection
 from training.tables import CollectionError
 
 STRETCH = 8  # sequences, side by side, in a window for evaluation
@@ -70,7 +71,7 @@ class _Windows(Dataset):
         self._samplerate = collection.recordings["samplerate"].to_numpy(np.int64)
         # Samples at the model's rate.
         self._length = collection.recordings["frames"].to_numpy(np.int64) * rate // self._samplerate
-        self._files = np.array(collection.recordings["file"], dtype=np.bytes_)
+        self._files = np.array([os.fsencode(file) for file in collection.recordings["file"]])
         self._root, self._time_expansion = collection.root, collection.time_expansion
         self._labeller = labeller
         self.rate, self.samples, self.seq_len = rate, samples, seq_len
@@ -93,7 +94,7 @@ class _Windows(Dataset):
 
     def _item(self, recording: int, start: int) -> dict:
         """The window that begins at sample `start`, at the model's rate; silence after the end."""
-        path = self._root / self._files[recording].decode()
+        path = self._root / os.fsdecode(self._files[recording])
         sound = self._read(path, start)
         if len(sound) < min(self.window, self._length[recording] - start):
             raise audio.AudioError(f"{path}: is shorter than when it was indexed; index the collection again")
@@ -216,9 +217,16 @@ class RandomWindows(_Windows):
         return replace(spans, start=start, stop=stop)
 
 
+def whole_frames(collection: Collection, rate: int, samples: int) -> np.ndarray:
+    """Number of whole frames of `samples` at `rate` Hz in each recording (recordings,)."""
+    collection.require_headers()
+    frames, samplerate = (collection.recordings[name].to_numpy(np.int64) for name in ("frames", "samplerate"))
+    return frames * rate // samplerate // samples
+
+
 @dataclass(frozen=True)
 class Datasets:
-    """A collection made ready for training."""
+    """A collection made ready for training. usable: (recordings,) bool, which ones have labels and a whole frame."""
 
     collection: Collection
     split: Split
@@ -226,11 +234,24 @@ class Datasets:
     train: RandomWindows
     validation: ExhaustiveWindows
     test: ExhaustiveWindows
+    usable: np.ndarray
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the labels, background first."""
         return self.labeller.classes
+
+    @property
+    def described_split(self) -> str:
+        """What the recordings are split by, and how many are on each side, in a line."""
+        sides = [len(side) for side in (self.split.train, self.split.validation, self.split.test)]
+        undated = int(self.collection.recordings["recorded"][self.usable].isna().sum())
+        alone = f" ({undated} of them without a date, each a day of its own)" if "day" in self.split.by and undated else ""
+        others = ", ".join(f"{key} ({count})" for key, count in offers(self.collection, self.usable).items() if count > 2)
+        return (
+            f"Split by {' and '.join(self.split.by)}: {sides[0]} recordings to train, {sides[1]} to validate, {sides[2]} to "
+            f"test, of {len(self.usable)}{alone}; --split-by offers {others}"
+        )
 
 
 def open_datasets(
@@ -240,9 +261,10 @@ def open_datasets(
     strategy: str = "voice",
     min_overlap: float = 0.5,
     mask_conflicts: bool = False,
-    split_by: Sequence[str] = ("day",),
+    split_by: Sequence[str] = (),
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     subset: float = 1.0,
+    reading: dict | None = None,
     length: int = 1000,
     seed: int = 0,
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
@@ -251,13 +273,16 @@ def open_datasets(
 ) -> Datasets:
     """Index (where there is none), label and split the collection in `data_dir`.
 
+    split_by: some of splits.GROUPS; none of them leaves the choice to `split_collection`.
     subset: share of the training side's recordings to train on, the same ones for a seed.
+    reading: how the collection is read, as for `open_collection`.
     window: rate, samples and seq_len; validation and test are in stretches of STRETCH sequences.
     Raises CollectionError, ValueError.
     """
-    collection = open_collection(data_dir)
+    collection = open_collection(data_dir, **(reading or {}))
     labeller = Labeller(collection, strategy, task, min_overlap, mask_conflicts)
-    split = split_collection(collection, split_by, fractions, seed)
+    usable = labeller.known & (whole_frames(collection, window.get("rate", 16000), window.get("samples", 800)) > 0)
+    split = split_collection(collection, split_by, fractions, seed, usable)
     order = np.random.default_rng(seed).permutation(len(split.train))
     train = np.sort(split.train[order[: max(1, round(subset * len(order)))]])
     stretch = window | {"seq_len": STRETCH * window.get("seq_len", 10)}
@@ -277,4 +302,5 @@ def open_datasets(
         ),
         ExhaustiveWindows(collection, split.validation, labeller, **stretch),
         ExhaustiveWindows(collection, split.test, labeller, **stretch),
+        usable,
     )

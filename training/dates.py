@@ -1,0 +1,54 @@
+"""When a recording was made, from its name: the patterns that recorders write, whatever stands around them.
+
+20230601_210000 (AudioMoth, Song Meter, BatLogger), 2023-06-01T21-00-00, 20230601210000, 230601_2100, 230601210000 (flying
+foxes, SoundTrap), 01.06.2023, June_14_2016, and AudioMoth's older seconds since 1970 in hexadecimal. Where a file's name has no
+date, the folders that it lies in may have one.
+"""
+
+import re
+from datetime import datetime, timedelta
+from pathlib import PurePosixPath
+
+from denet_torch.recorder import plausible
+
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_YEAR, _MONTH, _DAY = r"(?P<year>19[89]\d|20\d\d)", r"(?P<month>0[1-9]|1[0-2])", r"(?P<day>0[1-9]|[12]\d|3[01])"
+_SHORT_YEAR = r"(?P<short>0[5-9]|[12]\d)"  # not 00: numbers that count recordings begin so
+_TIME = r"(?P<hour>[01]\d|2[0-3])[-_.:h ]?(?P<minute>[0-5]\d)(?:[-_.:m ]?(?P<second>[0-5]\d))?"
+_WORD = rf"(?<![a-z])(?P<word>{'|'.join(_MONTHS)})[a-z]*"
+_PATTERNS = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"(?<!\d){_YEAR}(?P<gap>[-_. ]?){_MONTH}(?P=gap){_DAY}(?:[-_. t$@]{{0,3}}{_TIME}|(?!\d))",
+        rf"(?<!\d){_DAY}(?P<gap>[-_.]){_MONTH}(?P=gap){_YEAR}(?:[-_. t$@]{{1,3}}{_TIME}|(?!\d))",
+        rf"(?<!\d)(?P<day>\d\d?)[-_. ]?{_WORD}[-_. ]?{_YEAR}(?!\d)",
+        rf"{_WORD}[-_. ]*(?P<day>\d\d?)[-_., ]+{_YEAR}(?!\d)",
+        rf"(?<!\d){_YEAR}[-_. ]?{_WORD}[-_. ]?(?P<day>\d\d?)(?!\d)",
+        rf"(?<!\d){_SHORT_YEAR}{_MONTH}{_DAY}[-_ t]?{_TIME}",
+        rf"(?<!\d){_SHORT_YEAR}{_MONTH}{_DAY}(?!\d)",
+    )
+]
+_HEXADECIMAL = re.compile(r"(?=.*[A-F])[56][0-9A-F]{7}")
+
+
+def date_in_name(file: str) -> datetime | None:
+    """The date, and time where there is one, in a path; None if there is none that a recorder can have meant."""
+    path = PurePosixPath(file)
+    if _HEXADECIMAL.fullmatch(path.stem):
+        return plausible(datetime(1970, 1, 1) + timedelta(seconds=int(path.stem, 16)))
+    for name in (path.stem, *reversed(path.parent.parts)):
+        for pattern in _PATTERNS:
+            for match in pattern.finditer(name):
+                if found := _as_date(match.groupdict()):
+                    return found
+    return None
+
+
+def _as_date(parts: dict[str, str | None]) -> datetime | None:
+    year = int(parts["year"]) if "year" in parts else 2000 + int(parts["short"])
+    month = _MONTHS.index(parts["word"].lower()) + 1 if "word" in parts else int(parts["month"])
+    try:
+        found = datetime(year, month, int(parts["day"]), *(int(parts.get(name) or 0) for name in ("hour", "minute", "second")))
+    except ValueError:  # 31 June
+        return None
+    return plausible(found)

@@ -15,6 +15,7 @@ from pathlib import Path
 import guano
 
 TOLD = (b"guan", b"wamd", b"LIST", b"bext")  # chunks that say when or how something was recorded
+LEFT_OVER = 1024  # bytes after the samples that are no chunk and no samples either
 LARGEST = 2**20  # bytes of such a chunk that are read
 EARLIEST = 1985  # a recorder whose clock was never set writes 1970 or 1980
 AUDIOMOTH = re.compile(r"Recorded at (\d\d:\d\d:\d\d(?:\.\d+)? \d\d/\d\d/\d{4})")
@@ -99,8 +100,8 @@ def riff(path: str | Path) -> Riff:
 
 
 def _goes_on(file, place: int, end: int, filled: bool) -> bool:
-    """Whether the file ends at `place`, or goes on with a chunk or, if it may be `filled` up, with zeros."""
-    if place >= end - 8:
+    """Whether the file ends at `place`, or goes on with a chunk or, if it may be `filled` up, with zeros or a few bytes."""
+    if place >= end - (LEFT_OVER if filled else 8):
         return place <= end + 1
     file.seek(place)
     following = file.read(4096)

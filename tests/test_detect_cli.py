@@ -137,6 +137,8 @@ def corpus(folder):
         "chunks.wav": riff(*before, fmt, (b"fact", bytes(4)), data, (b"guan", b"GUANO|Version: 1.0")),
         "trailing.wav": riff(fmt, data) + b"left over by a recorder",
         "endless.wav": riff(fmt, size=2**32 - 1) + b"data" + b"\xff" * 4 + pcm,
+        "unfinished.wav": riff(fmt, size=0) + b"data" + bytes(4) + pcm,  # its header says no samples
+        "half.wav": riff(fmt, size=len(pcm) // 2 + 36) + b"data" + struct.pack("<I", len(pcm) // 2) + pcm,
         "spaces and ü #%.wav": good.read_bytes(),
     }
     broken = {
@@ -144,7 +146,6 @@ def corpus(folder):
         "header-only.wav": riff(fmt, (b"data", b"")),
         "header-cut.wav": riff(fmt, data)[:30],
         "no-data.wav": riff(fmt),
-        "unfinished.wav": riff(fmt, size=0) + b"data" + bytes(4) + pcm,  # its header says no samples
         "text.wav": b"this is no sound\n" * 100,
         "html.wav": b"<html><body>404</body></html>",
         "zeros.wav": bytes(4096),
@@ -158,6 +159,13 @@ def corpus(folder):
     }
     for name, content in {**whole, **broken}.items():
         (folder / name).write_bytes(content)
+    soundfile.write(folder / "whole numbers.wav", (sound * 32767).round(), SR, subtype="FLOAT")
+    soundfile.write(folder / "loud.wav", sound * 1e4, SR, subtype="DOUBLE")
+    (folder / "phone.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
+    broken |= dict.fromkeys(["whole numbers.wav", "loud.wav", "phone.m4a"])
+    for name in ("a.caf", "a.au", "a.w64", "a.rf64", "a.voc", "a.nist", "a.ircam", "a.wavex", "a.mat5", "a.pvf", "a.paf"):
+        soundfile.write(folder / name, sound, SR, "PCM_16", format=name[2:].upper())
+    (folder / "numbers.mat").write_bytes(b"MATLAB 5.0 MAT-file, of numbers")
     soundfile.write(folder / "nan.wav", np.where(np.arange(len(sound)) == 500, np.nan, sound), SR, subtype="FLOAT")
     broken["nan.wav"] = None
     return broken
@@ -166,12 +174,16 @@ def corpus(folder):
 def test_odd_recordings_are_searched_or_named_in_one_line(tmp_path, weights, capsys):
     broken = corpus(tmp_path / "in")
     assert run(tmp_path / "in", "--weights", weights, "--output", tmp_path / "out") == 2
-    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    said = capsys.readouterr()
+    lines = said.err.replace("\r", "\n").splitlines()
+    notes = [line for line in lines if line.startswith("note: ")]
+    assert all(any(name in note and "the header says" in note for note in notes) for name in ("unfinished.wav", "half.wav"))
     lines = [line for line in lines if line.startswith("error: ")]
+    assert said.out.splitlines()[-1].endswith(f"; {len(broken)} skipped, with the reason above")
     searched = set(map(Path, pd.read_csv(tmp_path / "out" / "recordings.csv").file))
     named = {path for path in (tmp_path / "in").iterdir() if any(f"{path}: " in line for line in lines)}
     assert named == {tmp_path / "in" / name for name in broken}
-    assert len(lines) == len(named) and searched | named == set((tmp_path / "in").iterdir())
+    assert len(lines) == len(named) and searched | named == {*(tmp_path / "in").iterdir()} - {tmp_path / "in" / "numbers.mat"}
     assert not searched & named
     events = pd.read_csv(tmp_path / "out" / "events.csv").set_index("file")
     expected = events.loc[[str(tmp_path / "in" / "good.wav")]]

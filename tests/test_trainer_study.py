@@ -25,6 +25,14 @@ def test_study_scores_each_variant_in_each_band(tmp_path, monkeypatch):
     )
 
 
+def test_study_of_a_given_collection_scores_its_test_split(collection, tmp_path):
+    shared = vars(tiny(collection, tmp_path / "study", epochs=1, amp_dtype="bfloat16"))
+    config = StudyConfig(**shared, seeds=[0, 1], variants=["trained"])
+    table = study(config)
+    assert table[["variant", "seed", "snr"]].to_numpy().tolist() == [["trained", seed, "test split"] for seed in (0, 1)]
+    assert summary(table).loc[("trained", "test split"), ("frame_f1", "max")] <= 1
+
+
 def test_nothing_to_compare_without_bfloat16(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     with pytest.raises(TrainingError, match="no bfloat16 instructions"):
@@ -37,7 +45,7 @@ def test_nothing_to_compare_without_bfloat16(tmp_path, monkeypatch):
     [
         ([], "--out: name the folder"),
         (["--out", "x", "--variants", "moon"], "--variants moon: there are trained"),
-        (["--out", "x", "--data-dir", "y"], "--data-dir: a study generates its recordings"),
+        (["--out", "x", "--data-dir", "y"], "y: no such folder"),
     ],
 )
 def test_bad_options_end_in_one_line(capsys, options, line):

@@ -23,26 +23,26 @@ from pathlib import Path
 
 import torch
 
+from denet_torch import recorder
 from tools import detect_batch, detect_report, event_formats
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
-    job = detect_batch.Job(
-        args.weights, args.output, args.hop, args.batch_size, args.time_expansion, args.device
-    )
     decoding = {name: getattr(args, name) for name in DECODING if getattr(args, name) is not None}
     try:
-        reference = event_formats.read_events(args.reference, args.time_expansion) if args.reference else None
         paths = detect_batch.collect(args.paths)
+        factor = recorder.time_expansion(paths) if args.time_expansion is None else args.time_expansion
+        reference = event_formats.read_events(args.reference, factor) if args.reference else None
+        job = detect_batch.Job(args.weights, args.output, args.hop, args.batch_size, factor, args.device)
         results = detect_batch.run(job, paths, args.jobs, **decoding)
         if results is None:  # not the first of torchrun's ranks
             return 0
         if len(results.recordings):
-            event_formats.write(results, args.output, args.formats, args.time_expansion)
+            event_formats.write(results, args.output, args.formats, factor)
         if len(results.recordings) and args.report:
             model, folder = detect_batch.load_model(job), args.output / "report"
-            detect_report.write(results, model, folder, args.time_expansion, reference)
+            detect_report.write(results, model, folder, factor, reference)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -52,15 +52,15 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    for note in results.notes:
+        print(f"note: {note}", file=sys.stderr)
     for reason in results.failures.values():
         print(f"error: {reason}", file=sys.stderr)
-    if not len(results.recordings):
-        return 2
-    seconds = results.recordings.duration.sum()
-    print(f"{len(results.events)} events in {len(results.recordings)} recordings, {seconds:.1f} s of audio")
-    print(f"real-time factor {results.real_time_factor:.3f}; results in {args.output}")
-    if args.report:
+    if args.report and len(results.recordings):
         print(f"look at {args.output / 'report' / 'index.html'}")
+    print(results.summary())
+    if len(results.recordings):
+        print(f"real-time factor {results.real_time_factor:.3f}; results in {args.output}{results.skipped()}")
     return 2 if results.failures else 0
 
 
@@ -103,9 +103,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--time-expansion",
         type=float,
-        default=1,
         metavar="FACTOR",
-        help="recordings were slowed down by this factor: true rate = header's rate * FACTOR",
+        help="recordings were slowed down by this factor: true rate = header's rate * FACTOR (default: what their metadata say)",
     )
     return parser
 

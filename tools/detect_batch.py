@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache, partial
 from multiprocessing import get_context, parent_process
@@ -41,6 +41,7 @@ from training.annotations import is_text, text_lines
 from training.collection import replacing
 
 PART_SECONDS = 180
+SHOWN = 20  # notes, and names in one
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Part:
 class Results:
     """What was found: events (a row each), the recordings searched and the reasons of the others.
 
-    `recordings` has the columns file, duration (s), samplerate (Hz) and events; `frame` is in seconds;
+    `recordings` has the columns file, duration (s), samplerate (Hz) and events; `frame` is in seconds; `notes` are what one
+    should know of recordings that were searched: headers that disagree, rates below the model's;
     `real_time_factor` is the time taken per time of audio computed now, NaN if all was there already.
     """
 
@@ -81,6 +83,18 @@ class Results:
     frame: float
     decoding: Decoding
     real_time_factor: float
+    notes: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """What was found in how much, and how many recordings could not be searched."""
+        if not len(self.recordings):
+            return f"no recording could be searched{self.skipped()}"
+        seconds = self.recordings.duration.sum()
+        return f"{len(self.events)} events in {len(self.recordings)} recordings, {seconds:.1f} s of audio"
+
+    def skipped(self) -> str:
+        """The number of recordings that could not be searched, if there are any, to end a line with."""
+        return f"; {len(self.failures)} skipped, with the reason above" if self.failures else ""
 
     def probabilities(self, path: str | Path) -> np.ndarray:
         """Class probabilities (frames, n_classes) of a recording."""
@@ -129,7 +143,7 @@ def run(job: Job, paths: list[Path], processes: int = 1, **decoding) -> Results 
     model = load_model(job)
     chosen = stored_decoding(model, **decoding)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    recordings, failures = _plan(job, model, paths)
+    recordings, failures, notes = _plan(job, model, paths)
     mine = [part for parts in recordings.values() for part in parts][rank::ranks]
     broken, real_time_factor = _compute(job, mine, processes)
     failures |= broken
@@ -154,6 +168,7 @@ def run(job: Job, paths: list[Path], processes: int = 1, **decoding) -> Results 
         frame,
         chosen,
         real_time_factor,
+        notes,
     )
 
 
@@ -172,21 +187,24 @@ def _load(parts: list[Part]) -> np.ndarray:
 
 def _plan(
     job: Job, model: denet_torch.Model, paths: list[Path]
-) -> tuple[dict[Path, list[Part]], dict[Path, str]]:
-    """Parts of each recording, and the reasons why there are none."""
+) -> tuple[dict[Path, list[Part]], dict[Path, str], list[str]]:
+    """Parts of each recording, the reasons why there are none, and notes."""
     with open(job.weights, "rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     length = round(PART_SECONDS * model.sr / model.samples)
-    recordings, failures = {}, {}
+    recordings, failures, faults, low = {}, {}, [], []
     for path in tqdm(paths, desc="headers", unit="file", leave=False):
         try:
             if not is_text(str(path)):
                 shown = os.fsencode(path).decode(errors="backslashreplace")
                 raise audio.AudioError(f"{shown}: has a name that is not in UTF-8; rename it")
             total = count_frames(model, path, job.time_expansion)
+            info = audio.probe(path, job.time_expansion)
         except audio.AudioError as error:
             failures[path] = str(error)
             continue
+        faults += [info.fault] * bool(info.fault)
+        low += [f"{path} ({info.samplerate} Hz)"] * (info.samplerate < model.sr)
         stat = path.stat()
         depends = (weights, job.hop, job.time_expansion, str(path), stat.st_size, stat.st_mtime_ns)
         recordings[path] = []
@@ -195,7 +213,13 @@ def _plan(
             name = hashlib.sha256(repr((*depends, start, stop)).encode()).hexdigest()
             file = job.folder / "parts" / f"{name[:32]}.npy"
             recordings[path].append(Part(path, start, stop, file))
-    return recordings, failures
+    if low:
+        faults.append(f"below the model's {model.sr} Hz, so that its upper band is empty: {', '.join(low[:SHOWN])}" + _more(low))
+    return recordings, failures, faults[:SHOWN] + [_more(faults)] * (len(faults) > SHOWN)
+
+
+def _more(lines: list[str]) -> str:
+    return f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
 
 
 def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, str], float]:

@@ -260,7 +260,8 @@ def train_files(config: Config, fabric: Fabric, out: Path, root: Path, check=lam
     """A run in file mode on the collection in `root`: split, train, evaluate the best weights once on the test side."""
     collection = open_collection(root, **reading(config))
     files, rows = files_of(collection, config.task)
-    split = split_collection(collection, config.split_by, seed=config.seed)
+    usable = np.isin(np.arange(len(collection.recordings)), rows)
+    split = split_collection(collection, config.split_by, seed=config.seed, usable=usable)
     sides = {side: files.select(np.flatnonzero(np.isin(rows, getattr(split, side)))) for side in SIDES}
     for side, part in sides.items():
         if not len(part):

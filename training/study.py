@@ -1,10 +1,12 @@
 """Compare settings over seeds and signal-to-noise ratios: python -m training.study --out runs/study --seeds 0 1 2
 
-Trains each variant once for each seed, with any options of training.run, and scores the weights on recordings generated in bands
-of signal-to-noise ratio, which no run has seen. A study that was stopped goes on when started again. The folder gets scores.csv,
-snr.png and a run's folder for each.
+Trains each variant once for each seed, with any options of training.run, and scores the weights on recordings generated in
+bands of signal-to-noise ratio, which no run has seen; with --data-dir, on that collection's test split, which differs from seed
+to seed. A study that was stopped goes on when started again. The folder gets scores.csv, snr.png and a run's folder for each.
 """
 
+import json
+import math
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from denet_torch.detection import Decoding
 
 from .bfloat16 import emulated
 from .collection import Collection, open_collection, replacing
-from .config import Config, TrainingError, option, parse
+from .config import Config, TrainingError, option, parse, reading
 from .evaluation import Predictions, estimated_events, predict, reference_events
 from .labels import Labeller
 from .loop import WEIGHTS, get_fabric, train
@@ -36,6 +38,7 @@ VARIANTS = {
     "float32": {"amp": False, "train_attention": True},
 }
 BANDS_FILE = "bands.csv"  # a run's scores, in its folder
+TEST_SPLIT = "test split"  # in place of a band, of recordings that were not generated
 BANDS = ((-5, 0), (0, 5), (5, 10), (10, 15), (15, 20))  # dB
 
 
@@ -52,8 +55,6 @@ class StudyConfig(Config):
         super().__post_init__()
         if self.out is None:
             raise TrainingError("--out: name the folder of the study")
-        if self.data_dir is not None:
-            raise TrainingError("--data-dir: a study generates its recordings, with known signal-to-noise ratios")
         for name in self.variants:
             if name not in VARIANTS:
                 raise TrainingError(f"--variants {name}: there are {', '.join(VARIANTS)}")
@@ -67,11 +68,14 @@ def study(config: StudyConfig) -> pd.DataFrame:
             "--variants float32: this processor has no bfloat16 instructions, all variants train in float32; "
             "--amp-dtype bfloat16 emulates them"
         )
-    data = config.out / "data"
-    if not data.exists():
+    data = config.data_dir or config.out / "data"
+    if config.data_dir is None and not data.exists():
         low, high = BANDS[0][0], BANDS[-1][1]
         make_dataset(data, config.recordings, seed=0, background=config.background, snr_db=(low, high))
-    tests = {band: _band(config, band, number) for number, band in enumerate(BANDS)}
+    if config.data_dir is not None:
+        open_collection(data, **reading(config))
+    bands = BANDS if config.data_dir is None else ()
+    tests = {band: _band(config, band, number) for number, band in enumerate(bands)}
     rows = []
     for variant in config.variants:
         for seed in config.seeds:
@@ -79,6 +83,9 @@ def study(config: StudyConfig) -> pd.DataFrame:
             run = replace(shared, out=out, data_dir=data, seed=seed, resume=True, report=False, **VARIANTS[variant])
             if not (out / "scores.json").exists():
                 train(run)
+            if not tests:
+                rows.append(pd.DataFrame([_on_test_split(run)]))
+                continue
             if not (out / BANDS_FILE).exists():
                 with replacing(out / BANDS_FILE) as path:
                     pd.DataFrame(score(run, tests)).to_csv(path, index=False)
@@ -86,9 +93,20 @@ def study(config: StudyConfig) -> pd.DataFrame:
     table = pd.concat(rows, ignore_index=True)
     with replacing(config.out / "scores.csv") as path:
         table.to_csv(path, index=False)
-    with replacing(config.out / "snr.png") as path:
-        plot(table).savefig(path, format="png", dpi=120)
+    if tests:
+        with replacing(config.out / "snr.png") as path:
+            plot(table).savefig(path, format="png", dpi=120)
     return table
+
+
+def _on_test_split(run: Config) -> dict:
+    """Scores of `run` on the recordings of a given collection that it did not see, whose ratios nobody knows."""
+    found = json.loads((run.out / "scores.json").read_text())["test"]
+    variant, seed = run.out.name.rsplit("-", 1)
+    of = {name: found[kind]["f1"] for name, kind in (("frame_f1", "frames"), ("event_f1", "events"))}
+    return {"variant": variant, "seed": int(seed), "snr": TEST_SPLIT} | {
+        name: math.nan if value is None else value for name, value in of.items()
+    }
 
 
 def score(run: Config, tests: dict[tuple[int, int], Collection]) -> list[dict]:
@@ -163,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = parse(argv, StudyConfig, prog="python -m training.study", description=__doc__)
         print(summary(study(config)).to_string())
-        print(f"results in {config.out}: scores.csv, snr.png")
+        print(f"results in {config.out}: {', '.join(path.name for path in sorted(config.out.glob('*.*')) if path.is_file())}")
     except Stopped as stopped:
         print(stopped)
     except USER_ERRORS as error:

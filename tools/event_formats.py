@@ -64,7 +64,7 @@ def read_events(path: Path, time_expansion: float = 1, label_column: str | None 
     of programs, the seconds are those of a file slowed down by `time_expansion`.
     Rows that cannot be used are named on stderr. Raises ValueError for what is no table, or has no row that can be used.
     """
-    found, unused, read = [], [], 0
+    rows, unused, read = [], [], []
     for file, name in _tables(path):
         try:
             table = annotations.read(file, None, label_column)
@@ -76,22 +76,22 @@ def read_events(path: Path, time_expansion: float = 1, label_column: str | None 
                 raise ValueError(reason) from None
             unused.append(reason)
             continue
-        calls = table.calls if table.true_time else annotations.to_true(table.calls, time_expansion)
-        calls = calls.assign(file=calls["file"].where(calls["file"] != "", formats.recording_of(name)))
         unused += [f"{file} line {line}: {why} ({detail})" for line, _, action, why, detail in table.remarks if action != "noted"]
         if not table.offset_known:
             unused.append(f"{file}: no File Offset (s) tells where in its recording a call lies")
-            calls = calls[:0]
-        background = calls["label"].map(annotations.is_background).astype(bool)
-        if background.any():
-            unused.append(f'{file}: {background.sum()} rows "background", which are no calls')
-        found.append(calls[~background])
-        read += table.read
-    if not found:
+        else:
+            own = formats.recording_of(name)
+            rows += [(table.true_time, row[0] or own, *row[1:]) for row in table.rows]
+        read.append(table.read)
+    if not read:
         raise ValueError(unused[0] if unused else f"{path}: no tables of events in this folder")
-    events = pd.concat(found, ignore_index=True)
-    if unused and read and not len(events):
+    events = annotations.as_table(rows, time_expansion)
+    if unused and sum(read) and not rows:
         raise ValueError(unused[0])
+    background = events["label"].map(annotations.is_background).astype(bool)
+    if background.any():
+        unused.append(f'{path}: {background.sum()} rows "background", which are no calls')
+        events = events[~background].reset_index(drop=True)
     for line in [*unused[:SHOWN], *([f"{len(unused) - SHOWN} more"] if len(unused) > SHOWN else [])]:
         print(f"not used: {line}", file=sys.stderr)
     times = {name: events[name].round(6) for name in ("onset", "offset")}

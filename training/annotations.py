@@ -33,6 +33,8 @@ CALL_TYPES = dict.fromkeys(["onset", "offset", "score", "low_hz", "high_hz"], "f
     "line": "int64",
 }
 LATEST = 1e9  # s; a number beyond this is no time in a recording
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_THOUSANDS = re.compile(r"[+-]?\d{1,3},\d{3}", re.ASCII)
 UNLABELLED = "call"  # the label of all calls of a table that has no labels
 
 
@@ -42,7 +44,7 @@ class NotATable(ValueError):
 
 @dataclass
 class Annotations:
-    """What a table says. A call has the columns CALL_COLUMNS: file (the recording that its row names, "" where it names
+    """What a table says. A row is a call with the columns CALL_COLUMNS: file (the recording that its row names, "" where it names
     none), onset and offset (s), label, score, low_hz and high_hz (Hz; NaN where not told) and line.
 
     read: rows of the table. remarks: line, file, action ("dropped", "clipped", "noted"), reason and detail. true_time: its
@@ -51,12 +53,17 @@ class Annotations:
     of the recording that a row names; False if they may count from the start of the first of several.
     """
 
-    calls: pd.DataFrame
+    rows: list[tuple]
     read: int
     remarks: list[tuple[int, str, str, str, str]]
     true_time: bool = False
     offset_known: bool = True
     recorded: dict[str, datetime] = field(default_factory=dict)
+
+    @property
+    def files(self) -> set[str]:
+        """The recordings that rows name, those that cannot be used among them."""
+        return {row[0] for row in self.rows} | {remark[1] for remark in self.remarks} - {""}
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,13 @@ def recognise(path: Path) -> str:
     raise NotATable(f"is no table of events that is known here; its first line is {first[:80]!r}")
 
 
+def as_table(rows: list[tuple], time_expansion: float, extra: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Calls in true seconds and Hz, from rows of several tables: whether the table has true ones, `extra`, CALL_COLUMNS."""
+    table = pd.DataFrame(rows, columns=["true_time", *extra, *CALL_COLUMNS]).astype(CALL_TYPES)
+    true = table.pop("true_time").astype(bool)
+    return pd.concat([table[true], to_true(table[~true], time_expansion)]).sort_index()
+
+
 def to_true(calls: pd.DataFrame, time_expansion: float) -> pd.DataFrame:
     """Calls in the seconds and Hz of a file that was slowed down by a factor, in true ones."""
     return _stretched(calls, 1 / time_expansion)
@@ -235,8 +249,7 @@ class _Rows:
         self.remarks.append((line, "", "noted", reason, detail))
 
     def annotations(self, **facts) -> Annotations:
-        calls = pd.DataFrame(self.calls, columns=CALL_COLUMNS).astype(CALL_TYPES)
-        return Annotations(calls, self.read, self.remarks, **facts)
+        return Annotations(self.calls, self.read, self.remarks, **facts)
 
 
 def _why_not(onset: float | str, offset: float | str, label: str) -> tuple[str, str] | None:
@@ -422,9 +435,9 @@ def _reader_of_numbers(texts: list[str]):
 
 def _number(text: str, thousands: bool = False) -> float | str:
     text = text.strip()
-    if re.fullmatch(r"[+-]?\d*,\d*(?:[eE][+-]?\d+)?", text) and not (thousands and re.fullmatch(r"[+-]?\d{1,3},\d{3}", text)):
-        text = text.replace(",", ".")
-    if not re.fullmatch(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", text, re.ASCII):
+    if "," in text and not (thousands and _THOUSANDS.fullmatch(text)):
+        text = text.replace(",", ".")  # with a second one, or a point, it is none
+    if not _NUMBER.fullmatch(text):
         return text
     value = float(text)
     return value if abs(value) <= LATEST else text

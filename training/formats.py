@@ -238,8 +238,7 @@ class _Collected:
                 self._place(name, found, owners.get(name))
             else:
                 self._remark(ANNOTATIONS, name, 0, None, "passed over", "no table", found)
-        calls = pd.concat([pd.DataFrame(columns=[*annotations.CALL_COLUMNS, "file_id", "source"]), *self.calls])
-        calls = calls.astype(annotations.CALL_TYPES | {"file_id": "int64", "source": "str"}).reset_index(drop=True)
+        calls = self._calls(self.calls).astype({"file_id": "int64", "source": "str"})
         first = annotations.is_first(calls, "file_id")
         for row in calls[~first].itertuples():
             detail = f"{row.onset:g}..{row.offset:g} s {row.label}"
@@ -299,7 +298,7 @@ class _Collected:
         """Take the rows of a table; `owner`: the recording it is named after."""
         folder = os.path.dirname(self._whole(name))
         place_of = {"": owner}
-        for file in {*found.calls["file"], *(remark[1] for remark in found.remarks)} - {""}:
+        for file in found.files:
             places = self.recordings.named(file, folder)
             place_of[file] = places[0] if len(places) == 1 else None
         self.read += found.read
@@ -311,21 +310,21 @@ class _Collected:
         for file, recorded in found.recorded.items():
             if (place := place_of.get(file)) is not None:
                 self.recorded[place] = min(recorded, self.recorded.get(place, recorded))
-        calls = found.calls if found.true_time else annotations.to_true(found.calls, self.how.time_expansion)
-        place = calls["file"].map(place_of).astype("Int64")
-        calls = calls.assign(file_id=place + 1, source=self._shown(name))
-        lost = calls[place.isna()]
-        good = calls[place.notna()]
+        rows = [(place_of[row[0]], row) for row in found.rows]
         reason, also = "no such recording", ""
-        if not found.offset_known and not self._counts_from_each_start(good):
-            lost, good, reason = calls, calls[:0], "no File Offset (s)"
+        good = [(found.true_time, place + 1, self._shown(name), *row) for place, row in rows if place is not None]
+        if not found.offset_known and not self._counts_from_each_start(self._calls(good)):
+            good, reason = [], "no File Offset (s)"
             also = ": its time in the recording is not known"
-        for row in lost.itertuples():
-            file_id = None if pd.isna(row.file_id) or reason == "no such recording" else int(row.file_id)
-            self._remark(ANNOTATIONS, name, row.line, file_id, "dropped", reason, (row.file or name) + also)
+        for place, (file, *_, line) in rows if not good else [row for row in rows if row[0] is None]:
+            file_id = None if place is None else place + 1
+            self._remark(ANNOTATIONS, name, line, file_id, "dropped", reason, (file or name) + also)
         if not found.read and owner is None:
             self._remark(ANNOTATIONS, name, 0, None, "passed over", "no such recording", recording_of(name))
-        self.calls.append(good)
+        self.calls += good
+
+    def _calls(self, rows: list[tuple]) -> pd.DataFrame:
+        return annotations.as_table(rows, self.how.time_expansion, ("file_id", "source"))
 
     def _counts_from_each_start(self, calls: pd.DataFrame) -> bool:
         """Whether times of a table of several recordings cannot count from the start of the first one.

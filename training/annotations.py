@@ -63,7 +63,7 @@ class Annotations:
     @property
     def files(self) -> set[str]:
         """The recordings that rows name, those that cannot be used among them."""
-        return {row[0] for row in self.rows} | {remark[1] for remark in self.remarks} - {""}
+        return ({row[0] for row in self.rows} | {remark[1] for remark in self.remarks}) - {""}
 
 
 @dataclass(frozen=True)

@@ -435,11 +435,11 @@ def _reader_of_numbers(texts: list[str]):
 
 def _number(text: str, thousands: bool = False) -> float | str:
     text = text.strip()
-    if "," in text and not (thousands and _THOUSANDS.fullmatch(text)):
-        text = text.replace(",", ".")  # with a second one, or a point, it is none
-    if not _NUMBER.fullmatch(text):
+    # With a second comma, or a point, it is none.
+    plain = text if thousands and _THOUSANDS.fullmatch(text) else text.replace(",", ".")
+    if not _NUMBER.fullmatch(plain):
         return text
-    value = float(text)
+    value = float(plain)
     return value if abs(value) <= LATEST else text
 
 

@@ -82,7 +82,7 @@ def recognise(root: Path, needed: bool = True) -> str:
                 needed &= owner is None  # a table of any format without a call
                 continue
             data_format = annotations.recognise(path)
-            named = () if owner is not None else annotations.read(path, data_format).calls["file"].unique()
+            named = () if owner is not None else annotations.read(path, data_format).files
         except (NotATable, OSError):
             continue
         for place in {owner, *(place for file in named for place in known.named(file, os.path.dirname(name)))} - {None}:

@@ -23,7 +23,7 @@ from training.collection import build_index
 
 RATE, SECONDS = 1000, 20
 FILES = ["a.wav", "b.wav"]
-FIELD = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FIELD = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 number = st.one_of(
     st.integers(-5_000, SECONDS * 1000 + 5_000).map(lambda n: n / 1000),
@@ -196,7 +196,7 @@ event = st.tuples(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(event, min_size=1, max_size=6, unique_by=lambda one: one[:2]), st.sampled_from([1, 10]))
 def test_what_detect_writes_is_read_back(drawn, expansion):
     rate = 250_000

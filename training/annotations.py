@@ -254,6 +254,8 @@ class _Rows:
 
 def _why_not(onset: float | str, offset: float | str, label: str) -> tuple[str, str] | None:
     """Reason and detail of a call that cannot be used; times that are no numbers are texts."""
+    if isinstance(onset, str) and isinstance(offset, str) and not (onset + offset + label).strip():
+        return "blank row", ""
     for value, name in ((onset, "onset"), (offset, "offset")):
         if isinstance(value, str):
             return ("unparsable number", repr(value[:40])) if value.strip() else ("blank field", name)
@@ -359,7 +361,7 @@ def _table(lines: list[str], layout: Layout, label_column: str | None) -> Annota
     rows = [
         (number, split(line, header.separator))
         for number, line in enumerate(lines[header.place + 1 :], first)
-        if line.strip(header.separator + ' "\t\x1a')
+        if line.strip(" \x1a")
     ]
     return _calls(header.names, rows, layout, label_column)
 
@@ -453,7 +455,7 @@ def _track(lines: list[str]) -> Annotations:
     """An Audacity label track: onset, offset, label; and after it, where it was made in a spectrogram, a line that begins
     with a backslash and has the frequencies."""
     found, rows = _Rows(), []
-    filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip(" \t\x1a")]
+    filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip(" \x1a")]
     separator = next((s for s in "\t;," if any(_begins_with_numbers(line, s) for _, line in filled)), "\t")
     if filled and not any(separator in line for _, line in filled):
         raise NotATable("no line of it begins with two numbers and a tab between them")

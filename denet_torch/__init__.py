@@ -49,8 +49,8 @@ class DENet(Model):
     registered with its layer). `attention_dropout=True` also drops attention weights, which the original asks for and never does.
     `n_filters`, `gru_units`, `dense_units`: sizes, the original's by default.
 
-    `detection`, saved with the weights, is how their trainer reads their answers: the classes' names ("labels") and fields of
-    `denet_torch.detection.Decoding`; None where nobody chose.
+    `detection`, saved with the weights, is how their trainer reads their answers (`denet_torch.schema.Detection`); None where
+    nobody chose.
 
     Raises ValueError if a frame is too short for the convolutions.
     """
@@ -86,7 +86,6 @@ class DENet(Model):
             "gru_units": gru_units,
             "dense_units": list(dense_units),
         }
-        self.detection: dict | None = None
         attention_steps = self.samples if before_pooling else self.samples // 3
         features = 60 * self.conv_steps(self.samples)
         if features < 60 or DELayer.conv_steps(attention_steps) < 1:

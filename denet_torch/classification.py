@@ -73,7 +73,7 @@ def window_log_posteriors(model: Model, sound: np.ndarray, hop: int) -> np.ndarr
 
 def class_names(model: Model) -> list[str]:
     """Names of the classes stored with the weights, or general ones."""
-    return list((model.detection or {}).get("labels") or (f"class {i}" for i in range(model.n_classes)))
+    return list((model.detection and model.detection.labels) or (f"class {i}" for i in range(model.n_classes)))
 
 
 def classify(

@@ -7,7 +7,7 @@ depends on the recording alone and not on how much of it is read or computed at 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,32 +17,9 @@ import torch
 from . import recorder
 from .audio import AudioError, probe, read, resampled_length
 from .models import Model
+from .schema import Decoding, Detection
 
 EVENT_COLUMNS = ["file", "onset", "offset", "label", "score"]
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How frame probabilities become events. Times are in seconds and rounded up to whole frames.
-
-    A frame's call probability is that of all classes but the background, class 0. Frames at or above
-    `low_threshold` in a row are a syllable if one of them reaches `threshold` (hysteresis; without
-    `low_threshold` both are the same). Syllables less than `min_gap` apart are one, what is then shorter
-    than `min_duration` is dropped, and those left that lie less than `call_gap` apart are one call.
-    """
-
-    threshold: float = 0.5
-    low_threshold: float | None = None
-    min_gap: float = 0.0
-    min_duration: float = 0.0
-    call_gap: float = 0.0
-
-    def __post_init__(self):
-        low = self.threshold if self.low_threshold is None else self.low_threshold
-        if not 0 < low <= self.threshold <= 1:
-            raise ValueError(f"thresholds must be 0 < low <= threshold <= 1, not {low} and {self.threshold}")
-        if min(self.min_gap, self.min_duration, self.call_gap) < 0:
-            raise ValueError("gaps and the minimum duration cannot be negative")
 
 
 def detect(
@@ -107,7 +84,13 @@ def frame_probabilities(
         return filled
 
     total = count_frames(model, path, time_expansion)
-    return mean_probabilities(model, frames, total, start, stop, hop=hop, batch_size=batch_size)
+    probabilities = mean_probabilities(model, frames, total, start, stop, hop=hop, batch_size=batch_size)
+    finite = np.isfinite(probabilities).all(axis=1)
+    if not finite.all():
+        first = (start + int(finite.argmin())) * model.samples / model.sr
+        trouble = "the model's answers are not finite numbers: its samples or the weights are too large"
+        raise AudioError(f"{path}: at {first:.2f} s {trouble}")
+    return probabilities
 
 
 @torch.inference_mode()
@@ -196,9 +179,8 @@ def find_runs(p: np.ndarray, frame: float, decoding: Decoding) -> np.ndarray:
 
 def class_names(model: Model) -> list[str]:
     """Names of the model's classes, the background first: those stored with the weights, or general ones."""
-    stored = (model.detection or {}).get("labels")
-    if stored:
-        return list(stored)
+    if model.detection and model.detection.labels:
+        return list(model.detection.labels)
     if model.n_classes == 2:
         return ["background", "call"]
     return ["background", *(f"class {i}" for i in range(1, model.n_classes))]
@@ -206,10 +188,10 @@ def class_names(model: Model) -> list[str]:
 
 def stored_decoding(model: Model, **changes) -> Decoding:
     """The decoding stored with the weights, else the default one, with `changes` to its fields."""
-    stored = {k: v for k, v in (model.detection or {}).items() if k != "labels"}
-    if stored.pop("per", None) == "file":
+    stored = model.detection or Detection()
+    if stored.per == "file":
         raise ValueError("these weights name whole files and find no events; use python -m tools.classify")
-    return replace(Decoding(**stored), **changes)
+    return replace(stored.decoding, **changes)
 
 
 def _whole(seconds: float, frame: float) -> int:

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .schema import Detection
+
 MODELS: dict[str, type["Model"]] = {}
 
 
@@ -27,8 +29,8 @@ class Model(nn.Module):
 
     `forward` takes waveforms (batch, seq_len, samples) to logits (batch, answers, n_classes) of the frames `answers` of each
     sequence: all of them, unless a model says otherwise. `config` are the arguments that build the model anew; they and the
-    weights are all that a file holds. `detection`, saved with them, is how the trainer reads the answers: the classes'
-    names ("labels") and fields of `denet_torch.detection.Decoding`; None where nobody chose.
+    weights are all that a file holds. `detection`, saved with them, is how the trainer reads the answers; None where nobody
+    chose.
     """
 
     name: ClassVar[str]
@@ -38,7 +40,7 @@ class Model(nn.Module):
     sr: int
     n_classes: int
     config: dict[str, Any]
-    detection: dict | None = None
+    detection: Detection | None = None
 
     @classmethod
     def from_settings(cls, settings: Any, n_classes: int) -> "Model":

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import platform
 import random
@@ -14,6 +15,7 @@ from weight_cases import SMALL, configs
 
 import denet_torch
 from denet_torch import CheckpointError, DENet, checkpoint, load, save
+from denet_torch.schema import Decoding, Detection
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def test_loaded_weights_begin_at_whole_cache_lines(model, tmp_path):
 def test_freed_memory_is_kept(of_any_size, kept):
     script = f"""
 import resource, torch
-from denet_torch.checkpoint import keep_freed_memory
+from denet_torch.memory import keep_freed_memory
 keep_freed_memory({of_any_size})
 for megabytes in (20, 60):
     torch.ones(megabytes * 2**18)
@@ -129,10 +131,23 @@ def rewritten(path, change) -> None:
         (lambda c, t: t.update({"conv1.bias": torch.zeros(60).half()}), "conv1.bias is torch.float16"),
         (lambda c, t: t.update({"conv1.bias": torch.zeros(60).double()}), "conv1.bias is torch.float64"),
         (lambda c, t: t.update({"conv1.bias": torch.full((60,), torch.nan)}), "conv1.bias holds values that are not finite"),
-        (lambda c, t: c | {"colour": 1}, "architecture is not a DENet's"),
-        (lambda c, t: c | {"gru_units": "many"}, "architecture is not a DENet's"),
+        (lambda c, t: t["batch_norm1.moving_variance"].sub_(5), "holds negative numbers"),
+        (lambda c, t: c | {"colour": 1}, "architecture is not a DENet's .'colour' is no argument"),
+        (lambda c, t: c | {"gru_units": "many"}, "architecture is not a DENet's .gru_units is 'many', expected a whole number"),
         (lambda c, t: c | {"input_shape": [4, 10, 1]}, "too short"),
-        (lambda c, t: [1, 2], "architecture is not a DENet's"),
+        (lambda c, t: [1, 2], "architecture is not a DENet's .it is .1, 2., not an object"),
+        *[
+            (lambda c, t, key=key, value=value: c | {key: value}, f"architecture is not a DENet's .{key} is ")
+            for key, values in {
+                "dropout": ("0.3", 2, 1, -0.1, float("nan"), None, True),
+                "sr": (0, -1, float("nan"), float("inf"), 2e9, 10**400, 16000.5, "16000", [16000]),
+                "input_shape": ([0, 100, 1], [-5, 100, 1], ["10", 100, 1], [10.5, 100, 1], [4, 100, 2], [4], 4, [10**9, 100, 1]),
+                "dense_units": ([5], [5, 6, 7], [5, 0], 5),
+                "before_pooling": (0, "yes"),
+                "n_classes": (3.0, True),
+            }.items()
+            for value in values
+        ],
     ],
 )
 def test_what_is_no_denet(model, tmp_path, change, message):
@@ -158,12 +173,12 @@ def test_a_failed_save_leaves_what_was_there(model, tmp_path, monkeypatch):
     save(model, path)
     before = path.read_bytes()
 
-    def fail(tensors, name, metadata):
+    def fail(tensors, metadata, name):
         name.write_bytes(b"half")
-        raise OSError("disk full")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(checkpoint, "write_safetensors", fail)
+    with pytest.raises(CheckpointError, match=f"^{path}: cannot be written .No space left on device.$"):
         save(model, path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
@@ -204,6 +219,92 @@ def test_pretrained_that_is_not_there(monkeypatch, tmp_path):
 
 def test_how_to_detect_travels_with_the_weights(model, tmp_path):
     assert model.detection is None
-    model.detection = {"labels": ["background", "bat"], "threshold": 0.7}
+    model.detection = Detection(("none", "bat", "owl"), Decoding(0.7))
     save(model, tmp_path / "a.safetensors")
     assert load(tmp_path / "a.safetensors").detection == model.detection
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        [],
+        "0.5",
+        {"threshold": "0.5"},
+        {"threshold": 2},
+        {"threshold": None},
+        {"low_threshold": 0.9},
+        {"min_gap": float("nan")},
+        {"call_gap": 1e300},
+        {"labels": "abc"},
+        {"labels": ["a", "b"]},
+        {"labels": ["a", "b", 3]},
+        {"labels": ["a", "b", ""]},
+        {"labels": ["a", "b", "\ud800"]},
+        {"labels": ["a", "b", "x" * 100_000]},
+        {"colour": 1},
+    ],
+)
+def test_labels_and_decoding_are_checked(model, tmp_path, stored):
+    path = tmp_path / "a.safetensors"
+    save(model, path)
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    metadata["detection"] = json.dumps(stored)
+    metadata["sha256"] = checkpoint.checksum(metadata["denet"] + metadata["detection"], tensors)
+    safetensors.torch.save_file(tensors, path, metadata)
+    with pytest.raises(CheckpointError, match="^" + str(path) + ": its labels and decoding cannot be used") as caught:
+        load(path)
+    assert len(str(caught.value)) <= 300
+
+
+def test_files_of_earlier_versions_load(model, tmp_path):
+    """The library's own writer, fewer arguments, a decoding without some of its fields, a rate as a float."""
+    path = tmp_path / "a.safetensors"
+    save(model, path)
+    with safetensors.safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    config = {key: value for key, value in SMALL.items() if key not in ("dropout", "train_attention")} | {"sr": 16000.0}
+    text, detection = json.dumps(config), json.dumps({"threshold": 0.7})
+    metadata = {"denet": text, "detection": detection, "sha256": checkpoint.checksum(text + detection, tensors)}
+    safetensors.torch.save_file(tensors, path, metadata)
+    loaded = load(path)
+    assert loaded.config == SMALL and same_weights(model, loaded) and loaded.detection == Detection((), Decoding(0.7))
+
+
+def test_equal_models_give_equal_bytes(model, tmp_path):
+    model.detection = Detection(("none", "bat", "owl"))
+    script = """
+import sys, denet_torch
+denet_torch.save(denet_torch.load(sys.argv[1]), sys.argv[2])
+"""
+    save(model, tmp_path / "0.safetensors")
+    for i in range(3):
+        names = [str(tmp_path / f"{j}.safetensors") for j in (i, i + 1)]
+        subprocess.run([sys.executable, "-c", script, *names], check=True)
+    assert len({(tmp_path / f"{i}.safetensors").read_bytes() for i in range(4)}) == 1
+    assert {name: tensor.dtype for name, tensor in safetensors.torch.load_file(tmp_path / "0.safetensors").items()}
+
+
+def test_a_digest_that_is_given_is_checked(model, tmp_path):
+    path = tmp_path / "a.safetensors"
+    save(model, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert same_weights(load(path, sha256=digest.upper()), model)
+    with pytest.raises(CheckpointError, match=f"another file than asked for: its SHA-256 is {digest}"):
+        load(path, sha256="0" * 64)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_loading_changes_nothing_in_the_process(model, tmp_path):
+    save(model, tmp_path / "a.safetensors")
+    script = f"""
+import ctypes, os, denet_torch
+def forbidden(*_):
+    raise AssertionError("mallopt was called")
+ctypes.CDLL = lambda *_: type("library", (), {{"mallopt": forbidden}})()
+before = dict(os.environ)
+denet_torch.load({str(tmp_path / "a.safetensors")!r})
+assert before == dict(os.environ)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

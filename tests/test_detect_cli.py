@@ -17,6 +17,7 @@ import torch
 import denet_torch
 from denet_torch import detection, get_denet
 from denet_torch.audio import AudioError
+from denet_torch.schema import Detection
 from tools import detect, detect_batch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -300,7 +301,7 @@ def test_time_expansion_gives_true_times(tmp_path, weights):
 def test_what_is_stored_with_the_weights_is_used(tmp_path, weights):
     model = denet_torch.load(weights)
     assert detection.stored_decoding(model) == detection.Decoding()
-    model.detection = {"labels": ["background", "bat"], "threshold": 0.7, "call_gap": 0.3}
+    model.detection = Detection(("background", "bat"), detection.Decoding(0.7, call_gap=0.3))
     denet_torch.save(model, tmp_path / "stored.safetensors")
     path = noise(tmp_path / "a.wav")
     assert run(path, "--weights", tmp_path / "stored.safetensors", "--output", tmp_path / "out") == 0

@@ -11,6 +11,7 @@ import denet_torch
 from denet_torch import detection, get_denet
 from denet_torch.audio import AudioError
 from denet_torch.detection import Decoding, find_runs
+from denet_torch.schema import Detection
 
 SR, SAMPLES, SEQ_LEN = 4000, 200, 6  # frames of 50 ms
 
@@ -137,7 +138,7 @@ def test_events_have_label_score_and_end_with_the_recording():
 
 def test_detect_takes_the_stored_decoding_and_changes_to_it(model, recording):
     try:
-        model.detection = {"labels": ["background", "a", "b"], "threshold": 0.99999, "min_gap": 0.2}
+        model.detection = Detection(("background", "a", "b"), Decoding(0.99999, min_gap=0.2))
         strict = denet_torch.detect(model, recording)
         both = [recording, recording]
         loose = denet_torch.detect(model, both, threshold=0.5, min_gap=0)
@@ -151,7 +152,17 @@ def test_detect_takes_the_stored_decoding_and_changes_to_it(model, recording):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"threshold": 0}, {"threshold": 0.4, "low_threshold": 0.5}, {"min_gap": -1}]
+    "wrong",
+    [
+        {"threshold": 0},
+        {"threshold": 0.4, "low_threshold": 0.5},
+        {"min_gap": -1},
+        {"min_gap": np.inf},
+        {"threshold": "0.5"},
+        {"threshold": True},
+        {"low_threshold": np.nan},
+        {"call_gap": None},
+    ],
 )
 def test_decoding_refuses_what_makes_no_sense(wrong):
     with pytest.raises(ValueError):

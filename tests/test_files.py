@@ -140,7 +140,7 @@ def test_from_a_collection_to_answers(tmp_path, capsys):
     said = capsys.readouterr()
     rows = list(csv.DictReader(io.StringIO(said.out)))
     assert [row["file"] for row in rows] == list(map(str, good)) and "bad.wav" in said.err
-    classes = denet_torch.load(weights).detection["labels"]
+    classes = denet_torch.load(weights).detection.labels
     for row in rows:
         posteriors = {name: float(row[name]) for name in classes}
         assert row["label"] == max(posteriors, key=posteriors.get) and abs(sum(posteriors.values()) - 1) < 1e-4

@@ -60,7 +60,7 @@ def test_trains_and_detects(model, data, tmp_path):
     assert ("Sinc filters" in page) == (model == "sincnet") and "Attention per band" not in page
     recording = next((data / "files101").glob("*.WAV"))
     loaded = denet_torch.load(weights)
-    assert type(loaded) is denet_torch.MODELS[model] and loaded.detection["labels"] == ["background", "call"]
+    assert type(loaded) is denet_torch.MODELS[model] and loaded.detection.labels == ("background", "call")
     found = tmp_path / "found"
     assert detect.main([str(recording), "--weights", str(weights), "--output", str(found), "--report"]) == 0
     assert (found / "events.csv").exists() and (found / "report" / "index.html").exists()

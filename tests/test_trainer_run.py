@@ -217,7 +217,7 @@ def test_weights_that_do_not_fit_the_data(finished, collection, tmp_path, capsys
 @pytest.mark.parametrize("labels", [["background", "call"], ["background", "pip"], None])
 def test_weights_of_other_classes_give_all_but_their_last_layer(finished, collection, tmp_path, capsys, labels):
     model = denet_torch.load(finished.out / WEIGHTS)
-    model.detection = labels and model.detection | {"labels": labels}
+    model.detection = labels and replace(model.detection, labels=tuple(labels))
     start, task = tmp_path / "start.safetensors", "context" if labels == ["background", "call"] else "call"
     denet_torch.save(model, start)
     config = tiny(collection, tmp_path / "out", task=task, init_from=start)

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from weight_cases import SMALL, asked, configs, draw_tensors, same
 
 from denet_torch import DENet, load, save
+from denet_torch.schema import Decoding, Detection
 from tools.weights.architecture import shapes
 from tools.weights.convert import READERS, WRITERS, convert, read_whole
 from tools.weights.names import ATTENTION, keras_name, transposed
@@ -74,7 +75,7 @@ def test_these_formats_hold_the_whole_architecture(tmp_path_factory, ending, con
     assert found == config and not notes
 
 
-@pytest.mark.parametrize("detection", [None, {"threshold": 0.7}])
+@pytest.mark.parametrize("detection", [None, Detection(decoding=Decoding(0.7))])
 def test_written_by_the_converter_or_by_save_is_the_same(tmp_path, detection):
     model = DENet(**SMALL)
     model.detection = detection
@@ -86,14 +87,14 @@ def test_written_by_the_converter_or_by_save_is_the_same(tmp_path, detection):
 
 def test_how_answers_are_read_travels_along(tmp_path):
     model = DENet(**SMALL)
-    model.detection = {"labels": ["none", "bark", "sqüeak"], "threshold": 0.7}
+    model.detection = Detection(("none", "bark", "sqüeak"), Decoding(0.7))
     save(model, tmp_path / "a.safetensors")
     for source, target in ((".safetensors", ".npz"), (".npz", ".safetensors"), (".safetensors", ".onnx")):
         *_, notes = convert(tmp_path / f"a{source}", tmp_path / f"a{target}")
         assert not notes
     assert load(tmp_path / "a.safetensors").detection == model.detection
     metadata = {p.key: p.value for p in onnx.load(tmp_path / "a.onnx").metadata_props}
-    assert json.loads(metadata["detection"]) == model.detection
+    assert json.loads(metadata["detection"]) == model.detection.as_dict()
     *_, notes = convert(tmp_path / "a.npz", tmp_path / "a.keras")
     assert notes == [".keras has no place for the class names and the threshold that belong to these weights"]
 

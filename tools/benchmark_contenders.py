@@ -20,7 +20,7 @@ def port_model(config: dict[str, Any], weights: Weights, threads: int):
     import torch
 
     from denet_torch import DENet
-    from denet_torch.checkpoint import keep_freed_memory
+    from denet_torch.memory import keep_freed_memory
 
     torch.set_num_threads(threads)
     keep_freed_memory()  # this and copies of the weights as `denet_torch.load` has them
@@ -33,7 +33,7 @@ def port_model(config: dict[str, Any], weights: Weights, threads: int):
 def port(config: dict[str, Any], weights: Weights, threads: int, bfloat16: bool = False) -> Functions:
     import torch
 
-    from denet_torch.checkpoint import keep_freed_memory
+    from denet_torch.memory import keep_freed_memory
 
     model = port_model(config, weights, threads)
 

@@ -37,6 +37,7 @@ from denet_torch.detection import (
     frame_probabilities,
     stored_decoding,
 )
+from denet_torch.memory import keep_freed_memory
 from training.annotations import is_text, text_lines
 from training.collection import replacing
 
@@ -224,6 +225,7 @@ def _more(lines: list[str]) -> str:
 
 def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, str], float]:
     """Compute the parts that have no file yet; the reasons of those that fail, and the real-time factor."""
+    keep_freed_memory()
     frame = load_model(job).samples / load_model(job).sr
     todo = [part for part in parts if not part.file.exists()]
     failures, factor = {}, float("nan")
@@ -257,6 +259,7 @@ def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, st
 def _start(threads: int) -> None:
     """Set up a worker: its share of the threads, a quiet end at Ctrl-C and when the parent ends."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

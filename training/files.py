@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from denet_torch import Model, audio, checkpoint
 from denet_torch.classification import file_log_posteriors
+from denet_torch.schema import Detection
 
 from . import checkpoints
 from .collection import Collection, open_collection, replacing
@@ -208,7 +209,7 @@ def fit(
             tqdm.write(f"epoch {progress.epoch}: loss {mean:.3f}, validation accuracy of files {accuracy:.3f}")
             if accuracy > progress.best:
                 progress.best, progress.best_epoch = accuracy, progress.epoch
-                model.detection = {"labels": list(train.classes), "per": "file"}
+                model.detection = Detection(tuple(train.classes), per="file")
                 checkpoint.save(model, out / "weights.safetensors")
             checkpoints.save(out, state, progress.step, config.keep)
     return progress

@@ -21,13 +21,13 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
 from lightning_fabric.plugins import MixedPrecision
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from denet_torch import Model, checkpoint
-from denet_torch.detection import Decoding
+from denet_torch.memory import keep_freed_memory
+from denet_torch.schema import Decoding, Detection
 
 from . import checkpoints, guards
 from .bfloat16 import cpu_has_bfloat16, emulated
@@ -99,7 +99,7 @@ def train(
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    checkpoint.keep_freed_memory(of_any_size=True)
+    keep_freed_memory(of_any_size=True)
     fabric = get_fabric(config)
     fabric.launch()
     with run_folder(fabric, config) as out, sigterm() as asked_to_stop, emulated(fabric):
@@ -265,8 +265,8 @@ class Trainer:
     def _for_these_classes(self, model: Model) -> Model:
         """The model, with a fresh last layer if it was trained for other classes than those of the data."""
         classes = list(self.data.classes)
-        known = (model.detection or {}).get("labels")
-        if model.n_classes == len(classes) and known in (None, classes):
+        known = list(model.detection.labels) if model.detection else []
+        if model.n_classes == len(classes) and known in ([], classes):
             return model
         last = [name for name, _ in model.named_parameters()][-1].rpartition(".")[0]
         fresh = type(model)(**model.config | {"n_classes": len(classes)}).to(next(model.parameters()).dtype)
@@ -423,7 +423,7 @@ class Trainer:
         if score > progress.best:
             progress.best, progress.best_epoch = score, record["epoch"]
             progress.decoding = dataclasses.asdict(decoding)
-            self.model.detection = {"labels": list(data.classes)} | progress.decoding
+            self.model.detection = Detection(tuple(data.classes), decoding)
             on_zero(self.fabric, self._save_weights)
         progress.epochs.append(record)
         progress.epoch, progress.epoch_step, progress.single_class = progress.epoch + 1, 0, 0
@@ -453,22 +453,19 @@ class Trainer:
         on_zero(self.fabric, checkpoints.save, self.out, self.state, self.progress.step, self.config.keep)
 
     def _save_weights(self) -> None:
-        path = self.out / WEIGHTS
-        try:
-            checkpoint.save(self.model, path)
-        except (SafetensorError, OSError) as error:
-            raise TrainingError(f"{path}: cannot be written ({error})") from None
+        checkpoint.save(self.model, self.out / WEIGHTS)
 
     def result(self) -> Result:
         """Evaluate the best weights on the test split and write scores.json."""
         weights = self.out / WEIGHTS
         best = checkpoint.load(weights).state_dict()
         self.model.load_state_dict(best)
-        self.model.detection = {"labels": list(self.data.classes)} | self.progress.decoding
         data, progress = self.data, self.progress
+        decoding = Decoding(**progress.decoding)
+        self.model.detection = Detection(tuple(data.classes), decoding)
         # The checkpoint is written and the model now holds the best weights, not the last: stop without saving.
         predictions = self._predict(data.test, "test", save=False)
-        test = scores(predictions, data.labeller, data.collection, Decoding(**progress.decoding))
+        test = scores(predictions, data.labeller, data.collection, decoding)
         validation = progress.epochs[progress.best_epoch - 1]["validation"]
         record = {
             "best_epoch": progress.best_epoch,

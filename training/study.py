@@ -18,7 +18,8 @@ from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 
 from denet_torch import Model, checkpoint
-from denet_torch.detection import Decoding
+from denet_torch.detection import stored_decoding
+from denet_torch.schema import Decoding
 
 from .bfloat16 import emulated
 from .collection import Collection, open_collection, replacing
@@ -113,7 +114,7 @@ def score(run: Config, tests: dict[tuple[int, int], Collection]) -> list[dict]:
     """Scores of the best weights of `run` in each band, above 10 dB and over all."""
     fabric = get_fabric(run)
     model = checkpoint.load(run.out / WEIGHTS)
-    decoding = Decoding(**{name: value for name, value in model.detection.items() if name != "labels"})
+    decoding = stored_decoding(model)
     with emulated(fabric):
         found = {band: answers(fabric, model, collection, decoding) for band, collection in tests.items()}
     groups = {f"{low} to {high} dB": [(low, high)] for low, high in BANDS}

@@ -1,0 +1,131 @@
+"""Writing files so that they are whole or absent, and the same each time. Nothing in this module needs PyTorch."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+PARTIAL = ".partial-"  # what the names of unfinished files begin with
+MAX_MESSAGE = 300  # characters
+DTYPES = {"float64": "F64", "float32": "F32"}  # safetensors' names
+
+
+class UserError(ValueError):
+    """What cannot be done, told in one printable line of at most 300 characters that begins with the file it is about."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(str(message), MAX_MESSAGE))
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A new empty file beside `path` that takes its place when the block ends without an error, and vanishes otherwise.
+
+    Its name is short, whatever that of `path`, and has the same suffix. What a process that was killed left of its unfinished
+    files is removed by the next one that writes to the same folder (`clear_partial`).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.parent not in _cleared:
+        clear_partial(path.parent)
+        _cleared.add(path.parent)
+    suffix = path.suffix if len(path.suffix.encode()) <= 20 else ""
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    partial = path.with_name(f"{PARTIAL}{name}-{os.getpid()}{suffix}")
+    lock = _locked(partial)
+    try:
+        mode = partial.stat().st_mode
+        yield partial
+        partial.chmod(mode)  # some writers make their files private
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+        os.close(lock)
+
+
+_cleared: set[Path] = set()
+
+
+def clear_partial(folder: Path) -> None:
+    """Remove the unfinished files in `folder` that no running process is at work on."""
+    if fcntl is None or not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        left = [entry.path for entry in entries if entry.name.startswith(PARTIAL) and entry.is_file(follow_symlinks=False)]
+    for path in left:
+        try:
+            file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+        except OSError:
+            pass
+        finally:
+            os.close(file)
+
+
+def _locked(path: Path) -> int:
+    """A descriptor of the new empty file `path`, locked as long as it is open."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file).st_ino == os.stat(path).st_ino:  # not removed by `clear_partial` before it was locked
+                return file
+        except FileNotFoundError:
+            pass
+        except OSError:  # a file system without locks
+            return file
+        os.close(file)
+
+
+def write_safetensors(tensors: dict[str, np.ndarray], metadata: dict[str, str], path: Path) -> None:
+    """Write float arrays as a .safetensors file: equal tensors and metadata give equal bytes, unlike the library's own writer."""
+    header: dict = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # the library's order
+    for name in names:
+        array = tensors[name]
+        header[name] = {"dtype": DTYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
+        end += array.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(np.ascontiguousarray(tensors[name]).astype(tensors[name].dtype.newbyteorder("<"), copy=False).data)
+
+
+def reason(error: BaseException, length: int = 160) -> str:
+    """Why something failed, in one line without control characters and of at most `length` characters."""
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    else:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return printable(text, length)
+
+
+def printable(text: str, length: int | None = None) -> str:
+    """`text` as it can go to a terminal: in one line, control characters and halves of characters escaped, cut in the middle.
+
+    Names come from files, and a terminal obeys what is hidden in them.
+    """
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    if length is not None and len(text) > length:
+        text = f"{text[: length // 2 - 2]}...{text[len(text) - (length - length // 2 - 2) :]}"
+    return text

@@ -94,21 +94,24 @@ class Detection:
 def architecture(stored: Any, model: str = "denet") -> dict[str, Any]:
     """`stored` as the arguments of a model, those that it leaves out with their defaults. Raises ValueError for impossible ones.
 
-    Of a model that has no table here, the arguments that all have are checked.
+    Of a model that has no table here only what is called as the arguments that all of ours have is checked.
     """
     if not isinstance(stored, dict):
         raise ValueError(f"it is {shown(stored)}, not an object of arguments")
     own, defaults = OWN.get(model), DEFAULTS.get(model, {})
-    if own is not None and (unknown := sorted(stored.keys() - COMMON.keys() - own.keys())):
-        raise ValueError(f"{shown(unknown[0])} is no argument")
-    rules = COMMON | (own or {})
-    if missing := [name for name in rules if name not in stored and name not in defaults]:
-        raise ValueError(f"{missing[0]} is missing")
+    if own is None:
+        rules = {name: rule for name, rule in COMMON.items() if name in stored}
+    else:
+        rules = COMMON | own
+        if unknown := sorted(stored.keys() - rules.keys()):
+            raise ValueError(f"{shown(unknown[0])} is no argument")
     config = defaults | stored
+    if missing := [name for name in rules if name not in config]:
+        raise ValueError(f"{missing[0]} is missing")
     for name, (right, expected) in rules.items():
         if not right(config[name]):
             raise ValueError(f"{name} is {shown(config[name])}, expected {expected}")
-    return config | {"sr": int(config["sr"])}
+    return config | ({"sr": int(config["sr"])} if "sr" in config else {})
 
 
 def shown(value: Any, length: int = 60) -> str:

@@ -322,3 +322,44 @@ def test_formats_and_report(tmp_path, weights):
         out / "report" / "a.wav.html"
     ).read_text(encoding="utf-8")
     assert "a.wav.html" in (out / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_folder_without_audio_stops_no_other_path(tmp_path, weights, capsys):
+    good = noise(tmp_path / "good" / "a.wav", 1)
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+    assert run(tmp_path / "empty", good, tmp_path / "*.mp3", tmp_path / "none.txt", "--weights", weights, "--output", out) == 2
+    said, err = capsys.readouterr()
+    assert " in 1 recording, 1.0 s of audio" in said and "times real time" in said
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 3 and "empty: no recordings here" in errors[0] and "none.txt" in errors[2]
+    assert len(pd.read_csv(out / "recordings.csv")) == 1
+    assert run(tmp_path / "empty", "--weights", weights, "--output", tmp_path / "out2") == 2
+    assert not (tmp_path / "out2").exists()
+
+
+@pytest.mark.parametrize("output", ["file", "file/below"])
+def test_output_that_is_a_file_is_refused_before_computing(tmp_path, weights, capsys, output):
+    (tmp_path / "file").write_text("mine")
+    assert run(noise(tmp_path / "a.wav", 1), "--weights", weights, "--output", tmp_path / output) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: --output ") and "is a file; name a folder" in err and err.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:3", "moon", "cuda:x"])
+def test_a_device_that_is_not_there_is_one_line(tmp_path, weights, capsys, name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if torch.cuda.device_count() and name == "cuda":
+        pytest.skip("there is a GPU")
+    assert run(noise(tmp_path / "a.wav", 1), "--weights", weights, "--device", name, "--output", tmp_path / "out") == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: --device {name}: ") and err.count("\n") == 1
+    assert ("no GPU" in err) == name.startswith("cuda")
+
+
+def test_the_pace_is_said_in_one_way(tmp_path, weights, capsys):
+    words = [noise(tmp_path / "a.wav", 1), "--weights", weights, "--output", tmp_path / "out"]
+    for pace in ("times real time", "all was computed before"):
+        assert run(*words) == 0
+        assert pace in capsys.readouterr().out

@@ -182,3 +182,13 @@ def test_nothing_is_left_of_an_interrupted_set(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         make_dataset(tmp_path / "data", 8, max_seconds=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_takes_the_signal_to_noise_ratio(tmp_path, monkeypatch, capsys):
+    words = ["--recordings", 8, "--seed", 3, "--max-seconds", 1]
+    assert run(monkeypatch, capsys, tmp_path / "a", *words, "--snr-db", 10, 20)[0] == 0
+    make_dataset(tmp_path / "b", 8, seed=3, max_seconds=1, snr_db=(10, 20))
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    capsys.readouterr()
+    code, _, err = run(monkeypatch, capsys, tmp_path / "c", *words, "--snr-db", 20, 10)
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1

@@ -76,7 +76,7 @@ def write_sources(folder: Path) -> None:
 
 def convert(source: Path, target: Path, options: list[str]) -> tuple[float, int]:
     """Seconds, from the start of the process to its end, and its peak memory in bytes."""
-    command = [sys.executable, "-m", "tools.convert_weights", str(source), str(target), *options]
+    command = [sys.executable, "-m", f"{__package__}.convert_weights", str(source), str(target), *options]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

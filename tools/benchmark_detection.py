@@ -48,7 +48,7 @@ def measure(folder: Path, hours: float, small: bool, rate: int) -> int:
         model.dense3.weight.mul_(10)  # spread the probabilities of random weights: some events
     denet_torch.save(model, weights)
     write_recording(recording, round(hours * 3600), rate)
-    search = [sys.executable, "-m", "tools.detect", recording, "--weights", weights, "--device", "cpu"]
+    search = [sys.executable, "-m", f"{__package__}.detect", recording, "--weights", weights, "--device", "cpu"]
     search += ["--batch-size", "50"] * small
 
     started = time.monotonic()

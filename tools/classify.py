@@ -5,8 +5,8 @@ file is printed, or written to --output: file, label, then the posterior of each
 one with the largest sum of log posteriors over its windows (SincNet: 200 ms every 10 ms).
 
 Example:
-  python -m training.run --mode file --model sincnet --task emitter --data-dir DIR --out runs/emitter
-  python -m tools.classify recordings/ --weights runs/emitter/weights.safetensors --output who.csv
+  denet train --mode file --model sincnet --task emitter --data-dir DIR --out runs/emitter
+  denet classify recordings/ --weights runs/emitter/weights.safetensors --output who.csv
 
 Exit code: 0, or 2 if a recording could not be used or nothing could be done.
 """
@@ -15,19 +15,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import pandas as pd
-import torch
-from tqdm import tqdm
-
-import denet_torch
-from denet_torch.audio import AudioError
-from denet_torch.classification import BATCH, classify
-from tools.detect_batch import collect
-from training.collection import replacing
+from training.options import Parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    args = parser().parse_args(arguments)
+def main(arguments: list[str] | None = None, prog: str = "python -m tools.classify") -> int:
+    args = parser(prog).parse_args(arguments)
     try:
         failures = run(args)
     except (ValueError, OSError) as error:
@@ -42,9 +34,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> list[str]:
     """Classify, print or write the table; the reasons of the recordings that could not be used."""
+    import pandas as pd  # PyTorch takes seconds
+    from tqdm import tqdm
+
+    import denet_torch
+    from denet_torch.audio import AudioError
+    from denet_torch.classification import BATCH, classify
+    from tools.detect_batch import collect, device
+    from training.collection import replacing
+
     paths = collect(args.paths)
-    model = denet_torch.load(args.weights).to(args.device)
-    options = {"hop": args.hop, "batch_size": args.batch_size, "time_expansion": args.time_expansion}
+    model = denet_torch.load(args.weights).to(device(args.device))
+    options = {"hop": args.hop, "batch_size": args.batch_size or BATCH, "time_expansion": args.time_expansion}
     found = list(tqdm(classify(model, paths, **options), total=len(paths), desc="classify", unit="file", leave=False))
     failures = [str(item) for item in found if isinstance(item, AudioError)]
     rows = [item for item in found if not isinstance(item, AudioError)]
@@ -66,16 +67,14 @@ def count(text: str) -> int:
     return value
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.classify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("paths", nargs="+", metavar="PATH")
+def parser(prog: str = "python -m tools.classify") -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a recording, a folder, a pattern in quotes, or a .txt list")
     parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="a model (.safetensors)")
     parser.add_argument("--output", type=Path, metavar="FILE.csv", help="write the table there instead of printing it")
     parser.add_argument("--hop", type=count, metavar="SAMPLES", help="at the model's rate, between windows (SincNet: 10 ms)")
-    parser.add_argument("--batch-size", type=count, default=BATCH, metavar="N", help=f"windows at once (default: {BATCH})")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch-size", type=count, metavar="N", help="windows at once (default: 128)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     parser.add_argument(
         "--time-expansion",
         type=float,

@@ -5,30 +5,33 @@ to the output folder. With it, draws that recording: waveform, spectrogram, both
 labels of every strategy.
 
 Examples:
-  python -m tools.conflicts egyptian_fruit_bats --output conflicts
-  python -m tools.conflicts egyptian_fruit_bats --recording 120601011047196133.WAV --output call.png
+  denet conflicts egyptian_fruit_bats --output conflicts
+  denet conflicts egyptian_fruit_bats --recording 120601011047196133.WAV --output call.png
 """
 
-import argparse
 import sys
 
-from denet_torch.audio import AudioError
 from training.config import add_reading_options, reading
-from training.conflicts import draw_by_name, write_report
-from training.tables import CollectionError
+from training.options import Parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser(prog: str = "python -m tools.conflicts") -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("folder", metavar="DIR", help="the collection; indexed if it is not yet")
     parser.add_argument("--recording", metavar="NAME", help="draw this recording only")
     parser.add_argument(
         "--output", required=True, metavar="PATH", help="folder, or with --recording an image file"
     )
     add_reading_options(parser)
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None, prog: str = "python -m tools.conflicts") -> int:
+    args = parser(prog).parse_args(arguments)
+    from denet_torch.audio import AudioError  # PyTorch takes seconds
+    from training.conflicts import draw_by_name, write_report
+    from training.tables import CollectionError
+
     try:
         if args.recording:
             draw_by_name(args.folder, args.recording, args.output, **reading(args))

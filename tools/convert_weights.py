@@ -1,26 +1,24 @@
 """Convert DENet's weights between PyTorch, Keras, TensorFlow, numpy and ONNX files.
 
-    python -m tools.convert_weights original.h5 model.safetensors --attention attention.npz
+    denet convert original.h5 model.safetensors --attention attention.npz
 
 The endings tell the formats. Everything that the weights determine is inferred and checked against the options
 given. The original's .h5 files lack the attention branch, which Keras never saved: give it with --attention.
 Neither TensorFlow nor PyTorch is needed for .h5, .keras, .npz and .safetensors.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from tools.weights import Weights, WeightsError
 from tools.weights.convert import READERS, WRITERS, convert
+from training.options import Parser
 
 POSITIONS = {"before": True, "after": False}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.convert_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser(prog: str = "python -m tools.convert_weights") -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("source", type=Path, metavar="SOURCE", help=f"file to read: {' '.join(READERS)}")
     parser.add_argument("target", type=Path, metavar="TARGET", help=f"file to write: {' '.join(WRITERS)}")
     parser.add_argument("--attention", metavar="FILE.npz|init", help="the attention weights that SOURCE lacks")
@@ -31,7 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sr", type=int, metavar="HZ", help="sampling rate that the model was made for (default 16000)")
     parser.add_argument("--dropout", type=float, metavar="RATE", help="rate for training on (default 0.3)")
     parser.add_argument("--verify", action="store_true", help="run source and target and print the largest difference")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None, prog: str = "python -m tools.convert_weights") -> int:
+    options = parser(prog).parse_args(arguments)
     asked = {
         "n_classes": options.classes,
         "sr": options.sr,

@@ -9,32 +9,35 @@ results lie in the folder given by --output:
                   ones are computed, or with another threshold and none are
 
 Examples:
-  python -m tools.detect night.wav --weights weights.safetensors
-  python -m tools.detect recordings/ --weights weights.safetensors --threshold 0.7 --call-gap 0.1
-  torchrun --nproc-per-node 4 -m tools.detect recordings/ --weights weights.safetensors
+  denet detect night.wav --weights weights.safetensors
+  denet detect recordings/ --weights weights.safetensors --threshold 0.7 --call-gap 0.1
+  torchrun --no-python --nproc-per-node 4 denet detect recordings/ --weights weights.safetensors
 
 Exit code: 0, or 2 if a recording could not be used or nothing could be done.
 """
 
-import argparse
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import torch
+from training.options import Parser
 
-from denet_torch import recorder
-from tools import detect_batch, detect_report, event_formats
+FORMATS = ("events.parquet", "frames.csv", "frames.parquet", "raven", "audacity", "sequence", "svl", "ann")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    args = parser().parse_args(arguments)
+def main(arguments: list[str] | None = None, prog: str = "python -m tools.detect") -> int:
+    args = parser(prog).parse_args(arguments)
+    from denet_torch import recorder  # PyTorch takes seconds
+    from tools import detect_batch, detect_report, event_formats
+
     decoding = {name: getattr(args, name) for name in DECODING if getattr(args, name) is not None}
     try:
-        paths = detect_batch.collect(args.paths)
+        device = detect_batch.device(args.device)
+        detect_batch.folder_for_results(args.output)
+        paths, empty = detect_batch.collect_each(args.paths)
         factor = recorder.time_expansion(paths) if args.time_expansion is None else args.time_expansion
         reference = event_formats.read_events(args.reference, factor) if args.reference else None
-        job = detect_batch.Job(args.weights, args.output, args.hop, args.batch_size, factor, args.device)
+        job = detect_batch.Job(args.weights, args.output, args.hop, args.batch_size, factor, device)
         results = detect_batch.run(job, paths, args.jobs, **decoding)
         if results is None:  # not the first of torchrun's ranks
             return 0
@@ -54,14 +57,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for note in results.notes:
         print(f"note: {note}", file=sys.stderr)
-    for reason in results.failures.values():
+    for reason in [*empty, *results.failures.values()]:
         print(f"error: {reason}", file=sys.stderr)
     if args.report and len(results.recordings):
         print(f"look at {args.output / 'report' / 'index.html'}")
     print(results.summary())
     if len(results.recordings):
-        print(f"real-time factor {results.real_time_factor:.3f}; results in {args.output}{results.skipped()}")
-    return 2 if results.failures else 0
+        print(f"{detect_batch.pace(results.speed)}; results in {args.output}{results.skipped()}")
+    return 2 if empty or results.failures else 0
 
 
 DECODING = {
@@ -73,39 +76,32 @@ DECODING = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("paths", nargs="+", metavar="PATH")
-    parser.add_argument(
-        "--weights", type=Path, required=True, metavar="FILE", help="a model (.safetensors)"
-    )
-    parser.add_argument("--output", type=Path, default=Path("detections"), metavar="DIR")
-    parser.add_argument(
-        "--formats", nargs="*", default=[], choices=[*event_formats.TABLES, *event_formats.PROGRAMS], help="further results"
-    )
-    for name, text in DECODING.items():
-        text += " (default: what is stored with the weights)"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=text)
-    parser.add_argument(
-        "--hop", type=int, metavar="FRAMES", help="between sequences (default: half a sequence)"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="sequences at once (default: 32, on a GPU 64)"
-    )
-    parser.add_argument("--report", action="store_true", help="web pages to look, listen and judge")
-    parser.add_argument(
-        "--reference", type=Path, metavar="FILE", help="events that the report shows beside those found (see tools.evaluate)"
-    )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
+def parser(prog: str = "python -m tools.detect") -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a recording, a folder, a pattern in quotes, or a .txt list")
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="the model (.safetensors)")
+    recordings = parser.add_argument_group("recordings")
+    recordings.add_argument(
         "--time-expansion",
         type=float,
         metavar="FACTOR",
         help="recordings were slowed down by this factor: true rate = header's rate * FACTOR (default: what their metadata say)",
     )
+    decoding = parser.add_argument_group("what counts as an event (default of each: what is stored with the weights)")
+    for name, text in DECODING.items():
+        decoding.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=text)
+    results = parser.add_argument_group("results")
+    results.add_argument("--output", type=Path, default=Path("detections"), metavar="DIR", help="(default: detections)")
+    results.add_argument("--formats", nargs="*", default=[], choices=FORMATS, help="further tables, and files of other programs")
+    results.add_argument("--report", action="store_true", help="web pages to look, listen and correct")
+    results.add_argument(
+        "--reference", type=Path, metavar="FILE", help="events that the report shows beside those found (see denet evaluate)"
+    )
+    machine = parser.add_argument_group("computing")
+    machine.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    machine.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1)")
+    machine.add_argument("--hop", type=int, metavar="FRAMES", help="frames between sequences (default: half a sequence)")
+    machine.add_argument("--batch-size", type=int, metavar="N", help="sequences at once (default: 32, on a GPU 64)")
     return parser
 
 

@@ -8,6 +8,7 @@ threshold costs no computation.
 
 import glob
 import hashlib
+import math
 import os
 import signal
 import threading
@@ -40,6 +41,7 @@ from denet_torch.detection import (
 from denet_torch.memory import keep_freed_memory
 from training.annotations import is_text, text_lines
 from training.collection import replacing
+from training.options import counted
 
 PART_SECONDS = 180
 SHOWN = 20  # notes, and names in one
@@ -73,7 +75,7 @@ class Results:
 
     `recordings` has the columns file, duration (s), samplerate (Hz) and events; `frame` is in seconds; `notes` are what one
     should know of recordings that were searched: headers that disagree, rates below the model's;
-    `real_time_factor` is the time taken per time of audio computed now, NaN if all was there already.
+    `speed`: seconds of audio computed now in a second, NaN if all was there already.
     """
 
     events: pd.DataFrame
@@ -83,7 +85,7 @@ class Results:
     labels: list[str]
     frame: float
     decoding: Decoding
-    real_time_factor: float
+    speed: float
     notes: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
@@ -91,7 +93,7 @@ class Results:
         if not len(self.recordings):
             return f"no recording could be searched{self.skipped()}"
         seconds = self.recordings.duration.sum()
-        return f"{len(self.events)} events in {len(self.recordings)} recordings, {seconds:.1f} s of audio"
+        return f"{counted(len(self.events), 'event')} in {counted(len(self.recordings), 'recording')}, {seconds:.1f} s of audio"
 
     def skipped(self) -> str:
         """The number of recordings that could not be searched, if there are any, to end a line with."""
@@ -124,6 +126,47 @@ def collect(paths: Iterable[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def collect_each(paths: Iterable[str]) -> tuple[list[Path], list[str]]:
+    """`collect`, and the reasons of the paths where it finds nothing. Raises AudioError if that is so of all."""
+    found, reasons = [], []
+    for path in paths:
+        try:
+            found += collect([path])
+        except (audio.AudioError, OSError) as error:
+            reasons.append(f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error))
+    if not found:
+        raise audio.AudioError("; ".join(reasons))
+    return list(dict.fromkeys(found)), reasons
+
+
+def folder_for_results(folder: Path) -> None:
+    """Raise ValueError where no folder can be, before hours of computing."""
+    for path in (folder, *folder.parents):
+        if path.exists():
+            if not path.is_dir():
+                raise ValueError(f"--output {folder}: {path} is a file; name a folder for the results")
+            return
+
+
+def device(name: str | None) -> str:
+    """The device to compute on: `name`, or a GPU if there is one. Raises ValueError for one that is not there."""
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            reason = "this machine has no GPU that PyTorch can use; leave --device out to compute on the processor"
+        raise ValueError(f"--device {name}: {reason}") from None
+    return name
+
+
+def pace(speed: float) -> str:
+    """How fast audio is computed, in words."""
+    return "all was computed before" if math.isnan(speed) else f"{speed:.3g} times real time"
+
+
 def _from_list(path: Path, line: str) -> str:
     """What a line of the list at `path` means: below the list's folder, or else where the program runs."""
     for name in (line, line.replace("\\", "/")):
@@ -146,7 +189,7 @@ def run(job: Job, paths: list[Path], processes: int = 1, **decoding) -> Results 
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     recordings, failures, notes = _plan(job, model, paths)
     mine = [part for parts in recordings.values() for part in parts][rank::ranks]
-    broken, real_time_factor = _compute(job, mine, processes)
+    broken, speed = _compute(job, mine, processes)
     failures |= broken
     if ranks > 1:
         failures = _gather(failures)
@@ -168,7 +211,7 @@ def run(job: Job, paths: list[Path], processes: int = 1, **decoding) -> Results 
         class_names(model),
         frame,
         chosen,
-        real_time_factor,
+        speed,
         notes,
     )
 
@@ -224,11 +267,11 @@ def _more(lines: list[str]) -> str:
 
 
 def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, str], float]:
-    """Compute the parts that have no file yet; the reasons of those that fail, and the real-time factor."""
+    """Compute the parts that have no file yet; the reasons of those that fail, and the seconds of audio computed in a second."""
     keep_freed_memory()
     frame = load_model(job).samples / load_model(job).sr
     todo = [part for part in parts if not part.file.exists()]
-    failures, factor = {}, float("nan")
+    failures, speed = {}, float("nan")
     executor = None
     if processes > 1:
         threads = max(1, torch.get_num_threads() // processes)
@@ -246,14 +289,14 @@ def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, st
             if failure:
                 failures[part.path] = failure
             seconds = frame * (part.stop - part.start)
-            factor = (time.perf_counter() - started) / (bar.n - bar.initial + seconds)
-            bar.set_postfix_str(f"real-time factor {factor:.3f}", refresh=False)
+            speed = (bar.n - bar.initial + seconds) / (time.perf_counter() - started)
+            bar.set_postfix_str(pace(speed), refresh=False)
             bar.update(seconds)
     finally:
         bar.close()
         if executor:
             executor.shutdown(cancel_futures=True)
-    return failures, factor
+    return failures, speed
 
 
 def _start(threads: int) -> None:

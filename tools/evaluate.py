@@ -1,25 +1,26 @@
 """Score detected events against a reference.
 
 Both are tables, or folders of them: our own (.csv or .parquet with the columns file, onset, offset (s), label and
-score, as events.csv, the truth.csv of tools.make_dataset or a list saved from a report's page), Raven selection
+score, as events.csv, the truth.csv of denet make-dataset or a list saved from a report's page), Raven selection
 tables, Audacity label tracks, generic sequences, layers of Sonic Visualiser (.svl), results of BirdNET or BatDetect2.
 A table whose rows name no recording is of the one it is named after; a call given twice counts once. The recordings
 that were searched, with or without events, are in recordings.csv beside the estimated table.
 
 Examples:
-  python -m tools.evaluate --reference data/truth.csv --estimated detections/events.csv --output scores
-  python -m tools.evaluate --reference corrected_raven_tables/ --estimated detections/events.csv
+  denet evaluate --reference data/truth.csv --estimated detections/events.csv --output scores
+  denet evaluate --reference corrected_raven_tables/ --estimated detections/events.csv
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from tools import scores
+from training.options import Parser, counted
 
 
-def main(arguments: list[str] | None = None) -> int:
-    args = parser().parse_args(arguments)
+def main(arguments: list[str] | None = None, prog: str = "python -m tools.evaluate") -> int:
+    args = parser(prog).parse_args(arguments)
+    from tools import scores  # pandas takes half a second
+
     try:
         reference, estimated, durations = scores.load(
             args.reference, args.estimated, args.recordings, args.any_label, args.time_expansion, args.label_column
@@ -31,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     searched = reference.file.isin(durations)
-    print(f"{len(durations)} recordings, {searched.sum()} events in the reference, {len(estimated)} estimated")
+    events = counted(searched.sum(), "event")
+    print(f"{counted(len(durations), 'recording')}, {events} in the reference, {len(estimated)} estimated")
     if not searched.all():
         print(f"{(~searched).sum()} events of recordings that were not searched are left out")
     print(f"{'score':<20} {'value':>6}   95 % interval over recordings")
@@ -41,11 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parser(prog: str = "python -m tools.evaluate") -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
+    parser.add_argument(
+        "--reference", type=Path, required=True, metavar="FILE", help="what is right: a table of events, or a folder of tables"
     )
-    parser.add_argument("--reference", type=Path, required=True, metavar="FILE")
     parser.add_argument(
         "--label-column", metavar="NAME", help="column of the reference's labels, where it has none of the usual names"
     )
@@ -54,9 +56,11 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=1,
         metavar="FACTOR",
-        help="the reference is of recordings slowed down by this factor, and has the slow seconds where a program wrote it",
+        help="the reference is of recordings slowed down by this factor, and has the slow seconds where a program wrote it (1)",
     )
-    parser.add_argument("--estimated", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--estimated", type=Path, required=True, metavar="FILE", help="what was found: events.csv of denet detect"
+    )
     parser.add_argument(
         "--recordings",
         type=Path,
@@ -65,10 +69,10 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="write scores.json, .html, recordings.csv")
     parser.add_argument(
-        "--collar", type=float, default=0.2, metavar="S", help="s that onset and offset may differ by (0.2)"
+        "--collar", type=float, default=0.2, metavar="S", help="seconds that onset and offset may differ by (default: 0.2)"
     )
     parser.add_argument(
-        "--resolution", type=float, default=1.0, metavar="S", help="s of a segment (default: 1)"
+        "--resolution", type=float, default=1.0, metavar="S", help="seconds of a segment (default: 1)"
     )
     parser.add_argument(
         "--any-label", action="store_true", help="calls are calls: take no notice of labels"

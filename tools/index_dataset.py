@@ -3,27 +3,23 @@
 Rows that cannot be used are listed with file, line and reason in DIR/index.report.csv.
 
 Examples:
-  python -m tools.index_dataset egyptian_fruit_bats
-  python -m tools.index_dataset my_recordings
-  python -m tools.index_dataset my_recordings --data-format raven --label-column "Call type" --completely-annotated
+  denet index egyptian_fruit_bats
+  denet index my_recordings
+  denet index my_recordings --data-format raven --label-column "Call type" --completely-annotated
 """
 
-import argparse
 import resource
 import sys
 import time
 
-from training.collection import INDEX_NAME, CollectionError, build_index, report_path, summary
-from training.config import Config, add_reading_options, reading
-from training.labels import Labeller, short_calls
+from training.config import add_reading_options, reading
+from training.options import Parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser(prog: str = "python -m tools.index_dataset") -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("folder", metavar="DIR", help="recordings and their tables, in any folders below")
-    parser.add_argument("--output", metavar="FILE", help=f"default: DIR/{INDEX_NAME}")
+    parser.add_argument("--output", metavar="FILE", help="the index (default: DIR/index.parquet)")
     add_reading_options(parser)
     parser.add_argument(
         "--rate", type=int, metavar="HZ", help="keep only recordings of this rate, if they differ"
@@ -31,7 +27,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--no-headers", action="store_true", help="check the tables only, touch no audio file"
     )
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None, prog: str = "python -m tools.index_dataset") -> int:
+    args = parser(prog).parse_args(arguments)
+    from training.collection import INDEX_NAME, CollectionError, build_index, report_path, summary  # pandas: half a second
+    from training.config import Config
+    from training.labels import Labeller, short_calls
+
     started = time.perf_counter()
     try:
         collection, report = build_index(

@@ -1,24 +1,28 @@
 """Write generated flying-fox recordings in the layout of the real collection, with its faults.
 
-Example: python -m tools.make_dataset data/synthetic --recordings 200 --seed 0
+Example: denet make-dataset data/synthetic --recordings 200 --seed 0
 """
 
-import argparse
 import sys
 
-from denet_torch.audio import AudioError
-from training.synthetic import make_dataset, make_tables
+from training.options import Parser
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser(prog: str = "python -m tools.make_dataset") -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("out", help="folder to create: FileInfo.csv, Annotations.csv, files*/*.WAV")
-    parser.add_argument("--recordings", type=int, default=60, metavar="N", help="default: 60")
+    parser.add_argument("--recordings", type=int, default=60, metavar="N", help="how many (default: 60)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: 0)")
-    parser.add_argument("--min-seconds", type=float, default=1.0, metavar="S", help="default: 1")
-    parser.add_argument("--max-seconds", type=float, default=4.0, metavar="S", help="default: 4")
+    parser.add_argument("--min-seconds", type=float, default=1.0, metavar="S", help="seconds at least (default: 1)")
+    parser.add_argument("--max-seconds", type=float, default=4.0, metavar="S", help="seconds at most (default: 4)")
+    parser.add_argument(
+        "--snr-db",
+        type=float,
+        nargs=2,
+        default=(-5, 20),
+        metavar=("LOW", "HIGH"),
+        help="calls lie so many dB above their background (default: -5 20)",
+    )
     parser.add_argument(
         "--background", metavar="DIR", help="real clips to put behind half of the recordings"
     )
@@ -28,7 +32,14 @@ def main() -> int:
         action="store_true",
         help="write only tables, one row a recording; 293238 is the real collection's size",
     )
-    args = parser.parse_args()
+    return parser
+
+
+def main(arguments: list[str] | None = None, prog: str = "python -m tools.make_dataset") -> int:
+    args = parser(prog).parse_args(arguments)
+    from denet_torch.audio import AudioError  # PyTorch takes seconds
+    from training.synthetic import make_dataset, make_tables
+
     try:
         if args.tables_only:
             annotations = round(args.recordings * 91_080 / 293_238)
@@ -42,6 +53,7 @@ def main() -> int:
             args.max_seconds,
             args.background,
             one_caller=args.one_caller,
+            snr_db=tuple(args.snr_db),
         )
     except (AudioError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

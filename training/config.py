@@ -1,7 +1,11 @@
-"""What a training run is told: one dataclass, every field an option and a key of the YAML file."""
+"""What a training run, a sweep and a study are told: dataclasses, every field an option and a key of the YAML file.
+
+Nothing here imports PyTorch or pandas: `denet train --help` has to come at once (tests/test_command.py).
+"""
 
 import argparse
 import dataclasses
+import inspect
 import math
 import typing
 from dataclasses import dataclass
@@ -10,15 +14,30 @@ from typing import Literal
 
 import jsonargparse
 
-from denet_torch import MODELS
-
-from .formats import READERS
-from .labels import TASKS
-from .splits import GROUPS
+from .options import did_you_mean, unknown_option
 
 
 class TrainingError(ValueError):
     """A run that cannot start or go on; the message is one line for the user."""
+
+
+# Names from modules that import much; tests/test_command.py holds them to those there.
+MODEL_NAMES = ("denet", "sincnet")
+FORMATS = ("fruit-bats", "raven", "audacity", "generic", "events", "svl", "birdnet", "batdetect2")
+SPLIT_BY = ("day", "treatment", "cage", "emitter")
+TASKS = (
+    "call", "context", "emitter", "addressee", "emitter_before", "addressee_before", "emitter_after", "addressee_after"
+)  # fmt: skip
+# What a sweep can draw; how, says training/sweep.py.
+SEARCHED = (
+    "learning_rate", "dropout", "weight_decay", "call_share", "batch_size", "loss", "optimizer", "before_pooling"
+)  # fmt: skip
+# What a study can compare.
+VARIANTS = {
+    "trained": {"amp": True, "train_attention": True},
+    "untrained": {"amp": True, "train_attention": False},  # the attention branch as the original leaves it
+    "float32": {"amp": False, "train_attention": True},
+}
 
 
 def option(default, text: str):
@@ -30,7 +49,11 @@ def option(default, text: str):
 
 @dataclass
 class Config:
-    """Settings of a run. Lengths in seconds, rates in Hz."""
+    """Train DENet or SincNet and see what it learned: denet train --amp
+
+    Without --data-dir a synthetic collection in the flying-fox layout is written first. The run's folder gets checkpoints,
+    TensorBoard logs, the weights best on the validation split, their scores on recordings never seen, and report.html.
+    """
 
     # data
     data_dir: Path | None = option(
@@ -38,7 +61,7 @@ class Config:
     )
     data_format: str | None = option(
         None,
-        f"what the annotations are: {', '.join(READERS)} (each table as it looks); without it what they look like",
+        f"what the annotations are: {', '.join(FORMATS)} (each table as it looks); without it what they look like",
     )
     label_column: str | None = option(None, "column of the labels, where it has none of the usual names")
     completely_annotated: bool | None = option(
@@ -48,20 +71,20 @@ class Config:
         None, "recordings were slowed down by this factor: true rate = header's rate * factor; by default what their metadata say"
     )
     recordings: int = option(400, "recordings of the synthetic set")
-    snr_db: list[float] = option([10, 20], "lowest and highest signal-to-noise ratio of the synthetic set's calls")
+    snr_db: list[float] = option([10, 20], "lowest and highest signal-to-noise ratio of the synthetic set's calls, in dB")
     task: Literal[TASKS] = option("call", f"what a frame, or a file, is labelled with: {', '.join(TASKS)}")
     mode: Literal["frame", "file"] = option(
-        "frame", "label every frame and find events, or give one label to each file (see python -m tools.classify)"
+        "frame", "label every frame and find events, or give one label to each file (see denet classify)"
     )
     labels: Literal["voice", "annotation", "intersection", "union"] = option(
         "voice", "which table labels the frames: voice, annotation, intersection or union"
     )
-    seq_len: int = option(10, "frames in a sequence")
-    frame_seconds: float = option(0.05, "length of a frame")
-    sample_rate: int = option(16000, "sampling rate of the model; recordings are resampled to it")
+    seq_len: int = option(10, "length of a sequence, in frames")
+    frame_seconds: float = option(0.05, "length of a frame, in seconds")
+    sample_rate: int = option(16000, "sampling rate of the model, in Hz; recordings are resampled to it")
     split_by: list[str] = option(
         [],
-        f"groups never on two sides of the split: {', '.join(GROUPS)}; without one, days where they are known and enough, "
+        f"groups never on two sides of the split: {', '.join(SPLIT_BY)}; without one, days where they are known and enough, "
         "else recordings",
     )
     call_share: float = option(0.2, "share of training windows drawn around a call, each class as often as any other")
@@ -74,9 +97,9 @@ class Config:
     workers: int = option(0, "processes that load data; 0 loads in the training process")
 
     # model
-    model: str = option("denet", f"name of the model: {', '.join(MODELS)}; see docs/training.md for what suits each by default")
+    model: str = option("denet", f"name of the model: {', '.join(MODEL_NAMES)}; defaults that suit each: docs/training.md")
     init_from: Path | None = option(
-        None, "start from these weights (.safetensors, see tools.convert_weights)"
+        None, "start from these weights (.safetensors, see denet convert)"
     )
     train_attention: bool = option(
         True, "train the attention branch; the original leaves it as it was initialised"
@@ -156,12 +179,61 @@ class Config:
             raise TrainingError(f"--subset is {self.subset}; it must be at most 1")
         if len(self.snr_db) != 2 or not self.snr_db[0] <= self.snr_db[1]:
             raise TrainingError("--snr-db takes the lowest and the highest ratio")
-        if self.data_format is not None and self.data_format not in READERS:
-            raise TrainingError(f"--data-format {self.data_format}: there are {', '.join(READERS)}")
+        if self.data_format is not None and self.data_format not in FORMATS:
+            raise TrainingError(f"--data-format {self.data_format}: there are {', '.join(FORMATS)}{did_you_mean(self.data_format, FORMATS)}")
         if self.time_expansion is not None and not (math.isfinite(self.time_expansion) and self.time_expansion > 0):
             raise TrainingError(f"--time-expansion is {self.time_expansion}; it must be a number above 0")
         if not 0 <= self.dropout < 1:
             raise TrainingError(f"--dropout is {self.dropout}; it must be at least 0 and below 1")
+
+
+@dataclass
+class SweepConfig(Config):
+    """Search for settings with Optuna: denet sweep --out runs/sweep --trials 20 --amp
+
+    Every option of denet train may be given; those named in --search are drawn anew for each trial. Start the same command
+    several times and the processes work on one study together; start it again and it goes on. Trials that fall behind the
+    median are ended early. The folder gets study.db, trials.csv, history.png, importances.png, and a run's folder for each trial.
+    """
+
+    trials: int = option(20, "trials in the study, whichever process made them")
+    search: list[str] = option(["learning_rate", "dropout", "call_share"], f"settings to search: {', '.join(SEARCHED)}")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.out is None:
+            raise TrainingError("--out: name the folder of the study")
+        if self.resume:
+            raise TrainingError("--resume: a sweep goes on by itself; start the same command again")
+        if self.trials < 1:
+            raise TrainingError(f"--trials is {self.trials}; it must be at least 1")
+        for name in self.search:
+            if name not in SEARCHED:
+                raise TrainingError(f"--search {name}: there are {', '.join(SEARCHED)}{did_you_mean(name, SEARCHED)}")
+
+
+@dataclass
+class StudyConfig(Config):
+    """Compare settings over seeds and signal-to-noise ratios: denet study --out runs/study --seeds 0 1 2
+
+    Trains each variant once for each seed, with any options of denet train, and scores the weights on recordings generated in
+    bands of signal-to-noise ratio, which no run has seen; with --data-dir, on that collection's test split, which differs from
+    seed to seed. A study that was stopped goes on when started again. The folder gets scores.csv, snr.png and a run's folder
+    for each.
+    """
+
+    seeds: list[int] = option([0, 1, 2], "seeds of the runs")
+    variants: list[str] = option(["trained", "untrained"], f"what is compared: {', '.join(VARIANTS)}")
+    background: Path | None = option(None, "real clips behind half of the generated recordings, trained on and tested on")
+    band_recordings: int = option(40, "recordings to test on in each band of 5 dB")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.out is None:
+            raise TrainingError("--out: name the folder of the study")
+        for name in self.variants:
+            if name not in VARIANTS:
+                raise TrainingError(f"--variants {name}: there are {', '.join(VARIANTS)}{did_you_mean(name, VARIANTS)}")
 
 
 AT_LEAST = {
@@ -212,7 +284,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     """Give the parser of another command the options of READING."""
     fields = {field.name: field for field in dataclasses.fields(Config)}
     names = ["--data-format", "--format"]
-    parser.add_argument(*names, choices=READERS, metavar="FORMAT", help=fields["data_format"].metadata["help"])
+    parser.add_argument(*names, choices=FORMATS, metavar="FORMAT", help=fields["data_format"].metadata["help"])
     parser.add_argument("--label-column", metavar="NAME", help=fields["label_column"].metadata["help"])
     parser.add_argument(
         "--completely-annotated", action=argparse.BooleanOptionalAction, help=fields["completely_annotated"].metadata["help"]
@@ -225,9 +297,24 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def get_parser(config_class: type = Config, **texts) -> jsonargparse.ArgumentParser:
+# The first option of each part of the help.
+PARTS = {
+    "data_dir": "data",
+    "model": "model",
+    "epochs": "training",
+    "amp": "machine",
+    "out": "run",
+    "trials": "sweep",
+    "seeds": "study",
+}
+
+
+def get_parser(config_class: type = Config, prog: str | None = None) -> jsonargparse.ArgumentParser:
     """Parser whose options are the fields of `config_class`, and --config FILE.yaml."""
+    about = inspect.cleandoc(config_class.__doc__)
+    texts = {"prog": prog, "description": about, "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = jsonargparse.ArgumentParser(exit_on_error=False, **texts)
+    group = parser
     parser.add_argument(
         "--config",
         action="config",
@@ -236,11 +323,12 @@ def get_parser(config_class: type = Config, **texts) -> jsonargparse.ArgumentPar
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         text, kind = field.metadata["help"], hints[field.name]
-        default = (
-            field.default if field.default is not dataclasses.MISSING else field.default_factory()
-        )
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+        text += _in_words(default, field.name) if default not in (None, []) else ""
+        if field.name in PARTS:
+            group = parser.add_argument_group(PARTS[field.name])
         if kind in (bool, bool | None):
-            parser.add_argument(
+            group.add_argument(
                 flag(field.name),
                 action=jsonargparse.ActionYesNo(no_prefix="no-"),
                 default=default,
@@ -248,7 +336,7 @@ def get_parser(config_class: type = Config, **texts) -> jsonargparse.ArgumentPar
             )
         elif typing.get_origin(kind) is list:
             (item,) = typing.get_args(kind)
-            parser.add_argument(
+            group.add_argument(
                 flag(field.name),
                 type=item,
                 nargs="*",
@@ -257,17 +345,29 @@ def get_parser(config_class: type = Config, **texts) -> jsonargparse.ArgumentPar
                 metavar=field.name.upper(),
             )
         else:
-            parser.add_argument(
+            group.add_argument(
                 flag(field.name), type=kind, default=default, help=text, metavar=field.name.upper()
             )
     return parser
 
 
-def parse(argv: list[str] | None, config_class: type = Config, **texts):
+def _in_words(default, name: str) -> str:
+    if isinstance(default, bool):
+        other = flag("no_" + name) if default else flag(name)
+        return f" (default: {'yes' if default else 'no'}; {other}: {'no' if default else 'yes'})"
+    shown = " ".join(map(str, default)) if isinstance(default, list) else default
+    return f" (default: {shown})"
+
+
+def parse(argv: list[str] | None, config_class: type = Config, prog: str | None = None):
     """An instance of `config_class` from command line words; TrainingError says which option is wrong."""
-    parser = get_parser(config_class, **texts)
+    parser = get_parser(config_class, prog)
+    if told := unknown_option(parser, argv):
+        raise TrainingError(f"{told}; --help lists all")
     try:
         values = parser.parse_args(argv).as_dict()
+        from denet_torch import MODELS  # PyTorch takes seconds
+
         if values["model"] in MODELS:
             parser.set_defaults(MODELS[values["model"]].DEFAULTS)  # of what neither the words nor a --config file say
             values = parser.parse_args(argv).as_dict()

@@ -1,8 +1,4 @@
-"""Train DENet or SincNet and see what it learned: python -m training.run --amp
-
-Without --data-dir a synthetic collection in the flying-fox layout is written first. The run's folder gets checkpoints,
-TensorBoard logs, the weights best on the validation split, their scores on recordings never seen, and report.html.
-"""
+"""The command that trains: its options are those of `training.config.Config`."""
 
 import re
 import sys
@@ -23,10 +19,10 @@ from .tables import CollectionError
 USER_ERRORS = (TrainingError, CollectionError, AudioError, CheckpointError, OSError)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python -m training.run") -> int:
     """Run and print; 0, or 2 after a one-line error."""
     try:
-        config = parse(argv, prog="python -m training.run", description=__doc__)
+        config = parse(argv, prog=prog)
         for recording in config.detect:
             probe(recording)  # not after hours of training
         result = train(config)

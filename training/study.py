@@ -1,15 +1,10 @@
-"""Compare settings over seeds and signal-to-noise ratios: python -m training.study --out runs/study --seeds 0 1 2
-
-Trains each variant once for each seed, with any options of training.run, and scores the weights on recordings generated in
-bands of signal-to-noise ratio, which no run has seen; with --data-dir, on that collection's test split, which differs from seed
-to seed. A study that was stopped goes on when started again. The folder gets scores.csv, snr.png and a run's folder for each.
-"""
+"""Studies: variants of a run over seeds and bands of signal-to-noise ratio. The command's options are those of
+`training.config.StudyConfig`."""
 
 import json
 import math
 import sys
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -23,7 +18,7 @@ from denet_torch.schema import Decoding
 
 from .bfloat16 import emulated
 from .collection import Collection, open_collection, replacing
-from .config import Config, TrainingError, option, parse, reading
+from .config import VARIANTS, Config, StudyConfig, TrainingError, parse, reading
 from .evaluation import Predictions, estimated_events, predict, reference_events
 from .labels import Labeller
 from .loop import WEIGHTS, get_fabric, train
@@ -33,32 +28,9 @@ from .runs import Stopped
 from .synthetic import make_dataset
 from .windows import STRETCH, ExhaustiveWindows
 
-VARIANTS = {
-    "trained": {"amp": True, "train_attention": True},
-    "untrained": {"amp": True, "train_attention": False},  # the attention branch as the original leaves it
-    "float32": {"amp": False, "train_attention": True},
-}
 BANDS_FILE = "bands.csv"  # a run's scores, in its folder
 TEST_SPLIT = "test split"  # in place of a band, of recordings that were not generated
 BANDS = ((-5, 0), (0, 5), (5, 10), (10, 15), (15, 20))  # dB
-
-
-@dataclass
-class StudyConfig(Config):
-    """Settings of a study: those that all runs share, and what is compared."""
-
-    seeds: list[int] = option([0, 1, 2], "seeds of the runs")
-    variants: list[str] = option(["trained", "untrained"], f"what is compared: {', '.join(VARIANTS)}")
-    background: Path | None = option(None, "real clips behind half of the generated recordings, trained on and tested on")
-    band_recordings: int = option(40, "recordings to test on in each band of 5 dB")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.out is None:
-            raise TrainingError("--out: name the folder of the study")
-        for name in self.variants:
-            if name not in VARIANTS:
-                raise TrainingError(f"--variants {name}: there are {', '.join(VARIANTS)}")
 
 
 def study(config: StudyConfig) -> pd.DataFrame:
@@ -177,10 +149,10 @@ def _band(config: StudyConfig, band: tuple[int, int], number: int) -> Collection
     return open_collection(root)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python -m training.study") -> int:
     """Study and print; 0, or 2 after a one-line error."""
     try:
-        config = parse(argv, StudyConfig, prog="python -m training.study", description=__doc__)
+        config = parse(argv, StudyConfig, prog)
         print(summary(study(config)).to_string())
         print(f"results in {config.out}: {', '.join(path.name for path in sorted(config.out.glob('*.*')) if path.is_file())}")
     except Stopped as stopped:

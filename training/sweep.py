@@ -1,15 +1,10 @@
-"""Search for settings with Optuna: python -m training.sweep --out runs/sweep --trials 20 --amp
-
-Every option of training.run may be given; those named in --search are drawn anew for each trial. Start the same command several
-times and the processes work on one study together; start it again and it goes on. Trials that fall behind the median are ended
-early. The folder gets study.db, trials.csv, history.png, importances.png, and a run's folder for each trial.
-"""
+"""Sweeps: trials of an Optuna study that share a folder. The command's options are those of `training.config.SweepConfig`."""
 
 import fcntl
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import matplotlib
@@ -19,7 +14,7 @@ from optuna import Study, Trial
 from optuna.trial import TrialState
 
 from .collection import replacing
-from .config import Config, TrainingError, option, parse
+from .config import Config, SweepConfig, parse
 from .loop import prepare_data, train
 from .run import USER_ERRORS, one_line
 from .runs import Stopped
@@ -35,26 +30,6 @@ SPACE: dict[str, Callable[[Trial], object]] = {
     "before_pooling": lambda trial: trial.suggest_categorical("before_pooling", [True, False]),
 }
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-@dataclass
-class SweepConfig(Config):
-    """Settings of a sweep: those that all runs share, and the search."""
-
-    trials: int = option(20, "trials in the study, whichever process made them")
-    search: list[str] = option(["learning_rate", "dropout", "call_share"], f"settings to search: {', '.join(SPACE)}")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.out is None:
-            raise TrainingError("--out: name the folder of the study")
-        if self.resume:
-            raise TrainingError("--resume: a sweep goes on by itself; start the same command again")
-        if self.trials < 1:
-            raise TrainingError(f"--trials is {self.trials}; it must be at least 1")
-        for name in self.search:
-            if name not in SPACE:
-                raise TrainingError(f"--search {name}: there are {', '.join(SPACE)}")
 
 
 def sweep(config: SweepConfig) -> Study:
@@ -118,10 +93,10 @@ def table(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("score", ascending=False, ignore_index=True)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python -m training.sweep") -> int:
     """Sweep and print; 0, or 2 after a one-line error."""
     try:
-        config = parse(argv, SweepConfig, prog="python -m training.sweep", description=__doc__)
+        config = parse(argv, SweepConfig, prog)
         study = sweep(config)
         print(table(study).to_string(index=False))
         print(f"results in {config.out}: trials.csv, history.png, importances.png, best run trial-{study.best_trial.number:03d}")

@@ -97,6 +97,8 @@ def make_dataset(
         raise FileExistsError(f"{out}: exists already; choose a folder that does not")
     if recordings < 8:
         raise ValueError(f"{recordings} recordings cannot hold all the faults; ask for 8 or more")
+    if not snr_db[0] <= snr_db[1]:
+        raise ValueError("--snr-db takes the lowest and the highest ratio")
     if not 1 <= min_seconds <= max_seconds:
         raise ValueError("recordings need 1 s or more, and a maximum not below the minimum")
     clips = [audio.read(path, rate=SAMPLERATE) for path in _audio_files(background)]

@@ -1,0 +1,48 @@
+"""What every command line shares: help in paragraphs, and a word on what a mistyped option was meant to be."""
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Iterable
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with the description as it was written and suggestions for mistyped options and names."""
+
+    def __init__(self, **texts):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **texts)
+
+    def parse_known_args(self, args=None, namespace=None):
+        if told := unknown_option(self, args):
+            self.error(told)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str):
+        """One line and exit code 2."""
+        if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            message += did_you_mean(wrong[1], re.findall(r"[\w.-]+", wrong[2]))
+        self.exit(2, f"error: {message}; {self.prog} --help tells more\n")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 event`, `2 events`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """`; did you mean NAME?`, or nothing where none of the names is near the word."""
+    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def unknown_option(parser: argparse.ArgumentParser, words: Iterable[str] | None = None) -> str | None:
+    """What is wrong with the first of the words that looks like an option, is none and abbreviates none."""
+    known = [name for action in parser._actions for name in action.option_strings]
+    for word in sys.argv[1:] if words is None else words:
+        if word == "--":
+            return None
+        name = word.partition("=")[0]
+        if name.startswith("--") and not any(option.startswith(name) for option in known):
+            return f"there is no option {name}{did_you_mean(name, known)}"
+    return None

@@ -23,8 +23,8 @@ class TrainingError(ValueError):
 
 # Names from modules that import much; tests/test_command.py holds them to those there.
 MODEL_NAMES = ("denet", "sincnet")
-FORMATS = ("fruit-bats", "raven", "audacity", "generic", "events", "svl", "birdnet", "batdetect2")
-SPLIT_BY = ("day", "treatment", "cage", "emitter")
+FORMATS = ("fruit-bats", "raven", "audacity", "generic", "events", "svl", "birdnet", "batdetect2", "mixed")
+SPLIT_BY = ("day", "treatment", "cage", "emitter", "folder", "recording")
 TASKS = (
     "call", "context", "emitter", "addressee", "emitter_before", "addressee_before", "emitter_after", "addressee_after"
 )  # fmt: skip
@@ -180,7 +180,8 @@ class Config:
         if len(self.snr_db) != 2 or not self.snr_db[0] <= self.snr_db[1]:
             raise TrainingError("--snr-db takes the lowest and the highest ratio")
         if self.data_format is not None and self.data_format not in FORMATS:
-            raise TrainingError(f"--data-format {self.data_format}: there are {', '.join(FORMATS)}{did_you_mean(self.data_format, FORMATS)}")
+            near = did_you_mean(self.data_format, FORMATS)
+            raise TrainingError(f"--data-format {self.data_format}: there are {', '.join(FORMATS)}{near}")
         if self.time_expansion is not None and not (math.isfinite(self.time_expansion) and self.time_expansion > 0):
             raise TrainingError(f"--time-expansion is {self.time_expansion}; it must be a number above 0")
         if not 0 <= self.dropout < 1:

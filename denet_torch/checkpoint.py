@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .architecture import checksum as arrays_checksum
 from .files import UserError, printable, reason, replacing, write_safetensors
 from .models import MODELS, Model
 from .schema import Detection, architecture, shown
@@ -110,12 +111,8 @@ def from_pretrained(name_or_folder: str | Path, revision: str | None = None, cac
 
 
 def checksum(text: str, tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of the metadata `text` and of every weight's name, dtype, shape and bytes."""
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    """`denet_torch.architecture.checksum` of tensors on the CPU."""
+    return arrays_checksum(text, tensors, lambda tensor: tensor.reshape(-1).view(torch.uint8).numpy())
 
 
 def _weights(model: Model) -> dict[str, Tensor]:

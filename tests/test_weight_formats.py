@@ -20,9 +20,8 @@ from weight_cases import SMALL, asked, configs, draw_tensors, same
 
 from denet_torch import DENet, load, save
 from denet_torch.schema import Decoding, Detection
-from tools.weights.architecture import shapes
 from tools.weights.convert import READERS, WRITERS, convert, read_whole
-from tools.weights.names import ATTENTION, keras_name, transposed
+from tools.weights.names import ATTENTION, keras_name, shapes, transposed
 from tools.weights.npz import write_npz
 from tools.weights.safetensors_file import write_safetensors
 from tools.weights.verify import differences

@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from tools.weights.architecture import attention_steps, shapes
+from tools.weights.names import attention_steps, shapes
 
 SMALL = {  # a few hundred kilobytes
     "input_shape": [4, 100, 1],
@@ -22,7 +22,7 @@ SMALL = {  # a few hundred kilobytes
 @st.composite
 def configs(draw) -> dict:
     before_pooling = draw(st.booleans())
-    shortest = next(n for n in range(75, 400) if attention_steps(n, before_pooling) >= 1)
+    shortest = next(n for n in range(75, 400) if attention_steps(n if before_pooling else n // 3) >= 1)
     return {
         "input_shape": [draw(st.integers(1, 12)), draw(st.integers(shortest, shortest + 300)), 1],
         "n_classes": draw(st.integers(1, 5)),

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .weights.names import keras_name, transposed
+
 Weights = dict[str, np.ndarray]
 Functions = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], None] | None]
 
@@ -69,9 +71,9 @@ def tensorflow_graph(config: dict[str, Any], weights: Weights, threads: int, xla
         if name.endswith("local_step"):
             continue
         variable = model
-        for part in name.split("."):
-            variable = getattr(variable, "kernel" if part == "weight" else part)
-        variable.assign(array.transpose() if name.endswith("weight") else array)
+        for part in keras_name(name).split("/"):
+            variable = getattr(variable, part)
+        variable.assign(transposed(name, array))
 
     @tf.function(jit_compile=xla)
     def forward(x):

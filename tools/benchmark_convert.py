@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.weights.architecture import shapes
 from tools.weights.keras_h5 import write_keras_h5
+from tools.weights.names import shapes
 from tools.weights.npz import write_npz
 
 SECONDS, TIMES_SIZE = 2.0, 3.0

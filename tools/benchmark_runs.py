@@ -14,8 +14,8 @@ from statistics import median
 import numpy as np
 from tqdm import tqdm
 
-from denet_torch import DENet, get_denet
-from denet_torch.layers import DELayer
+from denet_torch import get_denet
+from denet_torch.architecture import attention_layers, conv_steps
 
 from .benchmark_contenders import CONTENDERS, Weights
 
@@ -42,14 +42,14 @@ def forward_operations(case: Case) -> dict[str, int]:
     frames = case.batch * case.seq_len
     pooled = case.samples // 3
     steps = case.samples if case.attention == "before" else pooled
-    first, second, third = (steps - 7) // 2 + 1, ((steps - 7) // 2 - 6) // 3 + 1, DELayer.conv_steps(steps)
+    first, second, third = attention_layers(steps)
     dense = 10 * third * 128 + 128 * 64 + 64
     recurrent = 2048 * (case.seq_len - 1) // case.seq_len  # the state before the first step is 0
     products = {
         "sinc": case.samples * 251 * 80,
         "attention": 80 * (first * 7 * 30 + second * 7 * 900 + third * 7 * 300 + dense) + 80 * steps,
         "convolutions": (pooled - 4) * 5 * 60 + ((pooled - 4) // 3 - 4) * 5 * 3600,
-        "GRU": 2 * 3 * 2048 * (60 * DENet.conv_steps(case.samples) + recurrent),
+        "GRU": 2 * 3 * 2048 * (60 * conv_steps(case.samples) + recurrent),
         "dense": 2048 * 1024 + 1024 * 512 + 512 * 2,
     }
     return {part: 2 * frames * count for part, count in products.items()}

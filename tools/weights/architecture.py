@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from . import Weights, WeightsError
-from .names import ATTENTION, NAMES
+from .names import ATTENTION, NAMES, attention_steps, shapes
 
 OPTIONS = {  # argument of DENet -> option of tools.convert_weights
     "n_classes": "--classes",
@@ -51,50 +51,6 @@ ARGUMENTS = {  # of DENet, input_shape in two, and what they can be
     "gru_units": _count,
     "dense_units": _counts,
 }
-
-
-def conv_steps(samples: int) -> int:
-    """Steps that reach the GRU from a frame, 60 features each (`DENet.conv_steps`)."""
-    return ((samples // 3 - 4) // 3 - 4) // 3
-
-
-def attention_steps(samples: int, before_pooling: bool) -> int:
-    """Steps that the attention's convolutions leave of a frame, 10 features each (`DELayer.conv_steps`)."""
-    steps = samples if before_pooling else samples // 3
-    for stride in (2, 3, 3):
-        steps = (steps - 7) // stride + 1
-    return steps
-
-
-def shapes(config: dict) -> dict[str, tuple[int, ...]]:
-    """Shape of every weight of DENet(**config), in the port's layout."""
-    samples, filters, units = config["input_shape"][1], config["n_filters"], config["gru_units"]
-    dense1, dense2 = config["dense_units"]
-    features = 60 * conv_steps(samples)
-    result = {"sinc.filt_b1": (filters,), "sinc.filt_band": (filters,)}
-    kernels = {
-        "attention.conv1": (30, 1, 7),
-        "attention.conv2": (30, 30, 7),
-        "attention.conv3": (10, 30, 7),
-        "attention.dense1": (128, 10 * attention_steps(samples, config["before_pooling"])),
-        "attention.dense2": (64, 128),
-        "attention.dense3": (1, 64),
-        "conv1": (60, 1, 5),
-        "conv2": (60, 60, 5),
-        "dense1": (dense1, units),
-        "dense2": (dense2, dense1),
-        "dense3": (config["n_classes"], dense2),
-    }
-    for layer, shape in kernels.items():
-        result |= {f"{layer}.weight": shape, f"{layer}.bias": shape[:1]}
-    for layer in ("norm1", "norm2"):
-        result |= {f"{layer}.scale": (60,), f"{layer}.bias": (60,)}
-    for layer in ("gru.forward_gru", "gru.backward_gru"):
-        result |= {f"{layer}.kernel": (features, 3 * units), f"{layer}.recurrent_kernel": (units, 3 * units)}
-        result |= {f"{layer}.bias": (3 * units,)}
-    for layer, units in (("batch_norm1", dense1), ("batch_norm2", dense2)):
-        result |= {f"{layer}.{leaf}": (units,) for leaf in ("gamma", "beta", "moving_mean", "moving_variance")}
-    return {name: result[name] for name in NAMES}
 
 
 def facts(source: Path | str, config: dict) -> dict:
@@ -198,11 +154,12 @@ def _frame(weights: Weights, said: dict) -> dict:
     if not lengths:
         raise WeightsError(f"{where}, which fits frames of {lowest} to {lowest + 26} samples, not {said['samples']}")
     positions = [said["before_pooling"]] if "before_pooling" in said else [True, False]
-    fits = [(n, p) for n in lengths for p in positions if attention_steps(n, p) >= 1]
+    left = {(n, p): attention_steps(n if p else n // 3) for n in lengths for p in positions}
+    fits = [fit for fit, steps in left.items() if steps >= 1]
     if "attention.dense1.weight" in weights.tensors:
         shape = weights.tensors["attention.dense1.weight"].shape
-        expected = sorted({(128, 10 * attention_steps(n, p)) for n, p in fits})
-        fits = [(n, p) for n, p in fits if 10 * attention_steps(n, p) == shape[1]]
+        expected = sorted({(128, 10 * left[fit]) for fit in fits})
+        fits = [fit for fit in fits if 10 * left[fit] == shape[1]]
         if not fits:
             listed = " or ".join(map(str, expected)) or "nothing (frames too short)"
             name = _where(weights, "attention.dense1.weight")

@@ -1,6 +1,5 @@
 """Our .safetensors, the format of `denet_torch.checkpoint`, read and written without PyTorch."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from safetensors.numpy import save_file
 from . import Weights, WeightsError
 from .architecture import check_types, facts
 from .files import existing, line
-from .names import NAMES
+from .names import NAMES, checksum
 
 
 def read_safetensors(path: Path) -> Weights:
@@ -46,12 +45,3 @@ def write_safetensors(tensors: dict[str, np.ndarray], config: dict, path: Path, 
     text = json.dumps(config)
     metadata = {"format": "pt", "denet": text, "sha256": checksum(text + detection, tensors)}
     save_file(tensors, path, metadata | ({"detection": detection} if detection else {}))
-
-
-def checksum(text: str, tensors: dict[str, np.ndarray]) -> str:
-    """`denet_torch.checkpoint.checksum` of arrays."""
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        digest.update(tensor.reshape(-1).view(np.uint8))
-    return digest.hexdigest()

@@ -198,6 +198,19 @@ def test_without_the_list_of_recordings(folder, capsys):
     assert "recordings.csv: no such file" in capsys.readouterr().err
 
 
+def test_the_list_of_recordings_from_a_spreadsheet(folder, capsys):
+    assert run(folder) == 0
+    out = capsys.readouterr().out
+    lines = [f"recordings/{path};{seconds:.3f}".replace(".", ",").replace(",wav", ".wav") for path, seconds in DURATIONS.items()]
+    text = "\r\n".join(["File;Duration", *lines, ""])
+    (folder / "found" / "recordings.csv").write_bytes(text.encode("utf-16"))
+    assert run(folder) == 0
+    assert capsys.readouterr().out == out
+    (folder / "found" / "recordings.csv").write_text("file,duration\na.wav,long\n")
+    assert run(folder) == 2
+    assert "recordings.csv: line 2: 'long' is no duration" in capsys.readouterr().err
+
+
 def test_names_that_could_mean_two_recordings_are_refused():
     files = ["in/1/a.wav", "in/2/a.wav", "in/b.flac"]
     named = event_table([(name, 0, 1, "x", 0) for name in ("2/a.wav", "/far/b.wav", "c.wav")])

@@ -14,6 +14,7 @@ import sed_eval
 
 from tools.detect_report import write_tables_page
 from tools.event_formats import match_files, read_events, write_csv
+from training import annotations
 from training.collection import replacing
 from training.metrics import rates
 
@@ -59,12 +60,11 @@ def load(
     recordings = recordings or estimated.with_name("recordings.csv")
     found = read_events(estimated)
     try:
-        table = pd.read_csv(recordings)
-        durations = dict(zip(table["file"].astype(str), table["duration"].astype(float), strict=True))
+        durations = annotations.durations(recordings)
     except FileNotFoundError:
         raise ValueError(f"{recordings}: no such file; it names all recordings searched") from None
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{recordings}: needs the columns file and duration ({error})") from None
+    except annotations.NotATable as error:
+        raise ValueError(f"{recordings}: {error}") from None
     if not durations:
         raise ValueError(f"{recordings}: names no recordings")
     found = match_files(found, durations)

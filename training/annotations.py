@@ -311,16 +311,33 @@ class _Header:
 
 def _header(lines: list[str], layout: Layout) -> _Header | None:
     """The first line that is not blank, if it names the columns of a layout."""
+    return _columns(lines, layout.onset, layout.offset + layout.duration, *[layout.file] * layout.needs_file)
+
+
+def _columns(lines: list[str], *needed: tuple[str, ...]) -> _Header | None:
+    """The first line that is not blank, if it has one of the names in each of `needed`, in lower case."""
     place = next((i for i, line in enumerate(lines) if line.strip() and not re.fullmatch("sep=.", line)), None)
-    if place is None:
-        return None
-    for separator in "\t;,":
+    for separator in "\t;," if place is not None else "":
         names = [_cell(cell).lower() for cell in _cells(lines[place], separator)]
-        ends = set(layout.offset + layout.duration)
-        if set(layout.onset) & set(names) and ends & set(names):
-            if not layout.needs_file or set(layout.file) & set(names):
-                return _Header(place, separator, names)
+        if all(set(some) & set(names) for some in needed):
+            return _Header(place, separator, names)
     return None
+
+
+def durations(path: Path) -> dict[str, float]:
+    """Recordings and their lengths (s): the columns file and duration of a table. Raises NotATable, OSError."""
+    lines = text_lines(path.read_bytes())
+    header = _columns(lines, ("file",), ("duration",))
+    if header is None:
+        raise NotATable("needs the columns file and duration")
+    rows = [(line, dict(zip(header.names, cells, strict=False))) for line, cells in _rows(lines, header)]
+    number = _reader_of_numbers([row.get("duration", "") for _, row in rows])
+    found = {}
+    for line, row in rows:
+        found[row.get("file", "")] = seconds = number(row.get("duration", ""))
+        if isinstance(seconds, str):
+            raise NotATable(f"line {line}: {seconds!r} is no duration")
+    return found
 
 
 def _cell(text: str) -> str:
@@ -356,14 +373,18 @@ def _table(lines: list[str], layout: Layout, label_column: str | None) -> Annota
     if header is None:
         columns = " and ".join(f'"{names[0]}"' for names in (layout.onset, layout.offset))
         raise NotATable(f"has no first line with the columns {columns}")
+    return _calls(header.names, _rows(lines, header), layout, label_column)
+
+
+def _rows(lines: list[str], header: _Header) -> list[tuple[int, list[str]]]:
+    """Line and cells of every row below a header."""
     split = _cells if _is_quoted(lines[header.place :], header.separator) else str.split
     first = header.place + 2
-    rows = [
+    return [
         (number, split(line, header.separator))
         for number, line in enumerate(lines[header.place + 1 :], first)
         if line.strip(" \x1a")
     ]
-    return _calls(header.names, rows, layout, label_column)
 
 
 def _calls(

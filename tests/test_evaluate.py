@@ -1,6 +1,9 @@
 """tools.scores against sed_eval over whole collections and against counts made by hand; tools.evaluate."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -217,3 +220,8 @@ def test_names_that_could_mean_two_recordings_are_refused():
     assert event_formats.match_files(named, files).file.tolist() == ["in/2/a.wav", "in/b.flac", "c.wav"]
     with pytest.raises(ValueError, match="a.wav: may be in/1/a.wav or in/2/a.wav"):
         event_formats.match_files(event_table([("a.wav", 0, 1, "x", 0)]), files)
+
+
+def test_no_score_needs_sed_eval():
+    code = "import sys; sys.modules['sed_eval'] = None; import tools.scores, training.run"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[1])

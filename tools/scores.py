@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import sed_eval
 
 from tools.detect_report import write_tables_page
 from tools.event_formats import match_files, read_events, write_csv
 from training import annotations
 from training.collection import replacing
-from training.metrics import rates
+from training.metrics import event_hits, rates, segment_counts
 
 DRAWS = 1000
 SCORES = {
@@ -110,19 +109,18 @@ def score(
     """Compare two tables of events (file, onset, offset, label, and score in `estimated`).
 
     Recordings are those of `durations` (s), whether they hold events or not; events elsewhere do not
-    count. Event scores (sed_eval): an
+    count. Event scores: an
     event is right if its label and onset are, to `collar` (s), and its offset, to the larger of `collar`
-    and half the reference's length. Segment scores (sed_eval): in segments of `resolution` (s). Rates:
+    and half the reference's length. Segment scores: in segments of `resolution` (s). Rates:
     those of the paper (`training.metrics.rates`) with the same intervals. Average precision: area below
     precision over recall of the events in order of their score, each taking the best free reference event
     by the same rule. NaN where there is nothing to divide by.
     """
-    labels = sorted({*reference.label, *estimated.label}) or ["call"]
     ours, theirs = dict(list(reference.groupby("file"))), dict(list(estimated.groupby("file")))
     counts, ranked = [], []
     for i, (file, duration) in enumerate(durations.items()):
         pair = ours.get(file, reference[:0]), theirs.get(file, estimated[:0])
-        counts.append(_count(*pair, labels, duration, collar, resolution))
+        counts.append(_count(*pair, duration, collar, resolution))
         hits = ranked_hits(*pair, collar)
         ranked.append(np.column_stack([np.full(len(hits), i), hits]))
     counts, ranked = pd.DataFrame(counts), np.concatenate(ranked)  # (events, [recording, score, hit])
@@ -177,25 +175,21 @@ def average_precision(ranked: np.ndarray, weights: np.ndarray, total: float) -> 
     return float(np.sum(np.diff(hits, prepend=0) / total * hits / np.maximum(seen, 1)))
 
 
-def _count(reference, estimated, labels, duration, collar, resolution) -> dict[str, float]:
+def _count(reference, estimated, duration, collar, resolution) -> dict[str, float]:
     """What the scores of one recording are ratios of."""
-    lists = [_sed_eval_list(table) for table in (reference, estimated)]
-    events = sed_eval.sound_event.EventBasedMetrics(labels, t_collar=collar, percentage_of_length=0.5)
-    if lists[0] or lists[1]:  # sed_eval cannot take two empty lists
-        events.evaluate(*lists)
-    segments = sed_eval.sound_event.SegmentBasedMetrics(labels, time_resolution=resolution)
-    segments.evaluate(*lists, evaluated_length_seconds=duration)
+    file = reference.file.iloc[0] if len(reference) else estimated.file.iloc[0] if len(estimated) else ""
+    right, in_reference, in_estimated, wrong = segment_counts(reference, estimated, {file: duration}, resolution)
     background = (duration - _covered(reference, duration)) / resolution
     found = rates(reference, estimated, background * resolution, resolution)
     found = {name: np.nan_to_num(value) for name, value in found.items()}
     return {
         "reference": len(reference),
         "estimated": len(estimated),
-        "right": events.overall["Ntp"],
-        "segments_reference": segments.overall["Nref"],
-        "segments_estimated": segments.overall["Nsys"],
-        "segments_right": segments.overall["Ntp"],
-        "segments_wrong": sum(segments.overall[name] for name in "SDI"),
+        "right": event_hits(reference, estimated, collar),
+        "segments_reference": in_reference,
+        "segments_estimated": in_estimated,
+        "segments_right": right,
+        "segments_wrong": wrong,
         "recognised": found["recognition_rate"] * len(reference),
         "missed": found["miss_rate"] * len(reference),
         "confused": found["error_rate"] * len(reference),
@@ -230,11 +224,6 @@ def _ratios(counts: pd.DataFrame) -> pd.DataFrame:
 def _records(table: pd.DataFrame) -> list[dict]:
     """Rows of a table, None for NaN, which JSON does not have."""
     return table.astype(object).where(table.notna(), None).to_dict("records")
-
-
-def _sed_eval_list(table: pd.DataFrame) -> list[dict]:
-    names = {"onset": "event_onset", "offset": "event_offset", "label": "event_label"}
-    return table[list(names)].rename(columns=names).to_dict("records")
 
 
 def _covered(table: pd.DataFrame, duration: float) -> float:

@@ -131,6 +131,11 @@ def event_scores(
     An estimated event is right if it has the label of a reference event, begins within `collar` (s) of it and ends within the
     larger of `collar` and `length_share` of the reference's length. Each event counts once: the largest matching.
     """
+    return _precision_recall(event_hits(reference, estimated, collar, length_share), len(estimated), len(reference))
+
+
+def event_hits(reference: pd.DataFrame, estimated: pd.DataFrame, collar: float = 0.2, length_share: float = 0.5) -> int:
+    """Number of estimated events that are right; see `event_scores`."""
     hits = 0
     for ours, theirs in _by_file(reference, estimated):
         onset, offset = (ours[name].to_numpy()[:, None] for name in ("onset", "offset"))  # (reference, 1)
@@ -138,8 +143,8 @@ def event_scores(
         fits &= np.abs(onset - theirs["onset"].to_numpy()) <= collar
         fits &= np.abs(offset - theirs["offset"].to_numpy()) <= np.maximum(collar, length_share * (offset - onset))
         if fits.any():
-            hits += (maximum_bipartite_matching(csr_array(fits)) >= 0).sum()
-    return _precision_recall(hits, len(estimated), len(reference))
+            hits += int((maximum_bipartite_matching(csr_array(fits)) >= 0).sum())
+    return hits
 
 
 def segment_scores(
@@ -150,6 +155,14 @@ def segment_scores(
     Recordings, `durations` (s) by file, are cut into segments of `resolution` seconds; a class is active in each that one of its
     events touches. Error rate = (substitutions + deletions + insertions) / active reference segments.
     """
+    hits, ours, theirs, errors = segment_counts(reference, estimated, durations, resolution)
+    return _precision_recall(hits, theirs, ours) | {"error_rate": _ratio(errors, ours)}
+
+
+def segment_counts(
+    reference: pd.DataFrame, estimated: pd.DataFrame, durations: dict[str, float], resolution: float = 1.0
+) -> tuple[int, int, int, int]:
+    """Active segments that both have, of the reference, of the estimate, and errors; see `segment_scores`."""
     classes = sorted({*reference["label"], *estimated["label"]})
     hits = ours_total = theirs_total = errors = 0
     files = {file: group for file, group in reference.groupby("file")}, {file: group for file, group in estimated.groupby("file")}
@@ -159,7 +172,7 @@ def segment_scores(
         hits += (ours & theirs).sum()
         ours_total, theirs_total = ours_total + ours.sum(), theirs_total + theirs.sum()
         errors += (np.maximum(ours.sum(axis=1), theirs.sum(axis=1)) - (ours & theirs).sum(axis=1)).sum()
-    return _precision_recall(hits, theirs_total, ours_total) | {"error_rate": _ratio(errors, ours_total)}
+    return int(hits), int(ours_total), int(theirs_total), int(errors)
 
 
 def _roll(events: pd.DataFrame | None, classes: list[str], segments: int, resolution: float) -> np.ndarray:

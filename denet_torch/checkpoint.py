@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import socket
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import torch
@@ -102,12 +105,26 @@ def from_pretrained(name_or_folder: str | Path, revision: str | None = None, cac
     if folder.is_dir():
         return load(folder / WEIGHTS_FILE)
     from huggingface_hub import hf_hub_download  # only those who download need it
+    from huggingface_hub.constants import ENDPOINT as HF_ENDPOINT
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    # huggingface_hub tries for half a minute to reach a Hub that is not there, for a folder's name with a typing error too.
+    cached_only = {"local_files_only": True} if _out_of_reach(HF_ENDPOINT) else {}
     try:
-        return load(hf_hub_download(str(name_or_folder), WEIGHTS_FILE, revision=revision, cache_dir=cache_dir))
+        path = hf_hub_download(str(name_or_folder), WEIGHTS_FILE, revision=revision, cache_dir=cache_dir, **cached_only)
+        return load(path)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise CheckpointError(f"{name_or_folder}: no such folder, and not to be had from the Hub ({reason(error)})") from None
+
+
+def _out_of_reach(url: str) -> bool:
+    """Whether the host of `url` has no address here; a proxy, where there is one, may know it."""
+    if urllib.request.getproxies():
+        return False
+    try:
+        return not socket.getaddrinfo(urllib.parse.urlsplit(url).hostname, None)
+    except OSError:
+        return True
 
 
 def checksum(text: str, tensors: dict[str, Tensor]) -> str:

@@ -2,8 +2,11 @@ import hashlib
 import json
 import platform
 import random
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 
 import huggingface_hub
 import pytest
@@ -199,6 +202,7 @@ def test_pretrained_from_the_hub(model, tmp_path, monkeypatch):
         return str(tmp_path / "cached.safetensors")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(checkpoint, "_out_of_reach", lambda url: False)
     assert same_weights(denet_torch.from_pretrained("someone/denet-bats", revision="v1"), model)
     assert calls == [(("someone/denet-bats", "model.safetensors"), {"revision": "v1", "cache_dir": None})]
 
@@ -215,6 +219,18 @@ def test_pretrained_that_is_not_there(monkeypatch, tmp_path):
         denet_torch.from_pretrained("someone/denet-bats")
     with pytest.raises(CheckpointError, match="no such file"):
         denet_torch.from_pretrained(tmp_path)
+
+
+def test_a_mistyped_folder_does_not_wait_for_a_hub_out_of_reach(monkeypatch, tmp_path):
+    def nowhere(*_):
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    started = time.monotonic()
+    with pytest.raises(CheckpointError, match="no such folder, and not to be had from the Hub"):
+        denet_torch.from_pretrained("runs/frist", cache_dir=str(tmp_path))
+    assert time.monotonic() - started < 5
 
 
 def test_how_to_detect_travels_with_the_weights(model, tmp_path):

@@ -16,7 +16,7 @@ import soundfile
 
 from denet_torch import get_denet
 from denet_torch.detection import Decoding, event_table
-from tools import detect_report
+from tools import detect_report, scores
 from tools.detect_batch import Part, Results
 
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
@@ -378,3 +378,30 @@ def test_the_index_leads_to_every_recording(browser, folder):
         assert browser.js("document.querySelector('nav a').href") == f"file://{folder}/index.html"
     assert browser.js("$('state').textContent") == "no events"
     assert browser.complaints == []
+
+
+def test_the_index_is_sorted_by_keyboard_and_counts_by_label(browser, folder):
+    browser.complaints.clear()
+    browser.open(folder / "index.html")
+    heads = browser.js("[...document.querySelectorAll('th')].map(th => th.textContent)")
+    assert heads == ["recording", "length (s)", "rate (kHz)", "found", "bat, 7", "call", "reference"]
+    column = "[...document.querySelectorAll('tbody tr')].map(row => row.cells[COLUMN].textContent)"
+    assert browser.js(column.replace("COLUMN", "4")) == ["1", "0"] and browser.js(column.replace("COLUMN", "5")) == ["2", "0"]
+    browser.js("document.querySelectorAll('th button')[3].focus()")
+    browser("Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
+    browser("Input.dispatchKeyEvent", type="keyUp", key="Enter", code="Enter", windowsVirtualKeyCode=13)
+    assert browser.js(column.replace("COLUMN", "3")) == ["0", "3"]
+    browser.js("document.querySelectorAll('th button')[3].click()")
+    assert browser.js(column.replace("COLUMN", "3")) == ["3", "0"]
+    assert browser.js("document.querySelectorAll('th')[3].getAttribute('aria-sort')") == "descending"
+    assert browser.complaints == []
+
+
+@pytest.mark.parametrize("width", [390, 800, 1400])
+def test_no_page_of_tables_is_wider_than_the_window(browser, folder, tmp_path, width):
+    names = [*scores.SCORES.values(), "file"]
+    wide = pd.DataFrame({name: ["a/very/long/name/of/a/recording/20260101_120000.WAV"] * 3 for name in names})
+    detect_report.write_tables_page(tmp_path / "scores.html", "Scores", "", wide.to_html(index=False))
+    for page in (folder / "index.html", tmp_path / "scores.html"):
+        browser.open(page, width=width)
+        assert browser.js("document.documentElement.scrollWidth") <= width

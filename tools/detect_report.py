@@ -25,6 +25,7 @@ from denet_torch import audio
 from tools.detect_batch import Results
 from tools.event_formats import match_files
 from training.collection import replacing
+from training.options import counted
 
 PAGE_SECONDS = 60
 PAGE_SAMPLES = 5_000_000  # 10 MB of sound in a page: 20 s at 250 kHz
@@ -189,21 +190,25 @@ def _write_index(
     results: Results, path: Path, pages: dict[str, list[str]], reference: pd.DataFrame | None
 ) -> None:
     lines = []
+    by_label = results.events.groupby(["file", "label"]).size()
+    labels = sorted(results.events.label.unique()) if results.events.label.nunique() > 1 else []
     for row in results.recordings.itertuples():
         first, *more = map(_link, pages[row.file])
         links = f'<a href="{first}">{html.escape(row.file)}</a>'
         links += "".join(f' <a href="{page}">{i}</a>' for i, page in enumerate(more, 2))
         given = "" if reference is None else (reference.file == row.file).sum()
-        cells = (links, f"{row.duration:.2f}", f"{row.samplerate / 1000:g}", row.events, given)
+        counts = [by_label.get((row.file, label), 0) for label in labels]
+        cells = (links, f"{row.duration:.2f}", f"{row.samplerate / 1000:g}", row.events, *counts, given)
         lines.append("    <tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     body = (
         "<table>\n<thead><tr><th>recording</th><th>length (s)</th><th>rate (kHz)</th><th>found</th>"
-        "<th>reference</th></tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table>\n"
+        + "".join(f"<th>{html.escape(label)}</th>" for label in labels)
+        + "<th>reference</th></tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table>\n"
     )
     if results.failures:
         reasons = (f"<li>{html.escape(reason)}</li>\n" for reason in results.failures.values())
         body += f"<h2>Not searched</h2>\n<ul>\n{''.join(reasons)}</ul>"
-    summary = f"{len(results.events)} events in {len(results.recordings)} recordings, "
+    summary = f"{counted(len(results.events), 'event')} in {counted(len(results.recordings), 'recording')}, "
     summary += f"{results.recordings.duration.sum():.1f} s; {results.decoding}"
     write_tables_page(path, "Detected calls", summary, body)
 

@@ -9,6 +9,7 @@ tests/test_field_cases.py compares with what is right. The numbers are those und
 import contextlib
 import io
 import re
+import struct
 import sys
 import tempfile
 from pathlib import Path
@@ -345,6 +346,93 @@ def both_views(folder):
     raven(folder / "a.Table.1.selections.txt", rows)
     _, text = run("index", folder, "--format", "raven")
     return re.search(r"Annotations: (.*)", text).group(1)
+
+
+@case("01", "training on a collection of another program", "trained by day, treatment refused in a line, trained by recording")
+def one_command(folder):
+    for i in range(6):
+        wav(folder / f"2023060{i + 1}_210000.wav", 2, 16_000, [(0.5, 1.0)], seed=i)
+        raven(folder / f"2023060{i + 1}_210000.Table.1.selections.txt", [selection(0.5, 1.0, "chirp", low=100.5)])
+    found = []
+    for number, options in enumerate(([], ["--split-by", "treatment"], ["--split-by", "recording"])):
+        code, text = run("train", "--data-dir", folder, *SMALL, "--out", folder / f"out{number}", *options)
+        if code == 2 and "Traceback" not in text and text.count("error: ") == 1 and "offers --split-by day (6 groups)" in text:
+            found.append(f"{options[1]} refused in a line")
+        else:
+            found.append(f"trained by {re.search('Split by ([a-z]+)', text).group(1)}" if code == 0 else text)
+    return ", ".join(found)
+
+
+@case("02", "a recording whose name is not ASCII", "trained with 6 recordings")
+def umlaut(folder):
+    for i, name in enumerate(["a", "b", "Größe", "d", "e", "f"]):
+        wav(folder / f"{name}.wav", 2, 16_000, [(0.5, 1.0)], seed=i)
+        raven(folder / f"{name}.Table.1.selections.txt", [selection(0.5, 1.0, "chirp", low=100.5)])
+    code, text = run("train", "--data-dir", folder, *SMALL, "--out", folder / "out")
+    split = next((folder / "out").glob("split-*.csv")).read_text(encoding="utf-8")
+    return f"trained with {split.count('.wav')} recordings" if code == 0 and "Größe.wav" in split else text
+
+
+@case("06", "training.run --detect on a collection of slowed-down recordings", "the events of tools.detect, at true times")
+def detect_after_training(folder):
+    for i in range(6):
+        wav(folder / "data" / f"r{i}.wav", 10, 30_000, [(2.0, 4.0)], seed=i)
+        raven(folder / "data" / f"r{i}.Table.1.selections.txt", [selection(2.0, 4.0, "pip")])
+    wav(folder / "slow.wav", 30, 30_000, [(10.0, 11.0), (19.5, 22.5)])
+    options = [*SMALL, "--init-from", tiny_weights(folder), "--seq-len", 6, "--learning-rate", 1e-9, "--out", folder / "out"]
+    options += ["--time-expansion", 10, "--detect", folder / "slow.wav"]
+    code, text = run("train", "--data-dir", folder / "data", *options)
+    printed = [tuple(map(float, cells)) for cells in re.findall(r"slow.wav +([\d.]+) +([\d.]+) ", text)]
+    weights = ["--weights", folder / "out" / "weights.safetensors", "--time-expansion", 10]
+    run("detect", folder / "slow.wav", *weights, "--output", folder / "found")
+    lines = (folder / "found" / "events.csv").read_text().splitlines()[1:]
+    events = [tuple(float(cell) for cell in line.split(",")[1:3]) for line in lines]
+    same = code == 0 and events and printed == events and max(offset for _, offset in events) <= 3
+    return "the events of tools.detect, at true times" if same else f"{printed}, {events}: {text}"
+
+
+@case("21", "recordings of four sampling rates", "4 recordings, 4 annotations; 1 recordings, 1 annotations; trained, 4 rates told")
+def four_rates(folder):
+    rates = (22_050, 44_100, 48_000, 256_000)
+    for rate in rates:
+        wav(folder / f"r{rate}.wav", 2, rate, [(0.5, 1.0)])
+        raven(folder / f"r{rate}.Table.1.selections.txt", [selection(0.5, 1.0, "pip")])
+    kept = counts(folder, "raven")
+    code, text = run("train", "--data-dir", folder, *SMALL, "--out", folder / "out")
+    told = sum(f"1 recordings at {rate:,} Hz" in text for rate in rates)
+    some = counts(folder, "raven", "--rate", 48_000)
+    return f"{kept}; {some}; {'trained' if code == 0 else text}, {told} rates told"
+
+
+@case("27", "headers left wrong by recorders that lost power", "size0 3.0, sizehalf 3.0, truncated 1.5, whole 3.0 s; 3 named")
+def unfinished_headers(folder):
+    wav(folder / "whole.wav", 3)
+    whole = (folder / "whole.wav").read_bytes()
+    stated = len(whole) - 44
+    for name, size, length in (("size0", 0, None), ("sizehalf", stated // 2, None), ("truncated", stated, len(whole) // 2)):
+        (folder / f"{name}.wav").write_bytes((whole[:40] + struct.pack("<I", size) + whole[44:])[:length])
+    _, text = run("detect", folder, "--weights", tiny_weights(folder), "--output", folder / "out")
+    lines = [line.split(",") for line in (folder / "out" / "recordings.csv").read_text().splitlines()[1:]]
+    seconds = ", ".join(f"{Path(cells[0]).stem} {float(cells[1]):.1f}" for cells in sorted(lines))
+    return f"{seconds} s; {len(re.findall('note: .*the header says', text))} named"
+
+
+@case("32", "fine-tuning weights for calls to own classes", "trained for background, A, B; all but the last layer kept, and told")
+def own_classes(folder):
+    for i in range(6):
+        wav(folder / f"r{i}.wav", 2, 16_000, [(0.5, 0.8), (1.0, 1.4)], seed=i)
+        raven(folder / f"r{i}.Table.1.selections.txt", [selection(0.5, 0.8, "A"), selection(1.0, 1.4, "B", 2)])
+    start = tiny_weights(folder)
+    options = [*SMALL, "--task", "context", "--init-from", start, "--learning-rate", 1e-12, "--no-train-attention"]
+    code, text = run("train", "--data-dir", folder, *options, "--out", folder / "out")
+    if code:
+        return text
+    before, after = denet_torch.load(start), denet_torch.load(folder / "out" / "weights.safetensors")
+    last, kept = "dense3.weight", after.state_dict()
+    same = all(torch.allclose(value, kept[name]) for name, value in before.named_parameters() if not name.startswith("dense3"))
+    told = "all layers but the last" in text
+    all_but_last = "all but the last layer kept, and told" if same and told and kept[last].shape[0] == 3 else text
+    return f"trained for {', '.join(after.detection['labels'])}; {all_but_last}"
 
 
 def answer(number: str) -> str:

@@ -9,7 +9,6 @@ from denet_torch import detect
 from denet_torch.audio import AudioError, probe
 from denet_torch.checkpoint import CheckpointError
 
-from .collection import recording_facts
 from .config import Config, TrainingError, parse
 from .loop import Result, train
 from .report import write_report
@@ -63,7 +62,6 @@ def summary(result: Result) -> str:
     frames, events = result.test["frames"], result.test["events"]
     return "\n".join(
         [
-            *recording_facts(result.data.collection),
             result.data.described_split,
             f"recordings never seen ({len(result.data.test.recordings)}), weights of epoch {result.progress.best_epoch}:",
             f"  frame F1 of calls {frames['f1']:.3f} (precision {frames['precision']:.3f}, recall {frames['recall']:.3f}), "

@@ -391,7 +391,7 @@ def detect_after_training(folder):
     return "the events of tools.detect, at true times" if same else f"{printed}, {events}: {text}"
 
 
-@case("21", "recordings of four sampling rates", "4 recordings, 4 annotations; 1 recordings, 1 annotations; trained, 4 rates told")
+@case("21", "four sampling rates", "4 recordings, 4 annotations; 1 recordings, 1 annotations; trained, 4 rates told")
 def four_rates(folder):
     rates = (22_050, 44_100, 48_000, 256_000)
     for rate in rates:

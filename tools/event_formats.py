@@ -76,7 +76,7 @@ def read_events(path: Path, time_expansion: float = 1, label_column: str | None 
                 raise ValueError(reason) from None
             unused.append(reason)
             continue
-        unused += [f"{file} line {line}: {why} ({detail})" for line, _, action, why, detail in table.remarks if action != "noted"]
+        unused += [f"{file} line {line}: {why} ({detail})" for line, _, action, why, detail in table.remarks if action == "dropped"]
         if not table.offset_known:
             unused.append(f"{file}: no File Offset (s) tells where in its recording a call lies")
         else:

@@ -218,8 +218,7 @@ def is_first(calls: pd.DataFrame, where: str) -> pd.Series:
     Raven lists a selection once for each view, of which the waveform may have no frequencies.
     """
     call, band = [where, "onset", "offset", "label"], ["low_hz", "high_hz"]
-    # Tables of one recording round to the microsecond each in its own way.
-    rounded = calls.reindex(columns=[*call, *band]).round({"onset": 5, "offset": 5})
+    rounded = calls.reindex(columns=[*call, *band]).round({"onset": 6, "offset": 6})
     first = ~rounded.duplicated([*call, *band])
     bare = rounded["low_hz"].isna() & rounded["high_hz"].isna()
     told = pd.MultiIndex.from_frame(rounded.loc[~bare, call])

@@ -76,7 +76,8 @@ def read_events(path: Path, time_expansion: float = 1, label_column: str | None 
                 raise ValueError(reason) from None
             unused.append(reason)
             continue
-        unused += [f"{file} line {line}: {why} ({detail})" for line, _, action, why, detail in table.remarks if action == "dropped"]
+        dropped = [remark for remark in table.remarks if remark[2] == "dropped"]
+        unused += [f"{file} line {line}: {why} ({detail})" for line, _, _, why, detail in dropped]
         if not table.offset_known:
             unused.append(f"{file}: no File Offset (s) tells where in its recording a call lies")
         else:

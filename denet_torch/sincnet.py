@@ -12,17 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import all_ranks_statistics, hz_to_mel, mel_to_hz, sinc_filters
+from .layers import all_ranks_statistics, compiled_kernels, hz_to_mel, mel_to_hz, sinc_filters
 from .models import Model, register
 
 SLOPE = 0.2  # of LeakyReLU; Keras's default and DENet's is 0.3
 POOL = 3
+LEAST_CHUNKS = 4  # fewer do not wait for a compiler
 
 
-class SincConvolution(nn.Module):
-    """Convolution of waveforms with learned band-pass filters, where all taps meet samples: no padding.
+class SincFilters(nn.Module):
+    """Learned band-pass filters.
 
-    (batch, steps) -> (batch, filters, steps - taps + 1). The parameters are in Hz: the low cut |low_hz| + 50 and the bandwidth
+    The parameters are in Hz: the low cut |low_hz| + 50 and the bandwidth
     |band_hz| + 50, the upper cut at most sr / 2. `taps` is made odd. First cuts are equally spaced in mel from 30 Hz to
     sr / 2 - 100.
     """
@@ -52,8 +53,6 @@ class SincConvolution(nn.Module):
         low = self.low_hz.detach().abs() + 50
         return low, (low + self.band_hz.detach().abs() + 50).clamp(max=self.sr / 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv1d(x[:, None], self.filters()[:, None])
 
 
 class SampleNorm(nn.Module):
@@ -68,13 +67,51 @@ class SampleNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        return sample_norm(x, self.gamma, self.beta)
+        return norm(x, self.gamma, self.beta)
+
+
+def norm(x: Tensor, gamma: Tensor, beta: Tensor, slope: float = 1.0) -> Tensor:
+    """`sample_norm`, then negative results times `slope`."""
+    if x.dim() == 3 and (kernels := compiled_for(x)):
+        return kernels.Norm.apply(x, gamma, beta, slope)
+    y = sample_norm(x, gamma, beta)
+    return y if slope == 1 else F.leaky_relu(y, slope)
 
 
 def sample_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     mean = x.mean(-1, keepdim=True)
     deviation = x.std(-1, keepdim=True)
     return gamma * (x - mean) / (deviation + 1e-6) + beta
+
+
+def sinc_pool(x: Tensor, filters: Tensor) -> Tensor:
+    """Largest magnitude of each three steps of the bands of (batch, samples), (batch, filters, steps).
+
+    `filters` (filters, taps) are symmetric.
+    """
+    if kernels := compiled_for(x, len(filters)):
+        return kernels.SincPool.apply(x, filters[:, filters.shape[1] // 2 :])
+    return F.max_pool1d(F.conv1d(x[:, None], filters[:, None]).abs(), POOL)
+
+
+def conv_pool(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Largest of each three steps of a convolution, (batch, channels, steps) -> (batch, len(weight), steps)."""
+    if kernels := compiled_for(x, *weight.shape[:2]):
+        return kernels.ConvPool.apply(x, weight, bias)
+    return F.max_pool1d(F.conv1d(x, weight, bias), POOL)
+
+
+def compiled_for(x: Tensor, *channels: int):
+    """The module `sincnet_kernels` for a batch x on a CPU whose `channels` fill whole tiles of it, else None.
+
+    Double gradients and autocast's types are for the plain text.
+    """
+    whole = all(count % 10 == 0 for count in channels)
+    if not whole or torch.is_autocast_enabled("cpu") or compiled_kernels(x, least=LEAST_CHUNKS) is None:
+        return None
+    from . import sincnet_kernels
+
+    return sincnet_kernels
 
 
 class BatchNorm(nn.Module):
@@ -155,7 +192,7 @@ class SincNet(Model):
             "taps": list(taps),
             "hidden": list(hidden),
         }
-        self.sinc = SincConvolution(n_filters[0], taps[0], sr)
+        self.sinc = SincFilters(n_filters[0], taps[0], sr)
         self.convs = nn.ModuleList(nn.Conv1d(a, b, k) for a, b, k in zip(n_filters, n_filters[1:], taps[1:], strict=False))
         self.input_norm = SampleNorm(self.chunk)
         steps, norms = self.chunk, []
@@ -211,15 +248,16 @@ class SincNet(Model):
 
     def features(self, x: Tensor) -> Tensor:
         """Chunks (batch, samples) -> (batch, last filters * steps), channels outer, steps inner."""
-        x = self.sinc(self.input_norm(x)).abs()
-        x = leaky_relu(self.norms[0](F.max_pool1d(x, POOL)))
-        for conv, norm in zip(self.convs, self.norms[1:], strict=True):
-            x = leaky_relu(norm(F.max_pool1d(conv(x), POOL)))
+        first, *others = self.norms
+        x = sinc_pool(self.input_norm(x), self.sinc.filters())
+        x = norm(x, first.gamma, first.beta, SLOPE)
+        for conv, after in zip(self.convs, others, strict=True):
+            x = norm(conv_pool(x, conv.weight, conv.bias), after.gamma, after.beta, SLOPE)
         return x.flatten(1)
 
     def classify(self, x: Tensor) -> Tensor:
         """Logits (batch, n_classes) of `features`."""
         x = self.features_norm(x)
-        for layer, norm in zip(self.hidden, self.batch_norms, strict=True):
-            x = leaky_relu(norm(layer(x)))
+        for layer, batch_norm in zip(self.hidden, self.batch_norms, strict=True):
+            x = leaky_relu(batch_norm(layer(x)))
         return self.output(x)

@@ -43,12 +43,23 @@ class SincPool(torch.autograd.Function):
 
 
 @compiled
-def _fold(x, first, columns, taps, folded):
-    """folded[k, j] = x[m - k] + x[m + k] around m = first + taps - 1 + j, x[m] for k = 0."""
-    middle = first + taps - 1
-    folded[0] = x[middle : middle + columns]
+def _phases(x, out):
+    """Every third sample of rows x (rows, steps), out[p, row, i] = x[row, 3 i + p]: what a pool compares lies in three arrays."""
+    rows, steps = x.shape
+    for row in range(rows):
+        for p in range(3):
+            for i in range((steps - p + 2) // 3):
+                out[p, row, i] = x[row, 3 * i + p]
+
+
+@compiled
+def _fold(phases, middle, folded):
+    """folded[k, j] = x[middle + 3 j - k] + x[middle + 3 j + k], and x[middle + 3 j] for k = 0."""
+    taps, columns = folded.shape
+    folded[0] = phases[middle % 3, 0, middle // 3 : middle // 3 + columns]
     for k in range(1, taps):
-        before, behind = x[middle - k : middle - k + columns], x[middle + k : middle + k + columns]
+        low, high = middle - k, middle + k
+        before, behind = phases[low % 3, 0, low // 3 :], phases[high % 3, 0, high // 3 :]
         for j in range(columns):
             folded[k, j] = before[j] + behind[j]
 
@@ -56,23 +67,30 @@ def _fold(x, first, columns, taps, folded):
 @compiled
 def _sinc_pool(first, last, x, half, y, code):
     count, taps = half.shape
-    steps = y.shape[2]
-    folded, bands = np.empty((taps, COLUMNS), x.dtype), np.empty((count, COLUMNS), x.dtype)
+    steps, columns = y.shape[2], COLUMNS // 3
+    phases = np.zeros((3, 1, x.shape[1] // 3 + 1), x.dtype)
+    folded, bands = np.empty((taps, columns), x.dtype), np.empty((3, count, columns), x.dtype)
     for chunk in range(first, last):
-        for start in range(0, steps, COLUMNS // 3):
-            _fold(x[chunk], 3 * start, COLUMNS, taps, folded)
-            _multiply(bands, (0, COLUMNS), half, (0, taps, 0, 1), folded, (0, COLUMNS), (count, COLUMNS, 1, taps), bands)
+        _phases(x[chunk : chunk + 1], phases)
+        for start in range(0, steps, columns):
+            for p in range(3):
+                _fold(phases, 3 * start + p + taps - 1, folded)
+                place = (p * count * columns, columns)
+                _multiply(bands, place, half, (0, taps, 0, 1), folded, (0, columns), (count, columns, 1, taps), bands)
+            width = min(columns, steps - start)
             for f in range(count):
-                for step in range(min(COLUMNS // 3, steps - start)):
-                    a, b, c = bands[f, 3 * step], bands[f, 3 * step + 1], bands[f, 3 * step + 2]
+                ones, twos, threes = bands[0, f, :width], bands[1, f, :width], bands[2, f, :width]
+                out, places = y[chunk, f, start : start + width], code[chunk, f, start : start + width]
+                for j in range(width):
+                    a, b, c = ones[j], twos[j], threes[j]
                     second = abs(b) > abs(a)
                     a = b if second else a
                     third = abs(c) > abs(a)
                     a = c if third else a
-                    y[chunk, f, start + step] = abs(a)
+                    out[j] = abs(a)
                     place = np.int8(2) if third else np.int8(1) if second else np.int8(0)
                     place += np.int8(4) if a < 0 else np.int8(0)
-                    code[chunk, f, start + step] = np.int8(8) if a == 0 else place
+                    places[j] = np.int8(8) if a == 0 else place
 
 
 @compiled
@@ -142,24 +160,28 @@ class ConvPool(torch.autograd.Function):
 def _conv_pool(first, last, x, weight, bias, y, code):
     taps, count, channels = weight.shape
     steps, length = y.shape[2], x.shape[2]
-    columns = 3 * steps + -3 * steps % LANES
-    row = columns + LANES
-    sound, bands = np.zeros((channels, row), x.dtype), np.empty((count, columns), x.dtype)
+    columns = steps + -steps % LANES
+    row = columns + (length - 3 * steps) // 3 + LANES
+    sound, bands = np.zeros((3, channels, row), x.dtype), np.empty((3, count, columns), x.dtype)
     for chunk in range(first, last):
-        sound[:, :length] = x[chunk]
+        _phases(x[chunk], sound)
+        for p in range(3):
+            for f in range(count):
+                bands[p, f] = bias[f]
+            for tap in range(taps):
+                a, shape = (tap * count * channels, channels, 0, 1), (count, columns, 1, channels)
+                b = ((p + tap) % 3 * channels * row + (p + tap) // 3, row)
+                _add(bands, (p * count * columns, columns), weight, a, sound, b, shape, bands)
         for f in range(count):
-            bands[f] = bias[f]
-        for tap in range(taps):
-            a, shape = (tap * count * channels, channels, 0, 1), (count, columns, 1, channels)
-            _add(bands, (0, columns), weight, a, sound, (tap, row), shape, bands)
-        for f in range(count):
-            for step in range(steps):
-                a, b, c = bands[f, 3 * step], bands[f, 3 * step + 1], bands[f, 3 * step + 2]
+            ones, twos, threes = bands[0, f, :steps], bands[1, f, :steps], bands[2, f, :steps]
+            out, places = y[chunk, f], code[chunk, f]
+            for j in range(steps):
+                a, b, c = ones[j], twos[j], threes[j]
                 second = b > a
                 a = b if second else a
                 third = c > a
-                y[chunk, f, step] = c if third else a
-                code[chunk, f, step] = np.int8(2) if third else np.int8(1) if second else np.int8(0)
+                out[j] = c if third else a
+                places[j] = np.int8(2) if third else np.int8(1) if second else np.int8(0)
 
 
 @compiled

@@ -127,14 +127,10 @@ def test_planted_fault_in_what_is_compiled(edit, monkeypatch):
     assert old in source, f"{name} no longer has {old!r}"
     scope = vars(sincnet_kernels) | {}
     exec(source.replace(old, new), scope)
-    for function in ("_sinc_pool", "_sinc_pool_back"):
-        if name == "_fold":  # what calls it is compiled with it
-            text = textwrap.dedent(inspect.getsource(getattr(sincnet_kernels, function).py_func)).split("\n", 1)[1]
-            scope["_fold"] = numba.njit(scope["_fold"]) if not hasattr(scope["_fold"], "py_func") else scope["_fold"]
-            exec(text, scope)
-            monkeypatch.setattr(sincnet_kernels, function, numba.njit(error_model="numpy")(scope[function]))
-        elif name == function or name not in ("_sinc_pool", "_sinc_pool_back"):
-            monkeypatch.setattr(sincnet_kernels, name, numba.njit(error_model="numpy")(scope[name]))
+    if name == "_fold":  # what calls it is compiled with it
+        scope["_fold"], name = numba.njit(scope["_fold"]), "_sinc_pool"
+        exec(textwrap.dedent(inspect.getsource(sincnet_kernels._sinc_pool.py_func)).split("\n", 1)[1], scope)
+    monkeypatch.setattr(sincnet_kernels, name, numba.njit(error_model="numpy")(scope[name]))
     assert failure(check_float64, "sincnet_16k")
 
 

@@ -1,0 +1,159 @@
+"""Time SincNet beside the original, on the same weights and inputs, one after the other in turns.
+
+The original (github.com/mravanelli/SincNet) is not in this repository: fetch it and name its folder.
+
+  git clone https://github.com/mravanelli/SincNet
+  python -m tools.benchmark_sincnet SincNet --threads 2
+
+A training step is forward, backward and RMSprop (the original's three optimizers; one here) on a batch of chunks of
+200 ms at 16 kHz. Outputs are compared before anything is timed.
+"""
+
+import argparse
+import importlib.util
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from denet_torch import SincNet
+from tools.weights.sincnet_pkl import original_parts
+
+CLASSES, RATE = 10, 16000
+RMSPROP = {"lr": 1e-3, "alpha": 0.95, "eps": 1e-8}
+
+
+def load_original(folder: Path):
+    """The module dnn_models of the original. Raises OSError if it is not in `folder`."""
+    path = folder / "dnn_models.py"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; clone https://github.com/mravanelli/SincNet and name its folder")
+    spec = importlib.util.spec_from_file_location("dnn_models", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build(original, model: SincNet) -> list[nn.Module]:
+    """The original's three parts with the weights of `model`."""
+    filters, taps, hidden = (model.config[key] for key in ("n_filters", "taps", "hidden"))
+    layers = len(filters)
+    cnn = original.SincNet(
+        {
+            "input_dim": model.chunk,
+            "fs": model.sr,
+            "cnn_N_filt": filters,
+            "cnn_len_filt": taps,
+            "cnn_max_pool_len": [3] * layers,
+            "cnn_use_laynorm_inp": True,
+            "cnn_use_batchnorm_inp": False,
+            "cnn_use_laynorm": [True] * layers,
+            "cnn_use_batchnorm": [False] * layers,
+            "cnn_act": ["leaky_relu"] * layers,
+            "cnn_drop": [0.0] * layers,
+        }
+    )
+
+    def mlp(inputs: int, units: list[int], norm: bool, activation: str) -> nn.Module:
+        number = len(units)
+        return original.MLP(
+            {
+                "input_dim": inputs,
+                "fc_lay": units,
+                "fc_drop": [0.0] * number,
+                "fc_use_batchnorm": [norm] * number,
+                "fc_use_laynorm": [False] * number,
+                "fc_use_laynorm_inp": norm,
+                "fc_use_batchnorm_inp": False,
+                "fc_act": [activation] * number,
+            }
+        )
+
+    parts = [cnn, mlp(cnn.out_dim, hidden, True, "leaky_relu"), mlp(hidden[-1], [model.n_classes], False, "softmax")]
+    for part, weights in zip(parts, original_parts(model).values(), strict=True):
+        part.load_state_dict({name: torch.tensor(values) for name, values in weights.items()}, strict=False)
+    return parts
+
+
+def steps(run: Callable[[Tensor], Tensor], modules: list[nn.Module], x: Tensor, labels: Tensor) -> dict[str, Callable[[], None]]:
+    """A training step and an evaluation of log posteriors `run`."""
+    optimizers = [torch.optim.RMSprop(module.parameters(), **RMSPROP) for module in modules]
+
+    def train() -> None:
+        [module.train() for module in modules]
+        loss = F.nll_loss(run(x), labels)
+        [optimizer.zero_grad() for optimizer in optimizers]
+        loss.backward()
+        [optimizer.step() for optimizer in optimizers]
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        [module.eval() for module in modules]
+        run(x)
+
+    return {"training step": train, "evaluation": evaluate}
+
+
+def compare(original, chunks: int, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each round: task -> "original" and "port", in turns. Raises RuntimeError if their answers differ."""
+    torch.manual_seed(0)
+    model = SincNet((20, RATE // 100), CLASSES, RATE)
+    parts = build(original, model)
+    x, labels = 0.1 * torch.randn(chunks, model.chunk), torch.randint(CLASSES, (chunks,))
+
+    def theirs(x: Tensor) -> Tensor:
+        for part in parts:
+            x = part(x)
+        return x
+
+    def ours(x: Tensor) -> Tensor:
+        return F.log_softmax(model.logits(x), dim=-1)
+
+    with torch.no_grad():
+        model.eval()
+        [part.eval() for part in parts]
+        if not (difference := float((theirs(x) - ours(x)).abs().max())) <= 1e-4:
+            raise RuntimeError(f"log posteriors differ by {difference:.1e}")
+    contenders = {"original": steps(theirs, parts, x, labels), "port": steps(ours, [model], x, labels)}
+    times = {task: {name: [] for name in contenders} for task in contenders["port"]}
+    for number in tqdm(range(rounds + 1), unit="round", leave=False):
+        for task, found in times.items():
+            for name, functions in contenders.items():
+                start = time.perf_counter()
+                functions[task]()
+                if number:  # the first compiles and warms up
+                    found[name].append(time.perf_counter() - start)
+    return times
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.benchmark_sincnet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("original", type=Path, metavar="FOLDER", help="clone of mravanelli/SincNet")
+    parser.add_argument("--chunks", type=int, default=128, metavar="N", help="in a batch (default: 128)")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="counted (default: 7)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    try:
+        times = compare(load_original(args.original), args.chunks, args.rounds)
+    except (OSError, RuntimeError, AttributeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.chunks} chunks, {args.threads} threads, {args.rounds} rounds in turns: median (fastest - slowest) s")
+    for task, found in times.items():
+        shown = {name: f"{median(t):.3f} ({min(t):.3f} - {max(t):.3f})" for name, t in found.items()}
+        ratio = median(a / b for a, b in zip(found["original"], found["port"], strict=True))
+        print(f"{task}: original {shown['original']}, port {shown['port']}; {ratio:.2f} times as fast")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -245,6 +245,8 @@ LAYER = (
         ("batdetect2", "a.wav.json", JSON),
         ("svl", "a.svl", LAYER),
         ("events", "corrected.csv", "file,onset,offset,label,score,review\na.wav,1.0,2.5,Great Tit,0.81,\n"),
+        ("events", "a.csv", "onset;offset;label;score\n1,0;2,5;Great Tit;0,81\n"),
+        ("generic", "a.csv", "onset_s,offset_s,label\n1,2.5,Great Tit\n"),
         ("generic", "all.csv", "label,onset_s,offset_s,notated_path\nGreat Tit,1,2.5,/x/a.wav\n"),
     ],
 )

@@ -81,7 +81,6 @@ class Layout:
     duration: tuple[str, ...] = ()  # where there is no offset
     recorded: tuple[str, ...] = ("begin date time", "begin date", "recorded", "recording date", "date recorded", "date")
     true_time: bool = False
-    needs_file: bool = False
 
 
 LAYOUTS = {
@@ -98,9 +97,12 @@ LAYOUTS = {
             "labels",
             "class",
             "call type",
+            "call_type",
             "species code",
+            "species_code",
             "scientific name",
             "tag",
+            "type",
         ),
         file=("begin path", "begin file"),
         score=("score", "confidence"),
@@ -108,7 +110,7 @@ LAYOUTS = {
         high=("high freq (hz)", "high_freq_hz", "high frequency (hz)", "high freq"),
         in_file=("file offset (s)",),
     ),
-    "generic": Layout(("onset_s",), ("offset_s",), ("label",), ("notated_path",), needs_file=True),
+    "generic": Layout(("onset_s",), ("offset_s",), ("label",), ("notated_path",)),
     "events": Layout(
         ("onset",),
         ("offset",),
@@ -118,7 +120,6 @@ LAYOUTS = {
         ("low_hz",),
         ("high_hz",),
         true_time=True,
-        needs_file=True,
     ),
     "batdetect2": Layout(
         ("start_time",),
@@ -310,7 +311,7 @@ class _Header:
 
 def _header(lines: list[str], layout: Layout) -> _Header | None:
     """The first line that is not blank, if it names the columns of a layout."""
-    return _columns(lines, layout.onset, layout.offset + layout.duration, *[layout.file] * layout.needs_file)
+    return _columns(lines, layout.onset, layout.offset + layout.duration)
 
 
 def _columns(lines: list[str], *needed: tuple[str, ...]) -> _Header | None:
@@ -366,7 +367,7 @@ def _is_quoted(lines: list[str], separator: str) -> bool:
 
 def _table(lines: list[str], layout: Layout, label_column: str | None) -> Annotations:
     """A table whose first line names its columns."""
-    if not layout.needs_file and not any(line.strip() for line in lines):
+    if not any(line.strip() for line in lines):
         return _Rows().annotations(true_time=layout.true_time)
     header = _header(lines, layout)
     if header is None:
@@ -544,7 +545,7 @@ def _parquet(path: Path, label_column: str | None) -> Annotations:
         raise NotATable(f"cannot be read as a table ({(str(error).splitlines() or [''])[0]})") from None
     names = [str(name).lower() for name in table.columns]
     layout = LAYOUTS["events"]
-    if not {*layout.onset, *layout.offset} <= set(names) or not set(layout.file) & set(names):
-        raise NotATable("has no columns file, onset and offset")
+    if not {*layout.onset, *layout.offset} <= set(names):
+        raise NotATable("has no columns onset and offset")
     text = table.astype("str").where(table.notna(), "")
     return _calls(names, list(enumerate(text.to_numpy().tolist(), 1)), layout, label_column)

@@ -19,6 +19,7 @@ from training.config import Config, as_dict, parse
 from training.labels import IGNORE
 from training.loop import WEIGHTS, get_fabric, train
 from training.run import main
+from training.runs import Stop
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_amp_leaves_waveforms_alone():
 def test_amp_on_a_cpu_is_bfloat16_only_where_it_pays(collection, tmp_path, monkeypatch, there, dtype, precision):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": there})
     config = tiny(collection, tmp_path / "out", amp=True, amp_dtype=dtype)
-    trainer = loop.Trainer(config, loop.get_fabric(config), tmp_path, lambda: False, lambda epoch, score: None)
+    trainer = loop.Trainer(config, loop.get_fabric(config), tmp_path, Stop(), lambda epoch, score: None)
     assert trainer.precision.precision == precision
     assert any("no bfloat16 instructions" in line for line in trainer.progress.warnings) == (precision == "32-true")
 
@@ -221,7 +222,7 @@ def test_weights_of_other_classes_give_all_but_their_last_layer(finished, collec
     start, task = tmp_path / "start.safetensors", "context" if labels == ["background", "call"] else "call"
     denet_torch.save(model, start)
     config = tiny(collection, tmp_path / "out", task=task, init_from=start)
-    trainer = loop.Trainer(config, loop.get_fabric(config), tmp_path, lambda: False, lambda epoch, score: None)
+    trainer = loop.Trainer(config, loop.get_fabric(config), tmp_path, Stop(), lambda epoch, score: None)
     fresh = labels is not None
     assert ("all layers but the last (dense3)" in capsys.readouterr().out) == fresh
     for name, value in trainer.model.state_dict().items():

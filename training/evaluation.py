@@ -17,9 +17,10 @@ from denet_torch.detection import EVENT_COLUMNS, Decoding, events, mean_probabil
 from .collection import Collection
 from .labels import BACKGROUND, IGNORE, Labeller
 from .metrics import choose_threshold, event_scores, frame_scores, rates, segment_scores
+from .runs import ignore_signals
 from .windows import ExhaustiveWindows
 
-FRAME_KEYS = ("waveform", "labels", "recording", "start")
+FRAME_KEYS = ("waveform", "labels", "recording", "start", "failed")
 MIN_DURATIONS = (0.0, 0.1)  # s, tried by `choose_decoding`
 MIN_GAPS = (0.0, 0.1)
 
@@ -51,30 +52,36 @@ def predict(
     workers: int = 0,
     check: Callable[[], None] = lambda: None,
     title: str = "evaluation",
+    leave_out: Callable[[list[str], Tensor], None] = lambda failed, recordings: None,
 ) -> Predictions:
     """Probabilities as `denet_torch.detect` finds them in each stretch, shared out among the ranks; every rank gets the whole.
 
-    `check` is called after each stretch and may raise.
+    `check` is called after each stretch and may raise. `leave_out` is called with the reason for which a stretch could not be
+    read, "" if it could, in a list, and its recording.
     """
     # Ranks get equally many, the last few stretches twice if need be: what is computed twice is kept once.
     ranks, total = fabric.world_size, len(stretches)
     per_rank = -(-total // ranks)
     mine = [min(fabric.global_rank * per_rank + i, total - 1) for i in range(per_rank)]
-    loader = DataLoader(Subset(stretches, mine), batch_size=None, num_workers=workers)
+    loader = DataLoader(Subset(stretches, mine), batch_size=None, num_workers=workers, worker_init_fn=ignore_signals)
     parts = []
     for item in tqdm(loader, desc=title, unit="stretch", leave=False, disable=not fabric.is_global_zero):
+        leave_out([item["failed"]], torch.tensor([item["recording"]]))
         waveforms = item["waveform"].numpy()  # (frames, samples), the last of them silence if not `item["frames"]` are whole
         probabilities = torch.zeros(len(waveforms), model.n_classes)
         with fabric.autocast():
             found = mean_probabilities(model, lambda first, last, x=waveforms: x[first:last], item["frames"])
         probabilities[: item["frames"]] = torch.from_numpy(found)
         probabilities[item["frames"] :, BACKGROUND] = 1
-        parts.append([probabilities, *(torch.as_tensor(item[key]) for key in ("labels", "recording", "start"))])
+        facts = (item["labels"], item["recording"], item["start"], bool(item["failed"]))
+        parts.append([probabilities, *map(torch.as_tensor, facts)])
         check()
     columns = [torch.stack(column) for column in zip(*parts, strict=True)]
     if ranks > 1:
         columns = [fabric.all_gather(fabric.to_device(column)).flatten(0, 1)[:total].cpu() for column in columns]
-    probabilities, labels, recording, start = columns
+    failed = columns.pop()
+    keep = ~torch.isin(columns[2], columns[2][failed])  # a recording that cannot be read whole is not scored
+    probabilities, labels, recording, start = (column[keep] for column in columns) if keep.any() else columns
     frame = stretches.samples / stretches.rate
     frames = labels.shape[1]
     # (stretches, frames) -> (stretches * frames,)

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from denet_torch import Model, checkpoint
+from denet_torch.audio import AudioError
 from denet_torch.memory import keep_freed_memory
 from denet_torch.schema import Decoding, Detection
 
@@ -40,12 +41,14 @@ from .losses import frame_weights
 from .metrics import predict as answers
 from .mixing import Mixer, find_backgrounds
 from .registry import get_loss, get_model, get_optimizer, get_schedule
-from .runs import Stopped, describe, on_zero, run_folder, sigterm
+from .runs import Stop, Stopped, describe, ignore_signals, on_zero, run_folder, stop_signals
 from .splits import write_split
 from .synthetic import make_dataset
+from .tables import CollectionError
 from .windows import Datasets, ExhaustiveWindows, Sampling, open_datasets
 
 WEIGHTS = "weights.safetensors"
+MAX_UNREADABLE = 0.25  # of all recordings: more that cannot be read any more end the run
 SKIPS_IN_A_ROW = 50  # more steps left out one after another than this end the run
 
 
@@ -89,34 +92,38 @@ class Result:
 
 
 def train(
-    config: Config, on_epoch: Callable[[int, float], None] = lambda epoch, score: None
+    config: Config, on_epoch: Callable[[int, float], None] = lambda epoch, score: None, stop: Stop | None = None
 ) -> "Result | FileResult":
     """Train, validate, evaluate on the test split, write everything to the run's folder; by files with `--mode file`.
 
-    `on_epoch` is called after each epoch with its number and validation score, and may raise.
+    `on_epoch` is called after each epoch with its number and validation score, and may raise. `stop`: the caller's signals, if it
+    handles them itself.
 
-    Raises TrainingError, CollectionError, AudioError or CheckpointError with one line for the user, and Stopped after SIGTERM.
+    Raises TrainingError, CollectionError, AudioError or CheckpointError with one line for the user, and Stopped after SIGTERM
+    or SIGINT.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     keep_freed_memory(of_any_size=True)
     fabric = get_fabric(config)
     fabric.launch()
-    with run_folder(fabric, config) as out, sigterm() as asked_to_stop, emulated(fabric):
+    handled = stop_signals() if stop is None else contextlib.nullcontext(stop)
+    with handled as stop, run_folder(fabric, config) as out, emulated(fabric):
         if config.mode == "file":
-            return _train_files(config, fabric, out, asked_to_stop)
-        trainer = Trainer(config, fabric, out, asked_to_stop, on_epoch)
+            return _train_files(config, fabric, out, stop)
+        trainer = Trainer(config, fabric, out, stop, on_epoch)
         trainer.run()
         return trainer.result()
 
 
-def _train_files(config: Config, fabric: Fabric, out: Path, asked_to_stop: Callable[[], bool]) -> FileResult:
+def _train_files(config: Config, fabric: Fabric, out: Path, stop: Stop) -> FileResult:
     if fabric.world_size > 1:
         raise TrainingError("--mode file works with one device; leave out --devices and --nodes")
 
     def check() -> None:
-        if asked_to_stop():
-            raise Stopped(f"stopped; --out {out} --resume goes on from the last epoch")
+        stop.later = True
+        if stop.code is not None:
+            raise Stopped(f"stopped; --out {out} --resume goes on from the last epoch", stop.code)
 
     prepare_data(config)
     root = data_root(config)
@@ -176,7 +183,7 @@ def open_data(config: Config) -> Datasets:
         sampling = Sampling(config.call_share, config.boundary_share)
     except ValueError as error:
         raise TrainingError(f"--call-share, --boundary-share: {error}") from None
-    return open_datasets(
+    data = open_datasets(
         data_root(config),
         task=config.task,
         strategy=config.labels,
@@ -191,14 +198,18 @@ def open_data(config: Config) -> Datasets:
         samples=round(config.frame_seconds * config.sample_rate),
         seq_len=config.seq_len,
     )
+    for windows in (data.train, data.validation, data.test):
+        windows.tolerant = True
+    return data
 
 
 class Trainer:
     """One process of a run."""
 
-    def __init__(self, config: Config, fabric: Fabric, out: Path, asked_to_stop: Callable[[], bool], on_epoch):
+    def __init__(self, config: Config, fabric: Fabric, out: Path, stop: Stop, on_epoch):
         self.config, self.fabric, self.out = config, fabric, out
-        self.asked_to_stop, self.on_epoch = asked_to_stop, on_epoch
+        self.stop, self.on_epoch = stop, on_epoch
+        self.unreadable: set[int] = set()  # recordings
         self.loss = get_loss(config.loss)  # names are looked up before any work is done
         on_zero(fabric, prepare_data, config)
         self.data = open_data(config)
@@ -297,6 +308,16 @@ class Trainer:
     def run(self) -> None:
         """Train from where the run is to its end."""
         self._check_splits()
+        self.stop.later = True
+        try:
+            self._train()
+        except (AudioError, CollectionError, TrainingError, OSError):
+            if self.fabric.world_size == 1:  # other ranks do not know of it
+                with contextlib.suppress(TrainingError):
+                    self._save()
+            raise
+
+    def _train(self) -> None:
         progress = self.progress
         bar = tqdm(total=self.steps, initial=progress.step, desc="training", unit="step", disable=not self.fabric.is_global_zero)
         with bar, self._profiler() as profiler:
@@ -328,14 +349,27 @@ class Trainer:
         for start in range(first, self.epoch_steps * per_step, config.batch_size * fabric.world_size):
             start += config.batch_size * fabric.global_rank
             indices.append([(start + i) % len(data) for i in range(config.batch_size)])
-        loader = DataLoader(data, batch_sampler=indices, num_workers=config.workers, collate_fn=collate)
+        loader = DataLoader(
+            data, batch_sampler=indices, num_workers=config.workers, collate_fn=collate, worker_init_fn=ignore_signals
+        )
         batches = []
         for batch in loader:
+            self._leave_out(batch.pop("failed"), batch["recording"])
             batch["labels"] = batch["labels"][:, self.model.answers]
             batches.append({key: fabric.to_device(value) for key, value in batch.items()})
             if len(batches) == config.accumulate:
                 yield batches
                 batches = []
+
+    def _leave_out(self, failed: list[str], recordings: Tensor) -> None:
+        """Warn of windows that could not be read, which have no labels; end the run if there are many."""
+        for reason, recording in zip(failed, recordings.tolist(), strict=True):
+            if not reason or recording in self.unreadable:
+                continue
+            self.unreadable.add(recording)
+            self.warn(f"{reason}; its windows are left out")
+            if len(self.unreadable) > max(1, MAX_UNREADABLE * len(self.data.collection.recordings)):
+                raise TrainingError(f"{reason}; so are {len(self.unreadable) - 1} other recordings, too many to go on")
 
     def _step(self, batches: list[dict[str, Tensor]]) -> float:
         """One step of the optimizer; returns the mean loss of all ranks."""
@@ -344,6 +378,7 @@ class Trainer:
         weight = sum(frame_weights(batch["labels"], self.class_weights).sum() for batch in batches)
         weight = fabric.all_reduce(weight, reduce_op="sum").clamp(min=1e-9)
         total = torch.zeros((), device=fabric.device)
+        statistics = [buffer.clone() for buffer in self.model.buffers()]
         for number, batch in enumerate(batches):
             self._seed(number)
             with fabric.no_backward_sync(self.module, enabled=number < len(batches) - 1):
@@ -360,6 +395,8 @@ class Trainer:
             self.optimizer.step()
             progress.skipped_in_a_row = 0
         else:
+            for buffer, before in zip(self.model.buffers(), statistics, strict=True):
+                buffer.copy_(before)  # the batch norms have seen what is not finite
             self._nonfinite(batches, loss, norm)
         self.optimizer.zero_grad()
         self.schedule.step()
@@ -432,7 +469,7 @@ class Trainer:
     def _predict(self, windows: ExhaustiveWindows, title: str, save: bool = True) -> Predictions:
         config = self.config
         check = partial(self._stop_if_asked, save)
-        return predict(self.fabric, self.model, windows, config.workers, check, title)
+        return predict(self.fabric, self.model, windows, config.workers, check, title, self._leave_out)
 
     def _mean_loss(self, predictions: Predictions) -> float:
         labels = predictions.labels
@@ -441,13 +478,15 @@ class Trainer:
         return float(losses.sum() / frame_weights(labels, weights).sum())
 
     def _stop_if_asked(self, save: bool = True) -> None:
-        stop = self.asked_to_stop()
+        code = self.stop.code
         if self.fabric.world_size > 1:
-            stop = bool(self.fabric.all_reduce(torch.tensor(float(stop)), reduce_op="sum"))
-        if stop:
+            came = torch.tensor([float(code == 0), float(code == 130)])
+            terminated, interrupted = self.fabric.all_reduce(came, reduce_op="sum").tolist()
+            code = 130 if interrupted else 0 if terminated else None
+        if code is not None:
             if save:
                 self._save()
-            raise Stopped(f"stopped at step {self.progress.step} of {self.steps}; --out {self.out} --resume goes on")
+            raise Stopped(f"stopped at step {self.progress.step} of {self.steps}; --out {self.out} --resume goes on", code)
 
     def _save(self) -> None:
         on_zero(self.fabric, checkpoints.save, self.out, self.state, self.progress.step, self.config.keep)

@@ -12,7 +12,7 @@ from denet_torch.checkpoint import CheckpointError
 from .config import Config, TrainingError, parse
 from .loop import Result, train
 from .report import write_report
-from .runs import Stopped
+from .runs import Stopped, stop_signals
 from .tables import CollectionError
 
 USER_ERRORS = (TrainingError, CollectionError, AudioError, CheckpointError, OSError)
@@ -24,20 +24,28 @@ def main(argv: list[str] | None = None, prog: str = "python -m training.run") ->
         config = parse(argv, prog=prog)
         for recording in config.detect:
             probe(recording)  # not after hours of training
-        result = train(config)
-        if rank_zero_only.rank != 0:
-            return 0
-        if config.mode == "file":
-            print(result.summary())
-            return 0
-        if config.report:
-            write_report(result)
-        print(summary(result))
-        if config.detect:
-            events = detect(result.model, config.detect, time_expansion=detected_expansion(config, result))
-            print(events.to_string(index=False) if len(events) else "no events detected")
+        with stop_signals() as stop:
+            result = train(config, stop=stop)
+            if rank_zero_only.rank != 0:
+                return 0
+            if config.mode == "file":
+                print(result.summary())
+                return 0
+            if config.report:
+                write_report(result)  # also if a signal comes: a few seconds, after hours
+            print(summary(result))
+            if stop.code is not None:
+                return stop.code
+            stop.later = False
+            if config.detect:
+                events = detect(result.model, config.detect, time_expansion=detected_expansion(config, result))
+                print(events.to_string(index=False) if len(events) else "no events detected")
     except Stopped as stopped:
         print(stopped)
+        return stopped.code
+    except KeyboardInterrupt:
+        print("stopped; what was saved before is there", file=sys.stderr)
+        return 130
     except USER_ERRORS as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -25,7 +25,41 @@ PACKAGES = ("torch", "torchaudio", "numpy", "lightning-fabric", "torchmetrics")
 
 
 class Stopped(Exception):
-    """The run was told to stop by SIGTERM and has saved a checkpoint."""
+    """The run was told to stop, by SIGTERM (`code` 0) or Ctrl-C (130), and has saved what there was to save."""
+
+    def __init__(self, message: str, code: int = 0):
+        super().__init__(message)
+        self.code = code
+
+
+class Stop:
+    """What SIGTERM and SIGINT (Ctrl-C) do to a run.
+
+    As long as there is nothing to save they raise Stopped at once. When `later` is set, they are noted in `code`, the exit code
+    that they ask for, and whoever works ends at the next whole step; a second SIGINT raises KeyboardInterrupt.
+    """
+
+    CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
+
+    def __init__(self):
+        self.code: int | None = None
+        self.later = False
+
+    def came(self, number: int, frame: Any) -> None:
+        """The signals' handler."""
+        again, self.code = self.code == 130, self.CODES[number]
+        if not self.later:
+            raise Stopped("stopped before there was anything to save", self.code)
+        if again and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            print("\nstopping after this step; Ctrl-C once more stops at once and saves nothing", file=sys.stderr)
+
+
+def ignore_signals(worker: int = 0) -> None:
+    """For a loader's process: its parent tells it when to end, also if a signal went to the whole group."""
+    for number in Stop.CODES:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def on_zero(fabric: Fabric, function: Callable, *arguments) -> Any:
@@ -104,21 +138,23 @@ def commit() -> str:
 
 
 @contextmanager
-def sigterm() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGTERM has come, while the block runs."""
-    came = []
-    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+def stop_signals() -> Iterator[Stop]:
+    """SIGTERM and SIGINT handled by a `Stop`, while the block runs."""
+    stop = Stop()
+    before = {number: signal.signal(number, stop.came) for number in Stop.CODES}
     try:
-        yield lambda: bool(came)
+        yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _choose(config: Config) -> Path:
     if config.out is not None:
         return config.out
     if config.resume:
-        runs = sorted(path.parent for path in RUNS.glob(f"*/{CONFIG}"))
+        # One that was killed in its first seconds has a lock and nothing else: an older run is not what is meant.
+        runs = sorted({path.parent for name in (CONFIG, ".lock") for path in RUNS.glob(f"*/{name}")})
         if not runs:
             raise TrainingError(f"{RUNS}/ holds no run to resume; name its folder with --out")
         return runs[-1]

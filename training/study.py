@@ -157,6 +157,10 @@ def main(argv: list[str] | None = None, prog: str = "python -m training.study") 
         print(f"results in {config.out}: {', '.join(path.name for path in sorted(config.out.glob('*.*')) if path.is_file())}")
     except Stopped as stopped:
         print(stopped)
+        return stopped.code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     except USER_ERRORS as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

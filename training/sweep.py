@@ -102,6 +102,10 @@ def main(argv: list[str] | None = None, prog: str = "python -m training.sweep") 
         print(f"results in {config.out}: trials.csv, history.png, importances.png, best run trial-{study.best_trial.number:03d}")
     except Stopped as stopped:
         print(stopped)
+        return stopped.code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     except USER_ERRORS as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -74,6 +74,8 @@ class _Windows(Dataset):
         self._files = np.array([os.fsencode(file) for file in collection.recordings["file"]])
         self._root, self._time_expansion = collection.root, collection.time_expansion
         self._labeller = labeller
+        # Whether a recording that cannot be read gives silence without labels, its item saying why ("failed"), or AudioError.
+        self.tolerant = False
         self.rate, self.samples, self.seq_len = rate, samples, seq_len
         long_enough = self._length[recordings] >= samples
         self.recordings = recordings[labeller.known[recordings] & long_enough]
@@ -95,16 +97,23 @@ class _Windows(Dataset):
     def _item(self, recording: int, start: int) -> dict:
         """The window that begins at sample `start`, at the model's rate; silence after the end."""
         path = self._root / os.fsdecode(self._files[recording])
-        sound = self._read(path, start)
-        if len(sound) < min(self.window, self._length[recording] - start):
-            raise audio.AudioError(f"{path}: is shorter than when it was indexed; index the collection again")
+        failed = ""
+        try:
+            sound = self._read(path, start)
+            if len(sound) < min(self.window, self._length[recording] - start):
+                raise audio.AudioError(f"{path}: is shorter than when it was indexed; index the collection again")
+        except audio.AudioError as error:
+            if not self.tolerant:
+                raise
+            sound, failed = np.zeros(0, np.float32), str(error)
         waveform = np.zeros(self.window, np.float32)
         waveform[: len(sound)] = sound
         edges = np.arange(start, start + self.window + 1, self.samples)
         edges_in_file = edges * (self._samplerate[recording] / self.rate)
         labels = self._labeller(recording, edges_in_file)
-        labels[edges[1:] > self._length[recording]] = IGNORE
+        labels[(edges[1:] > self._length[recording]) | bool(failed)] = IGNORE
         return {
+            "failed": failed,
             "waveform": waveform.reshape(self.seq_len, self.samples),
             "labels": labels,
             "recording": int(recording),
@@ -174,7 +183,7 @@ class RandomWindows(_Windows):
             raise IndexError(index)
         rng = np.random.default_rng([self.seed, int(self._epoch), index])
         item = self._item(*self._place(rng))
-        if self.mixer is not None:
+        if self.mixer is not None and not item["failed"]:
             sound, item["labels"], item["mix"] = self.mixer(
                 rng, item["waveform"].reshape(-1), item["labels"], self.rate
             )

@@ -1,0 +1,139 @@
+"""What stops a run, and what does not: signals to all of its processes, recordings that go bad, steps that are left out."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from test_trainer_resume import assert_same_end
+from trainer_cases import as_options, tiny
+
+from training import checkpoints, loop, runs
+from training.loop import WEIGHTS, train
+from training.run import main
+
+ROOT = Path(__file__).resolve().parents[1]
+SEED = int(os.environ.get("DENET_SEED", random.SystemRandom().randrange(2**32)))
+
+
+@pytest.fixture(scope="module")
+def whole(collection, tmp_path_factory):
+    config = tiny(collection, tmp_path_factory.mktemp("stops") / "whole", epochs=6, epoch_windows=100, workers=2)
+    train(replace(config, workers=0))
+    return config
+
+
+def start(options: list[str], log: Path) -> subprocess.Popen:
+    """A run in a process group of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "training.run", *options]
+    return subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_to_the_whole_group_saves_and_says_how_to_go_on(whole, tmp_path, number, code):
+    print(f"seed {SEED}")
+    out, log = tmp_path / "run", tmp_path / "log"
+    options = as_options(replace(whole, out=out))
+    process = start(options, log)
+    while "training" not in log.read_text() or "step/s" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+    time.sleep(random.Random(SEED).uniform(0, 1))
+    os.killpg(process.pid, number)
+    assert process.wait(60) == code, log.read_text()
+    said = log.read_text()
+    assert "Traceback" not in said and "--resume goes on" in said, said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # no worker is left
+    assert main([*options, "--workers", "0", "--resume"]) == 0
+    assert_same_end(whole.out, out)
+
+
+def test_a_signal_before_the_first_step_ends_at_once(whole, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "open_data", lambda config: os.kill(os.getpid(), signal.SIGINT))
+    assert main(as_options(replace(whole, out=tmp_path / "run"))) == 130
+    assert capsys.readouterr().out.strip().splitlines()[-1] == "stopped before there was anything to save"
+
+
+def test_a_signal_while_the_report_is_written_lets_it_be_written(whole, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    from training import run
+
+    write = run.write_report
+
+    def interrupted(result):
+        os.kill(os.getpid(), signal.SIGINT)
+        write(result)
+
+    monkeypatch.setattr(run, "write_report", interrupted)
+    assert main(as_options(replace(whole, out=out, epochs=1, report=True, workers=0))) == 130
+    assert (out / "report.html").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_recordings_do_not_end_a_run(collection, tmp_path, capsys, workers):
+    data = tmp_path / "data"
+    shutil.copytree(collection, data)
+    config = tiny(data, tmp_path / "run", epochs=3, epoch_windows=60, workers=workers)
+    loop.prepare_data(config)
+    rng, files = random.Random(SEED), sorted(data.glob("files*/*.WAV"))
+    print(f"seed {SEED}")
+    missing, not_numbers = rng.sample(files, 2)
+    missing.unlink()
+    sound, rate = soundfile.read(not_numbers)
+    sound[::50] = np.nan
+    soundfile.write(not_numbers, sound, rate, "FLOAT", format="WAV")
+    assert main(as_options(config)) == 0
+    said = capsys.readouterr().out
+    assert (config.out / WEIGHTS).exists() and (config.out / "scores.json").exists()
+    named = [path for path in (missing, not_numbers) if f"warning: {path}" in said]
+    assert named and "left out" in said
+
+
+def test_a_step_that_is_left_out_leaves_the_statistics_alone(collection, tmp_path, monkeypatch):
+    config = tiny(collection, tmp_path / "run", on_nonfinite="skip")
+    trainer = loop.Trainer(config, loop.get_fabric(config), tmp_path, runs.Stop(), lambda epoch, score: None)
+    trainer.module.train()
+    batch = next(trainer._epoch_batches())[0]
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer._step([batch | {"waveform": batch["waveform"] * torch.nan}])
+    assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+    assert trainer.progress.skipped == 1
+    trainer._step([batch])
+    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+
+
+def test_a_run_that_ends_in_an_error_loses_no_step(collection, tmp_path, capsys, monkeypatch):
+    config = tiny(collection, tmp_path / "run", epoch_windows=40)
+    step = loop.Trainer._step
+
+    def failing(trainer, batches):
+        if trainer.progress.step == 7:
+            batches[0]["waveform"][:] = torch.nan
+        return step(trainer, batches)
+
+    monkeypatch.setattr(loop.Trainer, "_step", failing)
+    assert main(as_options(config)) == 2
+    assert "step 7: the loss is nan" in capsys.readouterr().err
+    path, _ = checkpoints.find(config.out)
+    assert path.name.startswith("step-000000007-")
+
+
+def test_resume_without_a_name_takes_no_older_run(collection, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    for name, file in (("20260101-000000", runs.CONFIG), ("20260102-000000", ".lock")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).touch()
+    config = tiny(collection, tmp_path / "any", resume=True)
+    assert runs._choose(replace(config, out=None)).name == "20260102-000000"

@@ -44,7 +44,6 @@ from .registry import get_loss, get_model, get_optimizer, get_schedule
 from .runs import Stop, Stopped, describe, ignore_signals, on_zero, run_folder, stop_signals
 from .splits import write_split
 from .synthetic import make_dataset
-from .tables import CollectionError
 from .windows import Datasets, ExhaustiveWindows, Sampling, open_datasets
 
 WEIGHTS = "weights.safetensors"
@@ -311,7 +310,7 @@ class Trainer:
         self.stop.later = True
         try:
             self._train()
-        except (AudioError, CollectionError, TrainingError, OSError):
+        except (TrainingError, OSError):  # not AudioError: steps without the lost recordings are not to be gone on from
             if self.fabric.world_size == 1:  # other ranks do not know of it
                 with contextlib.suppress(TrainingError):
                     self._save()
@@ -369,7 +368,7 @@ class Trainer:
             self.unreadable.add(recording)
             self.warn(f"{reason}; its windows are left out")
             if len(self.unreadable) > max(1, MAX_UNREADABLE * len(self.data.collection.recordings)):
-                raise TrainingError(f"{reason}; so are {len(self.unreadable) - 1} other recordings, too many to go on")
+                raise AudioError(f"{reason}; so are {len(self.unreadable) - 1} other recordings, too many to go on")
 
     def _step(self, batches: list[dict[str, Tensor]]) -> float:
         """One step of the optimizer; returns the mean loss of all ranks."""

@@ -334,7 +334,7 @@ def lists(folder):
     weights, found = tiny_weights(folder), []
     for name in ("bom", "u16", "rel"):
         _, text = run("detect", folder / f"{name}.txt", "--weights", weights, "--output", folder / f"out_{name}")
-        found.append(re.search(r"in (\d+) recordings", text).group(1) if "recordings" in text else text)
+        found.append(re.search(r"in (\d+) recording", text).group(1) if " in " in text else text)
     return f"{found[0]}, {found[1]} and {found[2]} recordings"
 
 
@@ -432,7 +432,7 @@ def own_classes(folder):
     same = all(torch.allclose(value, kept[name]) for name, value in before.named_parameters() if not name.startswith("dense3"))
     told = "all layers but the last" in text
     all_but_last = "all but the last layer kept, and told" if same and told and kept[last].shape[0] == 3 else text
-    return f"trained for {', '.join(after.detection['labels'])}; {all_but_last}"
+    return f"trained for {', '.join(after.detection.labels)}; {all_but_last}"
 
 
 def answer(number: str) -> str:

@@ -13,7 +13,20 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
-from tools import benchmark, classify, conflicts, convert_weights, detect, evaluate, index_dataset, make_dataset, suggest
+from tools import (
+    benchmark,
+    classify,
+    conflicts,
+    convert_weights,
+    detect,
+    evaluate,
+    export_yolo,
+    import_yolo,
+    index_dataset,
+    make_dataset,
+    suggest,
+    yolo_config,
+)
 from training.config import Config, StudyConfig, SweepConfig, get_parser
 from training.options import did_you_mean
 
@@ -22,6 +35,9 @@ PARSERS: dict[str, Callable[[str], argparse.ArgumentParser]] = {
     "detect": detect.parser,
     "classify": classify.parser,
     "evaluate": evaluate.parser,
+    "export-yolo": export_yolo.parser,
+    "yolo-config": yolo_config.parser,
+    "import-yolo": import_yolo.parser,
     "convert": convert_weights.parser,
     "index": index_dataset.parser,
     "suggest": suggest.parser,
@@ -36,6 +52,9 @@ MODULES = {
     "detect": "tools.detect",
     "classify": "tools.classify",
     "evaluate": "tools.evaluate",
+    "export-yolo": "tools.export_yolo",
+    "yolo-config": "tools.yolo_config",
+    "import-yolo": "tools.import_yolo",
     "convert": "tools.convert_weights",
     "index": "tools.index_dataset",
     "suggest": "tools.suggest",
@@ -57,6 +76,11 @@ your own calls:
   detect        find calls in recordings; pages to look, listen and correct
   classify      one label for each file, from a model trained with --mode file
   evaluate      score detected events against a reference
+
+YOLOR beside it:
+  export-yolo   spectrogram images and boxes of the same recordings, labels and split
+  yolo-config   a copy of your clone's model configuration for your classes
+  import-yolo   what YOLOR found, as events with frequencies
 
 models:
   convert       weights of the original, of Keras, TensorFlow, numpy; to ONNX

@@ -86,6 +86,8 @@ class Labeller:
         has_annotation = np.zeros(len(complete), bool)
         has_annotation[annotated.recording] = True
         annotated = annotated.select(~no_call)
+        self.annotated, self.annotated_row = annotated, np.flatnonzero(~no_call)  # of collection.annotations
+        self.strategy, self.task = strategy, task
         self.spans = _combine(voice, annotated, strategy, extra_label)
         self.known = np.ones_like(has_annotation)
         if collection.one_source:

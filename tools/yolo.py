@@ -182,7 +182,7 @@ def _write(config: Config, data, layout: Layout, folder: Path, out: Path) -> str
 
 
 def image_name(file: str, start: float) -> str:
-    """Name of an image without suffix: a digest, so that YOLOR, which does not shuffle, sees them mixed; then what a person reads.
+    """Name of an image without suffix: a digest, so that YOLOR, which does not shuffle, sees them mixed; then what one reads.
 
     The letters of no image suffix are in it, since YOLOR replaces them all over the path.
     """

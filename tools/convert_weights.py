@@ -5,6 +5,7 @@
 The endings tell the formats. Everything that the weights determine is inferred and checked against the options
 given. The original's .h5 files lack the attention branch, which Keras never saved: give it with --attention.
 Neither TensorFlow nor PyTorch is needed for .h5, .keras, .npz and .safetensors.
+A model_raw.pkl of SincNet becomes a .safetensors: its weights are read, nothing in it is executed.
 """
 
 import sys
@@ -19,7 +20,7 @@ POSITIONS = {"before": True, "after": False}
 
 def parser(prog: str = "python -m tools.convert_weights") -> Parser:
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument("source", type=Path, metavar="SOURCE", help=f"file to read: {' '.join(READERS)}")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help=f"file to read: {' '.join(READERS)} .pkl")
     parser.add_argument("target", type=Path, metavar="TARGET", help=f"file to write: {' '.join(WRITERS)}")
     parser.add_argument("--attention", metavar="FILE.npz|init", help="the attention weights that SOURCE lacks")
     parser.add_argument("--attention-position", choices=POSITIONS, help="attention before or after the first pooling")
@@ -34,6 +35,8 @@ def parser(prog: str = "python -m tools.convert_weights") -> Parser:
 
 def main(arguments: list[str] | None = None, prog: str = "python -m tools.convert_weights") -> int:
     options = parser(prog).parse_args(arguments)
+    if options.source.suffix == ".pkl":
+        return convert_sincnet(options.source, options.target, options.sr)
     asked = {
         "n_classes": options.classes,
         "sr": options.sr,
@@ -56,6 +59,24 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.conver
         print(f"note: {note}")
     print(f"wrote {options.target}")
     return verify(weights, config, options.target) if options.verify else 0
+
+
+def convert_sincnet(source: Path, target: Path, sr: int | None) -> int:
+    """Convert a model_raw.pkl; print where each weight came from and what was assumed."""
+    from tools.weights.sincnet_pkl import convert_sincnet as convert  # PyTorch takes seconds
+
+    try:
+        model, origin, notes = convert(source, target, sr)
+    except WeightsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, tensor in model.state_dict().items():
+        print(f"{name:34} {str(tuple(tensor.shape)):14} {origin[name]}")
+    print("architecture: SincNet, " + ", ".join(f"{key}={value}" for key, value in model.config.items()))
+    for note in notes:
+        print(f"note: {note}")
+    print(f"wrote {target}")
+    return 0
 
 
 def verify(weights: Weights, config: dict, target: Path) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from denet_torch import checkpoint
 from denet_torch.sincnet import SincNet
 
 from . import WeightsError
@@ -42,11 +43,37 @@ def port_name(name: str) -> str | None:
     raise KeyError(name)
 
 
-def read_sincnet(path: Path, sr: int, hop: int | None = None) -> tuple[SincNet, list[str]]:
+def convert_sincnet(source: Path, target: Path, sr: int | None) -> tuple[SincNet, dict[str, str], list[str]]:
+    """Write the SincNet of `source` to `target`; the model, each weight's name in the file, and what the user should know.
+
+    Raises WeightsError; `target` is then as it was.
+    """
+    if target.suffix != ".safetensors":
+        raise WeightsError(f"{target}: weights of a SincNet are written as .safetensors")
+    if not target.absolute().parent.is_dir():
+        raise WeightsError(f"{target}: there is no folder {target.parent}")
+    model, unused = read_sincnet(source, sr or 16000)
+    try:
+        checkpoint.save(model, target)
+    except OSError as error:
+        raise WeightsError(f"{target}: cannot be written ({line(error)})") from None
+    notes = [] if sr else ["sr = 16000, which the file does not tell; say --sr if it is another"]
+    notes.append(f"a chunk of {model.chunk} samples every {model.samples}")
+    taps = model.config["taps"][0]
+    notes.append(f"sinc filters of {taps} taps: the file tells them up to the pooling's rounding, and the window is not in it")
+    notes.append("leaky ReLU after every layer, as in cfg/SincNet_TIMIT.cfg: the file does not tell")
+    notes.append(f"{len(unused)} tensors that the original owns and never uses are left out")
+    origin = {}
+    for part, weights in original_parts(model).items():
+        origin |= {port_name(f"{part}/{name}"): f"{part}/{name}" for name in weights}
+    return model, origin, notes
+
+
+def read_sincnet(path: Path, sr: int) -> tuple[SincNet, list[str]]:
     """The SincNet of a `model_raw.pkl`, in evaluation mode, and the weights that it never uses and leaves out.
 
-    The file tells all sizes but the sampling rate `sr` (Hz). `hop`: samples from one chunk to the next, 10 ms or what is
-    nearest to that and divides a chunk. Raises WeightsError.
+    The file tells all sizes but the sampling rate `sr` (Hz). A hop is 10 ms, or what is nearest to that and divides a chunk.
+    Raises WeightsError.
     """
     state, unused = _tensors(path)
     try:
@@ -58,9 +85,7 @@ def read_sincnet(path: Path, sr: int, hop: int | None = None) -> tuple[SincNet, 
         steps = state["norms.0.gamma"].shape[1]
         taps = [_odd_taps(path, chunk, steps), *(tensor.shape[2] for tensor in convs.values())]
         n_classes = len(state["output.bias"])
-        hop = hop or nearest_hop(chunk, sr)
-        if chunk % hop:
-            raise WeightsError(f"{path}: has chunks of {chunk} samples, which a hop of {hop} does not divide")
+        hop = nearest_hop(chunk, sr)
         with torch.device("meta"):
             model = SincNet((chunk // hop, hop), n_classes, sr, n_filters=filters, taps=taps, hidden=hidden)
     except KeyError as error:
@@ -97,7 +122,9 @@ def _odd_taps(path: Path, chunk: int, steps: int) -> int:
 def _tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     try:
         saved = torch.load(existing(path), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError, IndexError) as error:
+    except pickle.UnpicklingError:  # PyTorch's message advises to execute it
+        raise WeightsError(f"{path}: holds something else than tensors, or is damaged; nothing in it was executed") from None
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError, IndexError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{path}: is no file of tensors, or damaged ({line(error)})") from None

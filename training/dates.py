@@ -15,16 +15,19 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 _YEAR, _MONTH, _DAY = r"(?P<year>19[89]\d|20\d\d)", r"(?P<month>0[1-9]|1[0-2])", r"(?P<day>0[1-9]|[12]\d|3[01])"
 _SHORT_YEAR = r"(?P<short>0[5-9]|[12]\d)"  # not 00: numbers that count recordings begin so
 _TIME = r"(?P<hour>[01]\d|2[0-3])[-_.:h ]?(?P<minute>[0-5]\d)(?:[-_.:m ]?(?P<second>[0-5]\d))?"
+_PLAIN_TIME = r"(?P<hour>[01]\d|2[0-3])(?P<minute>[0-5]\d)(?P<second>[0-5]\d)"
 _WORD = rf"(?<![a-z])(?P<word>{'|'.join(_MONTHS)})[a-z]*"
 _PATTERNS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
+        # Twelve digits, or twelve and others behind them: 200101010000 is of 2020. Fourteen have the whole year.
+        rf"(?<!\d){_SHORT_YEAR}{_MONTH}{_DAY}{_PLAIN_TIME}(?=\d{{3}}|(?!\d))",
         rf"(?<!\d){_YEAR}(?P<gap>[-_. ]?){_MONTH}(?P=gap){_DAY}(?:[-_. t$@]{{0,3}}{_TIME}|(?!\d))",
         rf"(?<!\d){_DAY}(?P<gap>[-_.]){_MONTH}(?P=gap){_YEAR}(?:[-_. t$@]{{1,3}}{_TIME}|(?!\d))",
         rf"(?<!\d)(?P<day>\d\d?)[-_. ]?{_WORD}[-_. ]?{_YEAR}(?!\d)",
         rf"{_WORD}[-_. ]*(?P<day>\d\d?)[-_., ]+{_YEAR}(?!\d)",
         rf"(?<!\d){_YEAR}[-_. ]?{_WORD}[-_. ]?(?P<day>\d\d?)(?!\d)",
-        rf"(?<!\d){_SHORT_YEAR}{_MONTH}{_DAY}[-_ t]?{_TIME}",
+        rf"(?<!\d){_SHORT_YEAR}{_MONTH}{_DAY}[-_ t]{_TIME}",
         rf"(?<!\d){_SHORT_YEAR}{_MONTH}{_DAY}(?!\d)",
     )
 ]

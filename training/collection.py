@@ -212,17 +212,27 @@ def _facts(index: Path) -> dict:
 
 def summary(collection: Collection, report: pd.DataFrame) -> str:
     """What was read, kept and dropped, and why: a line each."""
-    names = {FILE_INFO: "Recordings", ANNOTATIONS: "Annotations"} if collection.one_source else {}
-    lines = [
-        f"{names.get(table, table)}: {rows['read']} rows read, {rows['kept']} kept, {rows['dropped']} dropped"
-        for table, rows in collection.rows.items()
-    ]
+    names, lines = _names(collection), row_counts(collection)
     for (table, action, reason), rows in report.groupby(["table", "action", "reason"]):
         first = rows.iloc[0]
         where = first["file"] + (f" line {first['line']}" if first["line"] else "")
         why = f": {first['detail']}" if action in EXPLAINED and first["detail"] else ""
         lines.append(f"  {len(rows)} {action}: {reason} ({names.get(table, table)}); first: {where}{why}")
     return "\n".join(lines + recording_facts(collection))
+
+
+def row_counts(collection: Collection, lossy: bool = False) -> list[str]:
+    """Rows read, kept and dropped of each table, a line each; with `lossy`, of those alone of which some were dropped."""
+    names = _names(collection)
+    return [
+        f"{names.get(table, table)}: {rows['read']} rows read, {rows['kept']} kept, {rows['dropped']} dropped"
+        for table, rows in collection.rows.items()
+        if rows["dropped"] or not lossy
+    ]
+
+
+def _names(collection: Collection) -> dict[str, str]:
+    return {FILE_INFO: "Recordings", ANNOTATIONS: "Annotations"} if collection.one_source else {}
 
 
 def recording_facts(collection: Collection) -> list[str]:

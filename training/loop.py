@@ -32,7 +32,7 @@ from denet_torch.schema import Decoding, Detection
 
 from . import checkpoints, guards
 from .bfloat16 import cpu_has_bfloat16, emulated
-from .collection import INDEX_NAME, open_collection, recording_facts, replacing
+from .collection import INDEX_NAME, open_collection, recording_facts, replacing, row_counts
 from .config import Config, TrainingError, reading
 from .evaluation import Predictions, choose_decoding, collate, predict, scores
 from .files import FileResult, train_files
@@ -245,7 +245,8 @@ class Trainer:
                 "--amp: this processor has no bfloat16 instructions, training in float32; "
                 "--amp-dtype bfloat16 emulates them, which is slower"
             )
-        for line in [*recording_facts(self.data.collection), self.data.described_split]:
+        collection = self.data.collection
+        for line in [*row_counts(collection, lossy=True), *recording_facts(collection), self.data.described_split]:
             self.say(line)
         for warning in guards.data_warnings(self.data.collection, self.data.labeller, config.sample_rate, config.frame_seconds):
             self.warn(warning)

@@ -10,6 +10,7 @@ A split is a CSV file of file,side whose name holds the hash of its content.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,8 +56,9 @@ def split_collection(
     groups, sizes = np.unique(group[group >= 0], return_counts=True)
     if (there := _count(collection, by, usable)) < least:
         raise CollectionError(
-            f"{collection.root}: {_named(int(usable.sum()), 'recording')} with labels, split by {' and '.join(by)}, fall into "
-            f"{_named(there, 'group')}; {least} sides need as many. {_offer(collection, usable, least)}"
+            f"{collection.root}: {_named(int(usable.sum()), 'recording')} with labels and a whole frame, split by "
+            f"{' and '.join(by)}, fall into {_named(there, 'group')}; {least} sides need as many. "
+            f"{_offer(collection, usable, least)}"
         )
     wanted = np.array(fractions, float) / sum(fractions) * sizes.sum()
     sides = np.flatnonzero(wanted)
@@ -96,7 +98,7 @@ def _offer(collection: Collection, usable: np.ndarray, least: int) -> str:
         return f"This collection offers --split-by {', '.join(f'{key} ({count} groups)' for key, count in there.items())}"
     if collection.one_source and not usable.all():
         return (
-            f"{_named(int((~usable).sum()), 'recording')} without labels: annotate more, or say with --completely-annotated that "
+            f"{_named(int((~usable).sum()), 'recording')} without them: annotate more, or say with --completely-annotated that "
             "there is no call in those without a table"
         )
     return "Annotate more recordings, or cut long ones into several"
@@ -162,7 +164,7 @@ def _ties(collection: Collection, key: str) -> tuple[np.ndarray, np.ndarray]:
     elif key == "cage":
         value = recordings["treatment"] + "/" + recordings["channel"]
     elif key == "folder":
-        value = recordings["file"].str.rpartition("/")[0]
+        value = recordings["file"].map(os.path.dirname)
     elif key == "recording":
         value = rows
     elif key == "emitter":

@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import Dataset
 
 from denet_torch import audio
-from training.collection import Collection, open_collection
+from training.collection import INDEX_NAME, Collection, open_collection, report_path
 from training.labels import IGNORE, Labeller, Spans, quiet_spans
 from training.mixing import Mixer
 from training.splits import Split, offers, split_collection
@@ -291,7 +291,13 @@ def open_datasets(
     collection = open_collection(data_dir, **(reading or {}))
     labeller = Labeller(collection, strategy, task, min_overlap, mask_conflicts)
     usable = labeller.known & (whole_frames(collection, window.get("rate", 16000), window.get("samples", 800)) > 0)
+    if not len(collection.recordings):
+        raise CollectionError(f"{collection.root}: none of its recordings can be used; {report_path(INDEX_NAME)} there says why")
+    if len(labeller.classes) < 2:
+        raise CollectionError(f"{collection.root}: no annotation names a class of the task {task}: there is nothing to learn")
     split = split_collection(collection, split_by, fractions, seed, usable)
+    if not usable[labeller.spans.recording].any():
+        raise CollectionError(f"{collection.root}: no call in {usable.sum()} recordings with labels: there is nothing to learn")
     order = np.random.default_rng(seed).permutation(len(split.train))
     train = np.sort(split.train[order[: max(1, round(subset * len(order)))]])
     stretch = window | {"seq_len": STRETCH * window.get("seq_len", 10)}

@@ -22,3 +22,9 @@ def tests(session):
 def parity(session):
     """The parity suite alone; prints and writes the parity report."""
     session.run(*PYTEST, "parity_tests", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def docs(session):
+    """The documentation site, docs/_build/index.html; warnings are errors."""
+    session.run(sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build", *session.posargs)

@@ -26,5 +26,5 @@ def parity(session):
 
 @nox.session
 def docs(session):
-    """The documentation site, docs/_build/index.html; warnings are errors."""
-    session.run(sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build", *session.posargs)
+    """The documentation site, docs/_build/html/index.html; warnings are errors."""
+    session.run(sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html", *session.posargs)

@@ -127,7 +127,7 @@ def test_the_notebook_runs(tmp_path):
 
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("furo", reason="the docs extra is not installed")
-    words = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", ROOT / "docs", tmp_path / "site"]
+    words = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", ROOT / "docs", tmp_path / "out" / "site"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert "get_denet" in (tmp_path / "site" / "api.html").read_text()
+    assert "get_denet" in (tmp_path / "out" / "site" / "api.html").read_text()

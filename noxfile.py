@@ -27,4 +27,5 @@ def parity(session):
 @nox.session
 def docs(session):
     """The documentation site, docs/_build/html/index.html; warnings are errors."""
-    session.run(sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html", *session.posargs)
+    options = ("-W", "--keep-going", "-q", "-b", "html")
+    session.run(sys.executable, "-m", "sphinx", *options, "docs", "docs/_build/html", *session.posargs)

@@ -33,7 +33,6 @@ HDF5 = (".h5", ".weights.h5")
 COUNTS = {  # 2,000 in all; those of .pt and of checkpoints, which load PyTorch and TensorFlow, apart
     "truncated": 300,
     "flipped": 500,
-    "renamed": 30,
     "shape": 200,
     "dtype": 150,
     "missing": 150,
@@ -41,8 +40,8 @@ COUNTS = {  # 2,000 in all; those of .pt and of checkpoints, which load PyTorch 
     "not finite": 150,
     "statements": 60,
     "declared": 40,
-    "links": 40,
-    "storage": 40,
+    "links": 60,
+    "storage": 50,
     "objects": 20,
     "bomb": 20,
 }
@@ -314,9 +313,6 @@ def damaged(kind: str, seed: int, folder: Path, bases: dict[str, bytes]) -> tupl
             return ending, data[: rng.choice([0, 1, rng.randrange(len(data)), rng.randrange(len(data)), len(data) - 1])]
         case "flipped":
             return ending, flip(rng, data, structure(data) if ending in HDF5 else range(len(data)))
-        case "renamed":
-            other = rng.choice([other for other in bases if other != ending])
-            return other, data
         case "shape" | "dtype" | "not finite" | "extra" | "missing":
             edit = {
                 "shape": wrong_shape,
@@ -347,14 +343,12 @@ def damaged_pt(rng: random.Random, folder: Path, bases: dict[str, bytes]) -> byt
     import torch
 
     data = bases[".pt"]
-    kinds = "cut flip renamed pickle object bomb shape dtype nan missing extra view list"
+    kinds = "cut flip pickle object bomb shape dtype nan missing extra view list"
     how = rng.choice(kinds.split())
     if how == "cut":
         return data[: rng.randrange(len(data))]
     if how == "flip":
         return flip(rng, data, range(len(data)))
-    if how == "renamed":
-        return bases[rng.choice([other for other in bases if other != ".pt"])]
     if how == "pickle":
         return pickle.dumps(rng.choice([Bomb(folder), {"conv1.bias": Bomb(folder)}, [1, 2], "weights"]))
     buffer = io.BytesIO()

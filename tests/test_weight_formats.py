@@ -20,13 +20,13 @@ from weight_cases import SMALL, asked, configs, draw_tensors, same
 
 from denet_torch import DENet, load, save
 from denet_torch.schema import Decoding, Detection
-from tools.weights.convert import READERS, WRITERS, convert, read_whole
+from tools.weights.convert import convert, read_whole
 from tools.weights.names import ATTENTION, keras_name, shapes, transposed
 from tools.weights.npz import write_npz
 from tools.weights.safetensors_file import write_safetensors
 from tools.weights.verify import differences
 
-BOTH_WAYS = [ending for ending in WRITERS if ending in READERS]
+BOTH_WAYS = [".safetensors", ".h5", ".weights.h5", ".keras", ".npz", ".pt"]
 GOLDEN = Path(__file__).resolve().parents[1].parent / "shared" / "golden"
 
 
@@ -49,7 +49,6 @@ def test_every_pair_of_formats_round_trips(tmp_path_factory, config, dtype):
         attention = str(folder / "attention.npz") if source.name.endswith("x.h5") else None
         convert(source, target, attention, asked(config))
 
-    assert len(BOTH_WAYS) == 6
     for first, second in product(BOTH_WAYS, BOTH_WAYS):
         there, back, end = folder / f"x{first}", folder / f"y{second}", folder / "end.safetensors"
         if not there.exists():

@@ -20,7 +20,7 @@ class Weights:
     """What a file holds: `tensors` by the port's names, the `origin` of each (its name in the file), and the arguments of
     DENet that the file states (`known`), `input_shape` as `seq_len` and `samples`. `recorded`: inputs (batch, seq_len,
     samples, 1) and what the model that owns the weights predicted for them, where the file has them. `detection`: the JSON of
-    `DENet.detection`, "" where there is none."""
+    `DENet.detection`, "" where there is none. `assumed`: what decides predictions and nothing confirms, a line each."""
 
     path: Path
     tensors: dict[str, np.ndarray]
@@ -29,3 +29,4 @@ class Weights:
     notes: list[str] = field(default_factory=list)
     recorded: tuple[np.ndarray, np.ndarray] | None = None
     detection: str = ""
+    assumed: list[str] = field(default_factory=list)

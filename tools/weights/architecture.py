@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import Weights, WeightsError
+from . import Weights, WeightsError, rate
 from .names import ATTENTION, NAMES, attention_steps, shapes
 
 OPTIONS = {  # argument of DENet -> option of tools.convert_weights
@@ -91,13 +91,43 @@ def resolve(weights: Weights, asked: dict) -> tuple[dict, list[str]]:
     if "samples" not in weights.known and "samples" not in asked:
         roundest = f"samples = {said['samples']}, the roundest of the frame lengths that fit"
         notes.append(f"{roundest}; say {OPTIONS['samples']} if it is another")
+    said |= _rate_of(weights, said, "sr" in asked, notes)
     for key, value in DEFAULTS.items():
         if key not in said:
             said[key] = value
-            if key in OPTIONS:
+            if key == "sr":
+                moved = "training has moved its filters too far to tell"
+                notes.append(f"sr = {value}, which the file does not tell, and {moved}; say {OPTIONS[key]} if it is another")
+                weights.assumed.append(f"the sampling rate, {value} Hz, is assumed, and another one predicts something else")
+            elif key in OPTIONS:
                 notes.append(f"{key} = {value}, which the file does not tell; say {OPTIONS[key]} if it is another")
     config = {"input_shape": [said.pop("seq_len"), said.pop("samples"), 1]}
     return config | {key: said[key] for key in ARGUMENTS if key in said}, notes
+
+
+def _rate_of(weights: Weights, said: dict, by_user: bool, notes: list[str]) -> dict:
+    """The sampling rate that the filters tell, where nobody says it; WeightsError where they contradict the user or leave
+    several open. What a file states is believed: its filters may come from a model for another rate."""
+    b1, band = weights.tensors["sinc.filt_b1"], weights.tensors["sinc.filt_band"]
+    distances = rate.distances(b1, band, said.get("sr"))
+    rates = rate.fitting(distances, len(b1))
+    if not rates:
+        return {}
+    nearest = rates[0]
+    fit = f"{distances[nearest]:.1e} cycles a sample (median) from those that training starts with at {nearest} Hz"
+    if "sr" in said:
+        if said["sr"] not in rates:
+            off = f"the filters' cuts are {fit}, {distances[said['sr']]:.1e} at {said['sr']} Hz"
+            if by_user:
+                raise WeightsError(f"{weights.path}: {OPTIONS['sr']} is {said['sr']}, but {off}")
+            notes.append(f"sr = {said['sr']}, as the file states, but {off}")
+        return {}
+    if len(rates) > 1:
+        options = " or ".join(f"{OPTIONS['sr']} {rate}" for rate in sorted(rates))
+        raise WeightsError(f"{weights.path}: the filters' cuts fit several sampling rates; say {options}")
+    following = next(other for other in distances if other != nearest)
+    notes.append(f"sr = {nearest}, inferred: the filters' cuts are {fit}, {distances[following]:.1e} at the next, {following} Hz")
+    return {"sr": nearest}
 
 
 def check(weights: Weights, config: dict) -> None:

@@ -9,9 +9,10 @@ from safetensors import SafetensorError
 
 from . import Weights, WeightsError
 from .architecture import check, lacks_attention, resolve
+from .contents import contents
 from .files import line, replacing
-from .keras_h5 import read_keras_h5, write_keras_h5
-from .keras_v3 import read_keras, read_weights_h5, write_keras, write_weights_h5
+from .keras_h5 import write_keras_h5
+from .keras_v3 import read_hdf5, read_keras, write_keras, write_weights_h5
 from .names import ATTENTION
 from .npz import read_attention_npz, read_npz, write_npz
 from .safetensors_file import read_safetensors, write_safetensors
@@ -22,16 +23,15 @@ def _later(module: str, function: str) -> Callable:
     return lambda *arguments: getattr(importlib.import_module(f".{module}", __package__), function)(*arguments)
 
 
-READERS = {
-    ".safetensors": read_safetensors,
-    ".h5": read_keras_h5,
-    ".h5.gz": read_keras_h5,
-    ".weights.h5": read_weights_h5,
-    ".keras": read_keras,
-    ".npz": read_npz,
-    ".pt": _later("torch_files", "read_pt"),
-    ".index": _later("tensorflow_files", "read_checkpoint"),
-    "folder": _later("tensorflow_files", "read_saved_model"),
+READERS = {  # by what `contents` finds
+    "safetensors": read_safetensors,
+    "HDF5": read_hdf5,
+    "keras": read_keras,
+    "npz": read_npz,
+    "torch": _later("torch_files", "read_pt"),
+    "checkpoint": _later("tensorflow_files", "read_checkpoint"),
+    "graph": _later("tensorflow_files", "read_frozen"),
+    "folder": _later("tensorflow_files", "read_folder"),
 }
 WRITERS = {
     ".safetensors": write_safetensors,
@@ -49,13 +49,13 @@ HOLD_DETECTION = (".safetensors", ".npz", ".onnx")
 def convert(
     source: Path, target: Path, attention: str | None = None, asked: dict | None = None
 ) -> tuple[Weights, dict, list[str]]:
-    """Convert the weights in `source` to `target`, whose names' endings tell the formats.
+    """Convert the weights in `source`, whose contents tell its format, to `target`, whose ending does.
 
-    `attention`: a .npz with the attention's weights, or "init" to start them fresh. `asked`: what the user says of
+    `attention`: a file with the attention's weights, or "init" to start them fresh. `asked`: what the user says of
     DENet's arguments (the keys of `architecture.OPTIONS`), checked against the file. Returns the weights, the
     configuration and what the user should know. Raises WeightsError; `target` is then as it was.
     """
-    format = ending(WRITERS, target, "written")
+    format = ending(target)
     if not target.absolute().parent.is_dir():
         raise WeightsError(f"{target}: there is no folder {target.parent}")
     weights, config, notes = read_whole(source, attention, asked or {})
@@ -76,10 +76,7 @@ def convert(
 
 def read_whole(source: Path, attention: str | None, asked: dict) -> tuple[Weights, dict, list[str]]:
     """The weights of `source`, attention included, their configuration, and what was assumed. Raises WeightsError."""
-    try:
-        weights = READERS[ending(READERS, source, "read")](source)
-    except ImportError as error:
-        raise WeightsError(f"{source}: {error.name} is needed to read it, and not installed") from None
+    weights = read(source)
     if not lacks_attention(weights):
         if attention:
             raise WeightsError(f"{source}: has attention weights of its own; --attention is for files without")
@@ -90,7 +87,7 @@ def read_whole(source: Path, attention: str | None, asked: dict) -> tuple[Weight
             "that owns the model), or start them fresh with --attention init and train the model further"
         )
     elif attention != "init":
-        supplied = read_attention_npz(Path(attention))
+        supplied = read_attention(Path(attention))
         weights.tensors |= supplied.tensors
         weights.origin |= {name: f"{attention}: {origin}" for name, origin in supplied.origin.items()}
         weights.known = supplied.known | weights.known
@@ -99,6 +96,7 @@ def read_whole(source: Path, attention: str | None, asked: dict) -> tuple[Weight
     if attention == "init":
         weights.tensors |= _fresh_attention(config, weights.tensors["conv1.weight"].dtype)
         weights.origin |= {name: "drawn from its initial distribution" for name in ATTENTION}
+        weights.assumed.append("the attention's weights were drawn, and are not those of the model that wrote the file")
     check(weights, config)
     return weights, config, weights.notes + notes
 
@@ -114,11 +112,30 @@ def _fresh_attention(config: dict, dtype: np.dtype) -> dict[str, np.ndarray]:
     return {f"attention.{name}": tensor.numpy().astype(dtype) for name, tensor in layer.state_dict().items()}
 
 
-def ending(functions: dict[str, Callable], path: Path, verb: str) -> str:
-    """The longest key of `functions` that `path` ends in, "folder" for one. Raises WeightsError if there is none."""
-    if path.is_dir() and "folder" in functions:
-        return "folder"
-    matching = [ending for ending in functions if path.name.endswith(ending)]
+def read(path: Path) -> Weights:
+    """The weights that lie at `path`, whatever its name. Raises WeightsError."""
+    if not path.exists() and path.with_name(f"{path.name}.index").is_file():  # as TensorFlow names a checkpoint
+        path = path.with_name(f"{path.name}.index")
+    try:
+        return READERS[contents(path)](path)
+    except ImportError as error:
+        raise WeightsError(f"{path}: {error.name} is needed to read it, and not installed") from None
+
+
+def read_attention(path: Path) -> Weights:
+    """The attention's weights in the file `path`, which may hold others too. Raises WeightsError."""
+    if path.is_file() and contents(path) == "npz":
+        return read_attention_npz(path)
+    weights = read(path)
+    if lacks_attention(weights):
+        raise WeightsError(f"{path}: holds no attention weights either")
+    weights.tensors = {name: weights.tensors[name] for name in ATTENTION}
+    return weights
+
+
+def ending(path: Path) -> str:
+    """The longest key of WRITERS that the name of `path` ends in. Raises WeightsError if there is none."""
+    matching = [ending for ending in WRITERS if path.name.endswith(ending)]
     if not matching:
-        raise WeightsError(f"{path}: formats are told by their ending, and only {' '.join(functions)} can be {verb}")
+        raise WeightsError(f"{path}: the ending tells what is written: {' '.join(WRITERS)}")
     return max(matching, key=len)

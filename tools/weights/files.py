@@ -10,6 +10,7 @@ from pathlib import Path
 
 from . import WeightsError
 
+GZIP = b"\x1f\x8b"
 MAX_RATIO = 20  # weights are noise: none pack by more than a few times; what unpacks to more is no weight file
 
 
@@ -30,10 +31,11 @@ def existing(path: Path) -> Path:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The contents of `path`, unpacked if its name ends in .gz."""
-    existing(path)
-    if path.suffix != ".gz":
-        return path.read_bytes()
+    """The contents of `path`, unpacked if they are gzipped."""
+    with open(existing(path), "rb") as file:
+        if file.read(2) != GZIP:
+            file.seek(0)
+            return file.read()
     limit = MAX_RATIO * path.stat().st_size
     try:
         with gzip.open(path) as file:

@@ -15,6 +15,7 @@ from . import Weights, WeightsError
 from .architecture import check_types, facts
 from .files import line, read_bytes, unzip
 from .hdf5 import read_tree
+from .keras_h5 import read_keras2
 from .names import LAYERS, NAMES, transposed
 
 # tf_keras goes through a model's attributes in reverse order of the alphabet, and `layers` is one of them.
@@ -32,9 +33,9 @@ LISTED = {
 VERSION = "2.21.0"  # of the tf_keras whose layout this is
 
 
-def read_weights_h5(path: Path) -> Weights:
-    """Weights of a .weights.h5. Raises WeightsError."""
-    return _weights(path, read_bytes(path), {})
+def read_hdf5(path: Path) -> Weights:
+    """Weights of an HDF5 file, gzipped or not, whose layout tells Keras 2 from what is newer. Raises WeightsError."""
+    return _hdf5(path, read_bytes(path), {})
 
 
 def read_keras(path: Path) -> Weights:
@@ -46,7 +47,7 @@ def read_keras(path: Path) -> Weights:
         config = dict(json.loads(members["config.json"])["config"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WeightsError(f"{path}: its config.json cannot be read ({line(error)})") from None
-    return _weights(path, members["model.weights.h5"], facts(path, config))
+    return _hdf5(path, members["model.weights.h5"], facts(path, config))
 
 
 def write_weights_h5(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None:
@@ -74,8 +75,12 @@ def write_keras(tensors: dict[str, np.ndarray], config: dict, path: Path) -> Non
         archive.writestr("model.weights.h5", weights.getbuffer())
 
 
-def _weights(path: Path, data: bytes, known: dict) -> Weights:
+def _hdf5(path: Path, data: bytes, known: dict) -> Weights:
     tree = read_tree(path, data)
+    if "model_weights" in tree.attributes or "layer_names" in tree.attributes[""]:
+        weights = read_keras2(path, tree)
+        weights.known |= known
+        return weights
     places = {}  # in the file -> name here
     for layer, leaves in LAYERS.items():
         for prefix in {layer.replace(".", "/"), _listed(layer)}:

@@ -1,6 +1,6 @@
 """Our .npz: Keras's layout, names like "attention/conv1/kernel" (see `keras224_export`), DENet's arguments as JSON in "config".
 
-Other .npz files can supply the attention: twelve arrays "attention/..." in Keras's order.
+Other .npz files can supply the attention: twelve arrays "attention/...", or arr_0 to arr_11, in Keras's order.
 """
 
 import io
@@ -38,6 +38,9 @@ def read_attention_npz(path: Path) -> Weights:
     """The attention's weights in an .npz, which may hold other things too. Raises WeightsError."""
     arrays = read_arrays(path)
     found = {name: array for name, array in arrays.items() if name.startswith("attention/") and array.size}
+    positional = [f"arr_{i}" for i in range(len(ATTENTION))]  # np.savez(FILE, *network.get_weights())
+    if not found and set(positional) == {name for name in arrays if name.startswith("arr_")}:
+        found = {name: arrays[name] for name in positional}
     if len(found) != len(ATTENTION):
         raise WeightsError(f'{path}: has {len(found)} arrays named "attention/..."; the attention network has {len(ATTENTION)}')
     if set(found) == {keras_name(name) for name in ATTENTION}:

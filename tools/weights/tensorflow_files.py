@@ -1,6 +1,7 @@
-"""TensorFlow checkpoints (FILE.index beside FILE.data-...) and SavedModel folders of `reference_tf`, read by TensorFlow.
+"""TensorFlow checkpoints (FILE.index beside FILE.data-...), SavedModel folders and frozen graphs, read by TensorFlow.
 
-Only variables are read; no graph is loaded or run.
+Of `reference_tf`, of the original in TensorFlow 1, or in tf.keras. Only variables and constants are read; no graph is loaded
+or run.
 """
 
 import math
@@ -8,7 +9,8 @@ from pathlib import Path
 
 from . import Weights, WeightsError
 from .architecture import check_types
-from .files import existing, line
+from .files import MAX_RATIO, existing, line
+from .keras_layers import LEAVES, assign, in_order, leaf_of
 from .names import ATTENTION, NAMES, PORT_NAMES, transposed
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -18,14 +20,50 @@ STATE = ("biased_mean", "biased_variance", "local_step")  # training state of a 
 
 def read_checkpoint(path: Path) -> Weights:
     """Weights of the checkpoint whose index file is `path`. Raises WeightsError."""
+    if path.suffix != ".index":
+        raise WeightsError(f"{path}: is a checkpoint's index, whose name has to end in .index, beside its .data file")
     return _read(path, existing(path))
 
 
-def read_saved_model(path: Path) -> Weights:
-    """Weights of the SavedModel folder `path`. Raises WeightsError."""
-    if not (path / "saved_model.pb").is_file():
-        raise WeightsError(f"{path}: is a folder without saved_model.pb, so no SavedModel")
-    return _read(path, existing(path / "variables" / "variables.index"))
+def read_folder(path: Path) -> Weights:
+    """Weights of a SavedModel folder or of a folder with one checkpoint. Raises WeightsError."""
+    if (path / "saved_model.pb").is_file():
+        return _read(path, existing(path / "variables" / "variables.index"))
+    found = sorted(path.glob("*.index"))
+    if len(found) != 1:
+        raise WeightsError(f"{path}: is a folder without saved_model.pb and with {len(found)} checkpoints (.index); name a file")
+    return _read(found[0], existing(found[0]))
+
+
+def read_frozen(path: Path) -> Weights:
+    """Weights of a frozen graph (its variables are constants), which is parsed and not loaded. Raises WeightsError."""
+    data = existing(path).read_bytes()
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.framework import graph_pb2
+
+    try:
+        graph = graph_pb2.GraphDef.FromString(data)
+    except (DecodeError, RuntimeError) as error:
+        raise WeightsError(f"{path}: cannot be read as a TensorFlow graph ({line(error)})") from None
+    nodes = [node for node in graph.node if node.op == "Const" and leaf_of(node.name) in LEAVES]
+    constants = {node.name: node.attr["value"].tensor for node in nodes}
+    if not constants:
+        raise WeightsError(f"{path}: is no weight file, nor a frozen graph that holds weights by their names")
+    weights = Weights(path, {}, {})
+    for name, origin in assign(path, sorted(constants, key=in_order)).items():
+        tensor = constants[origin]
+        shape = [axis.size for axis in tensor.tensor_shape.dim]
+        if min(shape, default=0) < 0 or 8 * math.prod(shape) > MAX_RATIO * len(data):
+            raise WeightsError(f"{path}: {origin} is {tuple(shape)}, more than the file holds")
+        try:
+            array = tf.make_ndarray(tensor)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise WeightsError(f"{path}: {origin} cannot be read ({line(error)})") from None
+        weights.tensors[name], weights.origin[name] = transposed(name, array), origin
+    weights.tensors = {name: weights.tensors[name] for name in NAMES if name in weights.tensors}
+    check_types(weights)
+    return weights
 
 
 def _read(path: Path, index: Path) -> Weights:
@@ -59,7 +97,9 @@ def _places(path: Path, origins: dict) -> dict[str, str]:
         return {name: f"variables/{i}{SUFFIX}" for i, name in enumerate(names)}
     first = f"sinc/filt_b1{SUFFIX}"
     prefixes = [origin.removesuffix(first) for origin in origins if origin.endswith(first)]
-    if len(prefixes) != 1:
+    if not prefixes:
+        return _keras_places(path, origins)
+    if len(prefixes) > 1:
         raise WeightsError(f"{path}: holds {len(prefixes)} DENets; expected one")
     found = {}
     for origin in origins:
@@ -73,3 +113,17 @@ def _places(path: Path, origins: dict) -> dict[str, str]:
             raise WeightsError(f"{path}: {origin} is no weight of a DENet")
         found[PORT_NAMES["/".join(parts)]] = origin
     return {name: found[name] for name in NAMES if name in found}
+
+
+def _keras_places(path: Path, origins: dict) -> dict[str, str]:
+    """The same for the original: variables by their names in the graph (TensorFlow 1's Saver, simple_save), or by their
+    places in a tf.keras model's layers. What else lies in a session, such as an optimizer's slots, is left out."""
+    names = {}
+    for origin in origins:
+        name = origin.removesuffix(SUFFIX)
+        if name.split("/")[0] not in NO_WEIGHTS and ".OPTIMIZER_SLOT" not in name and leaf_of(name) in LEAVES:
+            names[name] = origin
+    if not names:
+        raise WeightsError(f"{path}: holds no DENet")
+    found = assign(path, sorted(names, key=in_order))
+    return {name: names[found[name]] for name in NAMES if name in found}

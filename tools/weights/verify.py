@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from . import Weights
-from .convert import READERS, ending
+from .convert import read
 from .names import ATTENTION, NAMES, keras_name, transposed
 from .torch_files import model
 
@@ -48,7 +48,7 @@ def _runner(target: Path, weights: Weights, config: dict) -> Callable[[np.ndarra
     if target.suffix == ".pt2":
         program = torch.export.load(target).module()
         return lambda x: _softmax(program(torch.tensor(x)).detach().numpy())
-    written = READERS[ending(READERS, target, "read")](target)
+    written = read(target)
     attention = {name: weights.tensors[name] for name in ATTENTION}  # an original .h5 has none
     return _torch(attention | written.tensors, config)
 

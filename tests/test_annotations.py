@@ -291,6 +291,16 @@ def test_frequencies_of_slowed_down_recordings(tmp_path):
     pd.testing.assert_frame_equal(annotations.to_true(slow, 10), raven_of)
 
 
+@pytest.mark.parametrize("factor", [0, -1, float("nan"), float("inf")])
+def test_a_time_expansion_that_is_none(tmp_path, factor):
+    wav(tmp_path / "a.wav")
+    raven(tmp_path / "a.txt", [ROW])
+    code, text = run("index", tmp_path, "--format", "raven", "--time-expansion", factor)
+    assert code == 2 and "expected a positive factor" in text
+    with pytest.raises(ValueError, match="expected a positive factor"):
+        event_formats.read_events(tmp_path / "a.txt", factor)
+
+
 def test_rows_of_a_reference_that_cannot_be_used_are_named(tmp_path, capsys):
     raven(tmp_path / "a.txt", [ROW, selection(2, 1, "x", 2), selection("?", 1, "x", 3)])
     (tmp_path / "README.txt").write_text("Recorded at site 3.\n")

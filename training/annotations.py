@@ -24,6 +24,7 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
+from denet_torch import audio
 from denet_torch.recorder import plausible
 
 CALL_COLUMNS = ["file", "onset", "offset", "label", "score", "low_hz", "high_hz", "line"]
@@ -185,7 +186,11 @@ def recognise(path: Path) -> str:
 
 
 def as_table(rows: list[tuple], time_expansion: float, extra: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Calls in true seconds and Hz, from rows of several tables: whether the table has true ones, `extra`, CALL_COLUMNS."""
+    """Calls in true seconds and Hz, from rows of several tables: whether the table has true ones, `extra`, CALL_COLUMNS.
+
+    Raises ValueError for a time expansion that is none.
+    """
+    audio.true_rate(1, time_expansion)
     table = pd.DataFrame(rows, columns=["true_time", *extra, *CALL_COLUMNS]).astype(CALL_TYPES)
     true = table.pop("true_time").astype(bool)
     return pd.concat([table[true], to_true(table[~true], time_expansion)]).sort_index()

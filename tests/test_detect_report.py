@@ -16,7 +16,7 @@ import soundfile
 
 from denet_torch import get_denet
 from denet_torch.detection import Decoding, event_table
-from tools import detect_report, scores
+from tools import detect_report, event_formats, scores
 from tools.detect_batch import Part, Results
 
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
@@ -405,3 +405,60 @@ def test_no_page_of_tables_is_wider_than_the_window(browser, folder, tmp_path, w
     for page in (folder / "index.html", tmp_path / "scores.html"):
         browser.open(page, width=width)
         assert browser.js("document.documentElement.scrollWidth") <= width
+
+
+def drag(page, start, stop):
+    x = [page.js(f"(r => r.x + r.width * {t} / data.duration)($('lanes').getBoundingClientRect())") for t in (start, stop)]
+    y = page.js("(r => r.y + 50)(document.querySelector('.spectrogram img').getBoundingClientRect())")
+    page("Input.dispatchMouseEvent", type="mousePressed", x=x[0], y=y, button="left", clickCount=1)
+    page("Input.dispatchMouseEvent", type="mouseMoved", x=(x[0] + x[1]) / 2, y=y, button="left", buttons=1)
+    page("Input.dispatchMouseEvent", type="mouseMoved", x=x[1], y=y, button="left", buttons=1)
+    page("Input.dispatchMouseEvent", type="mouseReleased", x=x[1], y=y, button="left", clickCount=1)
+
+
+def test_a_missed_call_is_added_by_dragging_its_edges_moved_and_all_undone(page, tmp_path):
+    before = table(page)
+    drag(page, 2.0, 2.2)
+    rows = table(page)
+    assert len(rows) == 4 and chosen(page) == 2
+    assert float(rows[2][1]) == pytest.approx(2.0, abs=0.01) and float(rows[2][2]) == pytest.approx(2.2, abs=0.01)
+    assert rows[2][4] == "" and rows[2][5] == "accepted"
+    page.press("1", "1", "4")
+    moved = table(page)[2]
+    assert float(moved[1]) == pytest.approx(float(rows[2][1]) - 0.01, abs=0.0011)
+    assert float(moved[2]) == pytest.approx(float(rows[2][2]) + 0.005, abs=0.0011)
+    page.press("z", "z", "z")
+    assert table(page) == rows
+    page.press("z")
+    assert table(page) == before and page.js("$('undo').disabled")
+
+
+def test_a_call_is_added_by_keyboard_and_the_saved_list_is_read_by_evaluate(page, tmp_path):
+    page("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    page.js("seek(2.5)")
+    page.wait("Math.abs(audio.currentTime / audio.dataset.factor - 2.5) < .01")
+    page.press("n")
+    relabel(page, "chirp")
+    page("Page.navigate", url=page.js("location.href"))  # what was added outlasts a reload
+    page.wait("document.body?.dataset.ready")
+    assert [row[3] for row in table(page)] == ["call", "call", "chirp", "bat, 7"]
+    page.press("s")
+    end = time.monotonic() + 20
+    while not (saved := list(tmp_path.glob("*.csv"))):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    found = event_formats.read_events(saved[0])
+    assert found.label.tolist() == ["call", "call", "chirp", "bat, 7"]
+    assert found.onset[2] == pytest.approx(2.5, abs=0.01) and np.isnan(found.score[2])
+
+
+@pytest.mark.parametrize("width", [390, 800, 1400])
+def test_a_recordings_page_is_not_wider_than_the_window(browser, folder, width):
+    browser.complaints.clear()
+    browser.open(next(folder.rglob("*#1.WAV.html")), width=width)
+    browser.wait("document.body.dataset.ready")
+    assert browser.js("document.documentElement.scrollWidth") <= width
+    unnamed = "[...document.querySelectorAll('button, input, select, img')].filter(e => " \
+              "!(e.textContent || e.alt || e.labels?.length || e.getAttribute('aria-label'))).length"
+    assert browser.js(unnamed) == 0
+    assert browser.complaints == []

@@ -16,6 +16,7 @@ from types import ModuleType
 from tools import (
     benchmark,
     classify,
+    compare,
     conflicts,
     convert_weights,
     detect,
@@ -35,6 +36,7 @@ PARSERS: dict[str, Callable[[str], argparse.ArgumentParser]] = {
     "detect": detect.parser,
     "classify": classify.parser,
     "evaluate": evaluate.parser,
+    "compare": compare.parser,
     "export-yolo": export_yolo.parser,
     "yolo-config": yolo_config.parser,
     "import-yolo": import_yolo.parser,
@@ -52,6 +54,7 @@ MODULES = {
     "detect": "tools.detect",
     "classify": "tools.classify",
     "evaluate": "tools.evaluate",
+    "compare": "tools.compare",
     "export-yolo": "tools.export_yolo",
     "yolo-config": "tools.yolo_config",
     "import-yolo": "tools.import_yolo",
@@ -76,6 +79,7 @@ your own calls:
   detect        find calls in recordings; pages to look, listen and correct
   classify      one label for each file, from a model trained with --mode file
   evaluate      score detected events against a reference
+  compare       score several tables of events side by side, and see where they disagree
 
 YOLOR beside it:
   export-yolo   spectrogram images and boxes of the same recordings, labels and split

@@ -1,0 +1,91 @@
+"""tools.compare: the scores of tools.evaluate side by side, the paired difference, and places of disagreement."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from tools import compare, comparison, scores
+
+FILES = ["a.wav", "b.wav", "c.wav", "d.wav"]
+TRUE = [(file, 0.5 * i + 0.1, 0.5 * i + 0.3) for file in FILES[:3] for i in range(4)]
+
+
+def write(folder, rows, files=FILES):
+    folder.mkdir()
+    table = pd.DataFrame(rows, columns=["file", "onset", "offset"]).assign(label="call", score=0.5)
+    table.to_csv(folder / "events.csv", index=False)
+    pd.DataFrame({"file": files, "duration": 2.5}).to_csv(folder / "recordings.csv", index=False)
+    return folder / "events.csv"
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """The truth; a table with one call of b missed and another made up; one with another call of b missed and c missed."""
+    one = TRUE[:4] + TRUE[5:] + [("b.wav", 2.1, 2.2)]
+    other = TRUE[:5] + TRUE[6:8]
+    return {name: write(tmp_path / name, rows) for name, rows in (("truth", TRUE), ("one", one), ("other", other))}
+
+
+def test_scores_are_those_of_evaluate(tables):
+    names = {name: tables[name] for name in ("one", "other")}
+    result = comparison.compare(tables["truth"], names, collar=0.02)
+    for name, path in names.items():
+        alone = scores.score(*scores.load(tables["truth"], path), 0.02).overall
+        ours = result.overall[result.overall["table"] == name].set_index("score")[["value", "low", "high"]]
+        np.testing.assert_allclose(ours.to_numpy(), alone.to_numpy())
+    row = result.differences.iloc[0]
+    assert row.difference == "other - one" and row.value == pytest.approx(2 * 7 / 19 - 2 * 11 / 24)
+    assert row.low <= row.value <= row.high
+
+
+def test_a_table_beside_itself_differs_by_nothing(tables):
+    result = comparison.compare(tables["truth"], {"one": tables["one"], "again": tables["one"]})
+    assert result.differences[["value", "low", "high"]].eq(0).all(axis=None)
+    assert result.places["disagreement"].eq(0).all()
+
+
+def test_places_where_they_disagree_come_first(tables):
+    places = comparison.compare(tables["truth"], {"one": tables["one"], "other": tables["other"]}, collar=0.02).places
+    assert places["file"].tolist() == ["c.wav", "b.wav", "a.wav", "d.wav"]
+    assert places["disagreement"].tolist() == [4, 3, 0, 0]  # of b, each misses another one
+
+
+def test_only_what_all_searched_counts(tables, tmp_path):
+    part = write(tmp_path / "part", TRUE[:4], ["/elsewhere/a.wav", "b.wav"])
+    result = comparison.compare(tables["truth"], {"one": tables["one"], "part": part})
+    assert list(result.durations) == ["a.wav", "b.wav"]
+    alone = write(tmp_path / "alone", [], ["z.wav"])
+    with pytest.raises(ValueError, match="no recording that all tables searched"):
+        comparison.compare(tables["truth"], {"one": tables["one"], "alone": alone})
+
+
+def test_the_command_writes_a_page_with_the_places(tables, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in FILES[:2]:
+        soundfile.write(tmp_path / file, np.random.default_rng(0).normal(0, 0.1, 40_000), 16_000)
+    words = ["--reference", tables["truth"], "--estimated", f"DENet={tables['one']}", f"<b>={tables['other']}", "--output", "out"]
+    assert compare.main([str(word) for word in words]) == 0
+    told = capsys.readouterr().out
+    assert "DENet" in told and "event F1, <b> - DENet" in told
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert page.count("data:image/png") == 1 and "<b>" not in page and "c.wav: no such file" in page
+    assert {row["table"] for row in json.loads((tmp_path / "out" / "comparison.json").read_text())["overall"]} == {"DENet", "<b>"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["one"], "two tables"),
+        (["one", "one"], "give each a name"),
+        (["one", "missing=none.csv"], "none.csv"),
+        (["one", "=x"], "name"),
+    ],
+)
+def test_bad_input_is_one_line(tables, capsys, words, expected):
+    places = [str(tables[word]) if word in tables else word for word in words]
+    assert compare.main(["--reference", str(tables["truth"]), "--estimated", *places]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and expected in told and "Traceback" not in told

@@ -462,3 +462,23 @@ def test_a_recordings_page_is_not_wider_than_the_window(browser, folder, width):
               "!(e.textContent || e.alt || e.labels?.length || e.getAttribute('aria-label'))).length"
     assert browser.js(unnamed) == 0
     assert browser.complaints == []
+
+
+def test_one_file_has_the_corrections_of_the_whole_season(page, folder, tmp_path):
+    page("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    page.press("ArrowRight", "r")
+    drag(page, 2.0, 2.2)
+    page.open(next(folder.rglob("quiet.wav.html")))
+    page.wait("document.body.dataset.ready")
+    drag(page, 1.0, 1.5)
+    page.open(folder / "index.html")
+    page.js("document.getElementById('save-all').click()")
+    end = time.monotonic() + 20
+    while not (saved := list(tmp_path.glob("corrected.csv"))):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert "4 events; pages with decisions: 2 of 2" in page.js("document.getElementById('saved').textContent")
+    found = event_formats.read_events(saved[0])
+    assert [Path(file).name for file in found.file] == [Path(NAME).name] * 3 + ["quiet.wav"]
+    assert found.onset.tolist() == pytest.approx([1.55, 2.0, 3.9, 1.0], abs=0.01)
+    assert page.complaints == []

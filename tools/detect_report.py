@@ -48,11 +48,12 @@ def write(
         reference = match_files(reference, results.recordings.file)
     files = [os.path.abspath(file) for file in results.recordings.file]
     top = os.path.commonpath([os.path.dirname(file) for file in files])
-    pages = {}
+    pages, decisions = {}, []
     for row in tqdm(results.recordings.itertuples(), total=len(files), desc="report", unit="file"):
         name = os.path.relpath(os.path.abspath(row.file), top)
-        pages[row.file] = _write_pages(results, model, folder, row, name, time_expansion, reference)
-    _write_index(results, folder / "index.html", pages, reference)
+        pages[row.file], parts = _write_pages(results, model, folder, row, name, time_expansion, reference)
+        decisions += parts
+    _write_index(results, folder / "index.html", pages, reference, decisions)
     return folder / "index.html"
 
 
@@ -97,14 +98,16 @@ def _write_pages(
     name: str,
     time_expansion: float,
     reference: pd.DataFrame | None,
-) -> list[str]:
-    """Write the pages of the recording in `row` of `results.recordings`; their paths below `folder`."""
+) -> tuple[list[str], list[dict]]:
+    """Write the pages of the recording in `row` of `results.recordings`; their paths below `folder`, and of each what the index
+    needs to save the decisions made there: id, file and events."""
     length = max(1, int(min(PAGE_SECONDS, PAGE_SAMPLES / row.samplerate) / results.frame))  # frames in a page
     call = results.probabilities(row.file)[:, 1:].sum(axis=1)
     firsts = range(0, len(call), length)
     paths = [f"{name}.html" if i == 0 else f"{name}.{i + 1}.html" for i in range(len(firsts))]
     template = (TEMPLATES / "detect_report.html").read_text(encoding="utf-8")
     events = results.events[results.events.file == row.file]
+    decisions = []
     for i, first in enumerate(firsts):
         last = i == len(firsts) - 1
         start = first * results.frame
@@ -131,10 +134,11 @@ def _write_pages(
             page["reference"] = _within(given, start, end, last, ["onset", "offset", "label"])
         # What the browser keeps belongs to these events of this recording.
         page["id"] = hashlib.sha256(json.dumps([row.file, page["events"]]).encode()).hexdigest()
+        decisions.append({name: page[name] for name in ("id", "file", "events")})
         text = json.dumps(page, allow_nan=False).replace("<", "\\u003c")  # it cannot end the script element
         with replacing(folder / paths[i]) as file:
             file.write_text(template.replace("__DATA__", text), encoding="utf-8")
-    return paths
+    return paths, decisions
 
 
 def _sound(model: denet_torch.Model, row, start: float, end: float, time_expansion: float) -> dict:
@@ -187,7 +191,7 @@ def _link(path: str) -> str:
 
 
 def _write_index(
-    results: Results, path: Path, pages: dict[str, list[str]], reference: pd.DataFrame | None
+    results: Results, path: Path, pages: dict[str, list[str]], reference: pd.DataFrame | None, decisions: list[dict]
 ) -> None:
     lines = []
     by_label = results.events.groupby(["file", "label"]).size()
@@ -205,12 +209,14 @@ def _write_index(
         + "".join(f"<th>{html.escape(label)}</th>" for label in labels)
         + "<th>reference</th></tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table>\n"
     )
+    listed = json.dumps(decisions, allow_nan=False).replace("<", "\\u003c")
+    save = (TEMPLATES / "save_all.html").read_text(encoding="utf-8").replace("__DECISIONS__", listed)
     if results.failures:
         reasons = (f"<li>{html.escape(reason)}</li>\n" for reason in results.failures.values())
         body += f"<h2>Not searched</h2>\n<ul>\n{''.join(reasons)}</ul>"
     summary = f"{counted(len(results.events), 'event')} in {counted(len(results.recordings), 'recording')}, "
     summary += f"{results.recordings.duration.sum():.1f} s; {results.decoding}"
-    write_tables_page(path, "Detected calls", summary, body)
+    write_tables_page(path, "Detected calls", summary, save + body)
 
 
 def write_tables_page(path: Path, title: str, summary: str, body: str) -> None:

@@ -15,10 +15,11 @@ from tools import detect
 from training import run
 from training.config import Config, TrainingError, parse
 from training.loop import Trainer
-from training.registry import get_model
+from training.registry import get_model, get_optimizer
 from training.runs import Stopped
 from training.synthetic import make_dataset
 
+SINCNET = {"seq_len": 20, "frame_seconds": 0.01, "learning_rate": 1e-3, "rate_factor": 1.0}
 SIZES = {"seq_len": 4, "n_filters": 6, "hidden_units": [16]}
 
 
@@ -99,6 +100,29 @@ def test_a_slice_of_frames_equals_the_whole(data):
     sound = audio.read(recording, rate=4000)
     chunk = torch.from_numpy(sound[7 * 40 : 27 * 40])[None]
     assert np.allclose(model.logits(chunk).softmax(-1).detach().numpy()[0], whole[17], atol=1e-6)
+
+
+def test_filters_move_with_a_learning_rate_of_their_own():
+    """At least five times as far as by the original's RMSprop at its common learning rate, in as many steps."""
+    settings = Config(model="sincnet", sample_rate=4000, n_filters=10, hidden_units=[16], **SINCNET)
+    moved = {}
+    for name in ("original", "own"):
+        torch.manual_seed(0)
+        model = get_model("sincnet", settings, 3)
+        before = torch.stack(model.pass_bands())
+        if name == "original":
+            optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3, alpha=0.95, eps=1e-8)
+        else:
+            optimizer = get_optimizer(settings.optimizer, model, settings.learning_rate, settings.rate_factor)
+        for _ in range(20):
+            labels = torch.randint(3, (16,))
+            tone = torch.sin(torch.arange(800) / 4000 * 2 * torch.pi * (300 + 400 * labels[:, None]))
+            loss = torch.nn.functional.cross_entropy(model((tone + 0.1 * torch.randn(16, 800)).view(16, 20, 40))[:, 0], labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        moved[name] = float((torch.stack(model.pass_bands()) - before).abs().mean())
+    assert moved["own"] >= 5 * moved["original"] > 0, moved
 
 
 def test_defaults_of_a_model():

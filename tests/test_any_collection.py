@@ -134,6 +134,13 @@ def test_what_a_collection_cannot_do_ends_in_one_line(tmp_path, options, line):
     assert code == 2 and len(errors) == 1 and line in errors[0] and "Traceback" not in text
 
 
+def test_a_table_without_its_recording_is_named(tmp_path):
+    wav(tmp_path / "Recording_1-snippet.wav", 1)
+    raven(tmp_path / "Recording_1.Table.1.selections.txt", [selection(0.5, 0.8, "x")])
+    with pytest.raises(CollectionError, match=r"Recording_1.Table.1.selections.txt \(raven\) is named after none of them"):
+        open_collection(tmp_path)
+
+
 @pytest.mark.parametrize("spoil", ["empty", "no tables", "no audio", "no calls", "two"])
 def test_what_cannot_be_trained_on_ends_in_one_line(tmp_path, spoil):
     data = recordings(tmp_path / "data", 2 if spoil == "two" else 4)

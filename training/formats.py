@@ -72,7 +72,7 @@ def recognise(root: Path, needed: bool = True) -> str:
     if (root / FILE_INFO).exists():
         return FRUIT_BATS
     files = recordings(root)
-    known, found = Recordings([os.path.abspath(root / file) for file in files]), defaultdict(dict)
+    known, found, strange = Recordings([os.path.abspath(root / file) for file in files]), defaultdict(dict), ""
     for path in table_files(root)[0]:
         name = os.path.abspath(path)
         owner = known.beside(name)
@@ -85,7 +85,10 @@ def recognise(root: Path, needed: bool = True) -> str:
             named = () if owner is not None else annotations.read(path, data_format).files
         except (NotATable, OSError):
             continue
-        for place in {owner, *(place for file in named for place in known.named(file, os.path.dirname(name)))} - {None}:
+        places = {owner, *(place for file in named for place in known.named(file, os.path.dirname(name)))} - {None}
+        if not places:
+            strange = strange or f"{path.relative_to(root)} ({data_format}) is named after none of them; "
+        for place in places:
             found[place].setdefault(data_format, name)
     for place, tables_of in found.items():
         if len(tables_of) > 1:
@@ -97,7 +100,7 @@ def recognise(root: Path, needed: bool = True) -> str:
     if not formats and needed:
         raise CollectionError(
             f"{root}: no annotations that belong to one of its {len(files)} recordings (see docs/data.md for the formats); "
-            "name the format with --data-format to hear why a table is not read"
+            f"{strange}name the format with --data-format to hear why a table is not read"
         )
     return "audacity" if not formats else formats.pop() if len(formats) == 1 else MIXED
 

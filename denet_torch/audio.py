@@ -15,6 +15,7 @@ import io
 import math
 import os
 import re
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ from . import recorder
 # share no divisor (47,999 Hz, say) would need gigabytes; the closest ratio with a denominator up to this
 # one is off by at most 6e-8, 0.2 ms in an hour.
 MAX_DENOMINATOR = 4096
+RATES = (100, 100_000_000)  # Hz, of a recording
+MAX_PACKED = 20_000  # samples in a byte: FLAC packs silence to a third of that
 
 
 # Of all types of libsndfile but the headerless one: their usual suffixes, and the names that libsndfile gives them.
@@ -183,7 +186,9 @@ def _is_audio(path: Path) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def _ratio(from_rate: int, to_rate: int) -> tuple[int, int]:
-    ratio = Fraction(to_rate, from_rate).limit_denominator(MAX_DENOMINATOR)
+    exact = Fraction(to_rate, from_rate)
+    # The more outputs an input has, the fewer inputs in a block: the kernel is never larger than for a ratio near 1.
+    ratio = exact.limit_denominator(int(MAX_DENOMINATOR / max(1, exact) ** 0.5) or 1)
     return ratio.denominator, ratio.numerator
 
 
@@ -225,6 +230,8 @@ def _resampler(orig: int, new: int) -> _Resampler:
 
 def _open(path: str | Path) -> soundfile.SoundFile:
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+            raise AudioError(f"{path}: is no file but a pipe or a device")  # to open it may wait for ever
         file = soundfile.SoundFile(path)
         return file if _is_plain(file, path) else _repaired(file, path)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: headerless .raw
@@ -301,6 +308,12 @@ def _info(file: soundfile.SoundFile, path: str | Path, time_expansion: float) ->
     if file.frames <= 0:
         raise AudioError(f"{path}: has a header but no samples", "header only")
     samplerate = true_rate(file.samplerate, time_expansion)
+    if not RATES[0] <= samplerate <= RATES[1]:
+        raise AudioError(f"{path}: its header says {samplerate} Hz; sound has {RATES[0]} to {RATES[1]} Hz")
+    size = os.path.getsize(path)
+    if file.frames > MAX_PACKED * size:
+        hours = file.frames / file.samplerate / 3600
+        raise AudioError(f"{path}: its header says {hours:.0f} hours, of which its {size} bytes cannot be")
     return AudioInfo(Path(path), samplerate, file.frames, file.channels)
 
 

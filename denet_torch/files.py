@@ -1,10 +1,11 @@
 """Writing files so that they are whole or absent, and the same each time. Nothing in this module needs PyTorch."""
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +50,34 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename is None:  # a full disk does not say which file
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
         os.close(lock)
+
+
+def refuse_pipes(path: str | Path) -> None:
+    """Raise OSError if `path` is a pipe or a device, which may keep a reader waiting for ever."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise OSError(errno.EINVAL, "is no file but a pipe or a device", str(path))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process has `folder` locked, and lock it while the block runs."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 _cleared: set[Path] = set()

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import guano
 
+from .files import refuse_pipes
+
 TOLD = (b"guan", b"wamd", b"LIST", b"bext")  # chunks that say when or how something was recorded
 LEFT_OVER = 1024  # bytes after the samples that are no chunk and no samples either
 LARGEST = 2**20  # bytes of such a chunk that are read
@@ -78,6 +80,7 @@ def one_factor(first: dict[float, str | Path]) -> float:
 
 def riff(path: str | Path) -> Riff:
     """Where the samples of a WAV file lie, and the chunks of TOLD; an empty one for another file. Raises OSError."""
+    refuse_pipes(path)
     with open(path, "rb") as file:
         head = file.read(12)
         if head[:4] != b"RIFF" or head[8:] != b"WAVE":

@@ -8,9 +8,11 @@ threshold costs no computation.
 
 import glob
 import hashlib
+import io
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -38,6 +40,7 @@ from denet_torch.detection import (
     frame_probabilities,
     stored_decoding,
 )
+from denet_torch.files import clear_partial
 from denet_torch.memory import keep_freed_memory
 from training.annotations import is_text, text_lines
 from training.collection import replacing
@@ -270,7 +273,8 @@ def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, st
     """Compute the parts that have no file yet; the reasons of those that fail, and the seconds of audio computed in a second."""
     keep_freed_memory()
     frame = load_model(job).samples / load_model(job).sr
-    todo = [part for part in parts if not part.file.exists()]
+    clear_partial(job.folder / "parts")
+    todo = [part for part in parts if not _intact(part)]
     failures, speed = {}, float("nan")
     executor = None
     if processes > 1:
@@ -322,8 +326,22 @@ def _work(job: Job, part: Part) -> str | None:
         )
     except audio.AudioError as error:
         return str(error)
-    with replacing(part.file) as file, open(file, "wb") as stream:
-        np.save(stream, probabilities)
+    buffer = io.BytesIO()
+    np.save(buffer, probabilities)
+    data = buffer.getvalue()
+    with replacing(part.file) as file:
+        file.write_bytes(data + hashlib.sha256(data).digest())  # numpy does not look behind the array
+
+
+def _intact(part: Part) -> bool:
+    """Whether the part's file is as `_work` wrote it; one that is not is computed anew."""
+    if not part.file.is_file():
+        return False
+    data = part.file.read_bytes()
+    whole = hashlib.sha256(data[:-32]).digest() == data[-32:]
+    if not whole:
+        tqdm.write(f"{part.file} is damaged; {part.path} is searched there again", file=sys.stderr)
+    return whole
 
 
 def _gather(failures: dict[Path, str]) -> dict[Path, str]:

@@ -19,11 +19,13 @@ import pyarrow
 import pyarrow.parquet
 
 from denet_torch.detection import EVENT_COLUMNS
+from denet_torch.files import locked
 from tools.detect_batch import Results
 from training import annotations, formats
 from training.annotations import NotATable
 from training.collection import replacing
 
+OURS = ".denet"  # marks a folder that may be replaced
 SHOWN = 10  # rows that cannot be used, named one by one
 
 
@@ -32,6 +34,16 @@ def write(results: Results, folder: Path, names: list[str], time_expansion: floa
 
     A program's files lie in a folder of its name, which is replaced as a whole.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):  # of two that write to one folder the later one replaces what the earlier one wrote, whole
+        _write(results, folder, names, time_expansion)
+
+
+def _write(results: Results, folder: Path, names: list[str], time_expansion: float) -> None:
+    for name in names:
+        if name in PROGRAMS and any((folder / name).iterdir() if (folder / name).is_dir() else ()):
+            if not (folder / name / OURS).exists():
+                raise ValueError(f"{folder / name}: was not written by detection and would be replaced; move it away")
     write_csv(results.events, folder / "events.csv")
     write_csv(results.recordings, folder / "recordings.csv")
     for name in names:
@@ -46,6 +58,7 @@ def write(results: Results, folder: Path, names: list[str], time_expansion: floa
                 new = Path(scratch) / name
                 new.mkdir()
                 PROGRAMS[name](slow, recordings, new)
+                (new / OURS).touch()
                 shutil.rmtree(folder / name, ignore_errors=True)
                 new.rename(folder / name)
 

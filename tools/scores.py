@@ -17,6 +17,7 @@ from training import annotations
 from training.collection import replacing
 from training.metrics import event_hits, rates, segment_counts
 
+MAX_SEGMENTS = 10_000_000  # in a recording
 DRAWS = 1000
 SCORES = {
     "event_f1": "event F1",
@@ -116,6 +117,9 @@ def score(
     precision over recall of the events in order of their score, each taking the best free reference event
     by the same rule. NaN where there is nothing to divide by.
     """
+    longest = max(durations.values(), default=0)
+    if not resolution * MAX_SEGMENTS >= longest:
+        raise ValueError(f"--resolution is {resolution:g} s: more than {MAX_SEGMENTS} segments in a recording of {longest:.0f} s")
     ours, theirs = dict(list(reference.groupby("file"))), dict(list(estimated.groupby("file")))
     counts, ranked = [], []
     for i, (file, duration) in enumerate(durations.items()):

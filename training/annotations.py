@@ -25,6 +25,7 @@ from xml.etree import ElementTree
 import pandas as pd
 
 from denet_torch import audio
+from denet_torch.files import refuse_pipes
 from denet_torch.recorder import plausible
 
 CALL_COLUMNS = ["file", "onset", "offset", "label", "score", "low_hz", "high_hz", "line"]
@@ -156,6 +157,7 @@ def read(path: Path, data_format: str | None = None, label_column: str | None = 
 
     Raises NotATable, OSError.
     """
+    refuse_pipes(path)
     if data_format is None:
         data_format = recognise(path)
     if path.suffix.lower() == ".parquet":
@@ -171,6 +173,7 @@ def read(path: Path, data_format: str | None = None, label_column: str | None = 
 
 def recognise(path: Path) -> str:
     """The format that a file looks like. Raises NotATable."""
+    refuse_pipes(path)
     suffix = path.suffix.lower()
     for name, suffixes in {"svl": (".svl",), "batdetect2": (".json",), "events": (".parquet",), "audacity": (".ann",)}.items():
         if suffix in suffixes:

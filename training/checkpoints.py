@@ -6,10 +6,15 @@ and its checksum appear.
 
 import hashlib
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from denet_torch.files import reason
+from denet_torch.pickles import check_archive
+from denet_torch.schema import Decoding, shown
 
 from .config import TrainingError
 
@@ -34,8 +39,7 @@ def save(folder: Path, state: dict[str, Any], step: int, keep: int) -> None:
         partial.unlink(missing_ok=True)
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
             error = error.__context__  # torch's writer hides a full disk behind an error of its own
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise TrainingError(f"{folder}: the checkpoint of step {step} cannot be written ({reason})") from None
+        raise TrainingError(f"{folder}: the checkpoint of step {step} cannot be written ({reason(error)})") from None
     others = [other for other in newest_first(folder) if other != path]
     same_step = [other for other in others if other.name.startswith(f"step-{step:09d}-")]
     earlier = [other for other in others if other not in same_step]
@@ -44,13 +48,43 @@ def save(folder: Path, state: dict[str, Any], step: int, keep: int) -> None:
 
 
 def load(path: Path, state: dict[str, Any]) -> None:
-    """Restore the items of `state` from a checkpoint; those without load_state_dict are replaced."""
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    for name, item in state.items():
-        if hasattr(item, "load_state_dict"):
-            item.load_state_dict(saved[name])
-        else:
-            state[name] = saved[name]
+    """Restore the items of `state` from a checkpoint; those without load_state_dict are replaced.
+
+    Raises TrainingError for one that is not of this run: other items, weights that are no finite numbers, steps below 0.
+    """
+    try:
+        check_archive(path)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(saved, dict) or (missing := [name for name in state if name not in saved]):
+            raise ValueError(f"{missing[0]} is missing" if isinstance(saved, dict) else "it is no dict")
+        _check(saved)
+        for name, item in state.items():
+            if hasattr(item, "load_state_dict"):
+                item.load_state_dict(saved[name])
+            else:
+                state[name] = saved[name]
+    except (pickle.UnpicklingError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError) as error:
+        raise TrainingError(f"{path}: is no checkpoint of this run ({reason(error)}); delete it to go on from another") from None
+
+
+def _check(saved: dict[str, Any]) -> None:
+    """Raise ValueError for what no run of ours writes."""
+    for name, value in saved.get("model", {}).items():
+        if not isinstance(value, torch.Tensor) or not bool(value.isfinite().all()):
+            raise ValueError(f"{name} of the model holds values that are not finite numbers")
+    for number, slot in saved.get("optimizer", {}).get("state", {}).items():
+        for name, value in slot.items():
+            if isinstance(value, torch.Tensor) and not bool(value.isfinite().all()):
+                raise ValueError(f"{name} {number} of the optimizer holds values that are not finite numbers")
+    progress = saved.get("progress", {})
+    for name in ("step", "epoch", "epoch_step", "best_epoch", "skipped", "skipped_in_a_row", "single_class"):
+        if name in progress and not (type(progress[name]) is int and progress[name] >= 0):
+            raise ValueError(f"{name} is {shown(progress[name])}, no number of steps or epochs")
+    for name, count in (("losses", "step"), ("rates", "step"), ("epochs", "epoch")):
+        if name in progress and not (isinstance(progress[name], list) and len(progress[name]) == progress[count]):
+            raise ValueError(f"{name} are not of {progress.get(count)} {count}s")
+    if progress.get("decoding"):
+        Decoding(**progress["decoding"])
 
 
 def newest_first(folder: Path) -> list[Path]:

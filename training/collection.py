@@ -12,10 +12,10 @@ dropped. Nothing is written in place of a good index until the new one is comple
 
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Iterator
+import re
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,9 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from denet_torch import audio, recorder
+from denet_torch.files import reason as line_of
+from denet_torch.files import refuse_pipes, replacing
+from denet_torch.schema import shown
 from training import formats
 from training.annotations import is_background, is_text
 from training.dates import date_in_name
@@ -125,7 +128,10 @@ def open_collection(root: str | Path, index: str | Path | None = None, **reading
     if not index.exists():
         return build_index(root, index, **reading)[0]
     facts = _facts(index)
-    before = Reading(**facts["reading"]) if "reading" in facts else Reading(FRUIT_BATS)
+    try:
+        before = Reading(**facts["reading"]) if "reading" in facts else Reading(FRUIT_BATS)
+    except TypeError:
+        raise CollectionError(f"{index}: is no index of a collection; delete it and it is built anew") from None
     wanted = dataclasses.replace(before, **reading)
     if wanted != before or _outdated(root, facts):
         return build_index(root, index, **vars(wanted))[0]
@@ -172,18 +178,39 @@ def read_index(index: str | Path, root: str | Path | None = None) -> Collection:
     facts = _facts(index)
     if facts.get("version") != INDEX_VERSION:
         raise CollectionError(f"{index}: is of another version of this program; index the collection again")
-    table = pq.read_table(index)
-    recordings = table.drop_columns(["voice", "annotations"]).to_pandas()
-    return Collection(
-        Path(root or index.parent),
-        recordings.astype({"samplerate": "Int64", "frames": "Int64"}),
-        _unpack(table["voice"]),
-        _unpack(table["annotations"]),
-        tuple(facts["contexts"]),
-        facts["time_expansion"],
-        facts["rows"],
-        Reading(**facts["reading"] | {"data_format": facts["data_format"]}),
-    )
+    try:
+        table = pq.read_table(index)
+        recordings = table.drop_columns(["voice", "annotations"]).to_pandas()
+        collection = Collection(
+            Path(root or index.parent),
+            recordings.astype({"samplerate": "Int64", "frames": "Int64"}),
+            _unpack(table["voice"]),
+            _unpack(table["annotations"]),
+            tuple(facts["contexts"]),
+            facts["time_expansion"],
+            facts["rows"],
+            Reading(**facts["reading"] | {"data_format": facts["data_format"]}),
+        )
+        _check(collection)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever pandas and pyarrow make of tables that are not ours
+        raise CollectionError(f"{index}: is no index ({line_of(error)}); delete it and it is built anew") from None
+    return collection
+
+
+def _check(collection: Collection) -> None:
+    """Raise ValueError if an index says what none of ours does: recordings elsewhere, lengths below 0, calls of no recording."""
+    rows = collection.recordings
+    for file in rows["file"]:
+        parts = file.replace("\\", "/").split("/") if isinstance(file, str) else [""]
+        if parts[0] == "" or ".." in parts or re.fullmatch("[A-Za-z]:", parts[0]):
+            raise ValueError(f"{shown(file)} is not below the collection's folder")
+    for name in ("samplerate", "frames"):
+        if (rows[name].dropna() <= 0).any():
+            raise ValueError(f"a recording's {name} is not above 0")
+    if not isinstance(collection.time_expansion, (int, float)) or not 0 < collection.time_expansion < math.inf:
+        raise ValueError(f"the time expansion is {shown(collection.time_expansion)}")
 
 
 def _with_factor(how: Reading, root: Path, scanned: pd.DataFrame | None) -> Reading:
@@ -204,10 +231,13 @@ def _with_factor(how: Reading, root: Path, scanned: pd.DataFrame | None) -> Read
 def _facts(index: Path) -> dict:
     """What an index says of itself. Raises CollectionError."""
     try:
-        return json.loads(pq.read_schema(index).metadata[b"collection"])
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise CollectionError(f"{index}: is no index of a collection ({reason})") from None
+        refuse_pipes(index)
+        facts = json.loads(pq.read_schema(index).metadata[b"collection"])
+        if not isinstance(facts, dict):
+            raise ValueError("what it says of itself is no object")
+        return facts
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CollectionError(f"{index}: is no index of a collection ({line_of(error)})") from None
 
 
 def summary(collection: Collection, report: pd.DataFrame) -> str:
@@ -256,21 +286,6 @@ def recording_facts(collection: Collection) -> list[str]:
 def report_path(index: str | Path) -> Path:
     """Where the report of an index lies."""
     return Path(index).with_suffix(".report.csv")
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield partial
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def scan_headers(root: Path, files: pd.Series, saved: Path | None = None) -> pd.DataFrame:

@@ -7,12 +7,14 @@ import argparse
 import dataclasses
 import inspect
 import math
+import sys
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import jsonargparse
+import yaml
 
 from .options import did_you_mean, unknown_option
 
@@ -20,6 +22,8 @@ from .options import did_you_mean, unknown_option
 class TrainingError(ValueError):
     """A run that cannot start or go on; the message is one line for the user."""
 
+
+MAX_YAML = 1_000_000  # bytes
 
 # Names from modules that import much; tests/test_command.py holds them to those there.
 MODEL_NAMES = ("denet", "sincnet")
@@ -363,6 +367,7 @@ def _in_words(default, name: str) -> str:
 def parse(argv: list[str] | None, config_class: type = Config, prog: str | None = None):
     """An instance of `config_class` from command line words; TrainingError says which option is wrong."""
     parser = get_parser(config_class, prog)
+    _check_files(sys.argv[1:] if argv is None else argv)
     if told := unknown_option(parser, argv):
         raise TrainingError(f"{told}; --help lists all")
     try:
@@ -376,6 +381,28 @@ def parse(argv: list[str] | None, config_class: type = Config, prog: str | None 
         raise TrainingError(" ".join(str(error).split())) from None
     values.pop("config")
     return config_class(**values)
+
+
+def _check_files(argv: list[str]) -> None:
+    """Raise TrainingError for a --config file that is none, without showing what another file holds."""
+    after = [word for before, word in zip(argv, argv[1:], strict=False) if before == "--config"]
+    for name in after + [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]:
+        path = Path(name)
+        if not path.is_file():
+            raise TrainingError(f"--config {name}: {'is no file' if path.exists() else 'no such file'}")
+        try:
+            if path.stat().st_size > MAX_YAML:
+                raise TrainingError(f"--config {name}: has more than {MAX_YAML} bytes, as no file of options")
+            text = path.read_text(encoding="utf-8")
+            # An alias repeats what was said before: a few lines of them make gigabytes.
+            aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
+            fits = not aliases and isinstance(yaml.safe_load(text), dict)
+        except OSError as error:
+            raise TrainingError(f"--config {name}: cannot be read ({error.strerror})") from None
+        except (yaml.YAMLError, ValueError, RecursionError):
+            fits = False
+        if not fits:
+            raise TrainingError(f"--config {name}: is no YAML file of options and their values (without aliases)")
 
 
 def as_dict(config: Config) -> dict:

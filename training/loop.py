@@ -313,6 +313,7 @@ class Trainer:
             self._train()
         except (TrainingError, OSError):  # not AudioError: steps without the lost recordings are not to be gone on from
             if self.fabric.world_size == 1:  # other ranks do not know of it
+                del self.progress.rates[self.progress.step :]  # of the step that was not done
                 with contextlib.suppress(TrainingError):
                     self._save()
             raise

@@ -165,7 +165,12 @@ def _check_same(folder: Path, config: Config) -> None:
     """Raise TrainingError if the run in `folder` was started with settings that make other weights."""
     if not (folder / CONFIG).exists():
         return
-    before, now = yaml.safe_load((folder / CONFIG).read_text()), as_dict(config)
+    try:
+        before, now = yaml.safe_load((folder / CONFIG).read_text()), as_dict(config)
+        if not isinstance(before, dict):
+            raise ValueError
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise TrainingError(f"{folder / CONFIG}: is damaged; --resume goes on without it if it is deleted") from None
     for name in now:
         if name not in FREE_ON_RESUME and before.get(name) != now[name]:
             raise TrainingError(

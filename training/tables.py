@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from denet_torch.files import refuse_pipes
+
 FRUIT_BATS = "fruit-bats"  # the name of this format among others
 FILE_INFO = "FileInfo.csv"
 SEGMENTS = "FileInfo.csv segments"
@@ -205,6 +207,7 @@ def _integers(values: array, columns: list[str]) -> pd.DataFrame:
 def _rows(path: Path, header: list[str]) -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of every line after the header that is not blank."""
     try:
+        refuse_pipes(path)
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             found = _cells(file.readline())[: len(header)]
             if [cell.lower() for cell in found] != [cell.lower() for cell in header]:

@@ -12,7 +12,14 @@ import numpy as np
 
 
 class WeightsError(ValueError):
-    """A weight file that cannot be converted; the message is one line that names the file and the trouble."""
+    """A weight file that cannot be converted; the message is one printable line that names the file and the trouble."""
+
+    def __init__(self, message: str):
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(message)[:10_000])
+        super().__init__(text if len(text) <= MAX_MESSAGE else f"{text[:200]}...{text[-(MAX_MESSAGE - 203):]}")
+
+
+MAX_MESSAGE = 600  # characters
 
 
 @dataclass

@@ -65,7 +65,7 @@ def convert(
             WRITERS[format](weights.tensors, config, temporary, *detection)
     except ImportError as error:
         raise WeightsError(f"{target}: {error.name} is needed to write it, and not installed") from None
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # h5py, PyTorch and zipfile have RuntimeErrors for a full disk
         raise WeightsError(f"{target}: cannot be written ({line(error)})") from None
     if weights.detection and format not in HOLD_DETECTION:
         notes.append(f"{format} has no place for the class names and the threshold that belong to these weights")

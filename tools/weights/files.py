@@ -11,6 +11,7 @@ from pathlib import Path
 from . import WeightsError
 
 GZIP = b"\x1f\x8b"
+MAX_MEMBERS = 10_000  # of an archive
 MAX_RATIO = 20  # weights are noise: none pack by more than a few times; what unpacks to more is no weight file
 
 
@@ -55,6 +56,8 @@ def unzip(path: Path, wanted=lambda name: True) -> dict[str, bytes]:
             members = archive.infolist()
             if sum(member.file_size for member in members) > MAX_RATIO * path.stat().st_size:
                 raise WeightsError(f"{path}: unpacks to more than {MAX_RATIO} times its size, which no weight file does")
+            if len(members) > MAX_MEMBERS:
+                raise WeightsError(f"{path}: holds {len(members)} members, as no weight file does")
             if len({member.filename for member in members}) < len(members):
                 raise WeightsError(f"{path}: holds two members of one name")
             for member in members:

@@ -15,6 +15,8 @@ from .architecture import check_types, facts
 from .files import line, unzip
 from .names import ATTENTION, NAMES, PORT_NAMES, keras_name, transposed
 
+MAX_MEMBERS = 1000  # DENet has 36
+
 
 def read_npz(path: Path) -> Weights:
     """Weights of an .npz that `keras224_export.export` or `write_npz` wrote. Raises WeightsError."""
@@ -64,8 +66,10 @@ def write_npz(tensors: dict[str, np.ndarray], config: dict, path: Path, detectio
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Arrays of plain numbers and text in an .npz, none larger than its bytes in the file. Raises WeightsError."""
-    arrays = {}
-    for member, data in unzip(path).items():
+    arrays, members = {}, unzip(path)
+    if len(members) > MAX_MEMBERS:
+        raise WeightsError(f"{path}: holds {len(members)} arrays, which no model has")
+    for member, data in members.items():
         name, buffer = member.removesuffix(".npy"), io.BytesIO(data)
         try:
             version = np.lib.format.read_magic(buffer)
@@ -75,6 +79,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             raise WeightsError(f"{path}: {name} is not a numpy array ({line(error)})") from None
         if dtype.kind not in "fiubU":
             raise WeightsError(f"{path}: {name} is {dtype}, not numbers or text")
+        if len(shape) > 8 or any(not isinstance(size, int) or size >= 2**31 for size in shape):
+            raise WeightsError(f"{path}: {name[:80]} says that it is {str(shape)[:80]}, which no weight is")
         count = math.prod(shape)
         if min(shape, default=0) < 0 or count * dtype.itemsize != len(data) - buffer.tell():
             raise WeightsError(f"{path}: {name} says that it is {shape}, but its bytes are fewer or more")

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 import denet_torch
+from denet_torch.pickles import check_pickle
 
 from . import Weights, WeightsError
 from .architecture import check_types
@@ -16,9 +17,11 @@ from .names import NAMES
 
 def read_pt(path: Path) -> Weights:
     """Weights of a state dict that `torch.save` wrote. Raises WeightsError. Nothing in the file is executed."""
-    if not unzip(path, lambda name: name.endswith("/data.pkl")):  # checks sizes and CRCs before PyTorch reads
+    pickles = unzip(path, lambda name: name.endswith("/data.pkl"))  # checks sizes and CRCs before PyTorch reads
+    if len(pickles) != 1:
         raise WeightsError(f"{path}: is no archive that torch.save wrote")
     try:
+        check_pickle(*pickles.values())
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError, IndexError) as error:
         raise WeightsError(f"{path}: is no state dict, or damaged ({line(error)})") from None
@@ -30,11 +33,15 @@ def read_pt(path: Path) -> Weights:
             continue
         if name not in NAMES or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
             raise WeightsError(f"{path}: {name} is no weight of a DENet")
+        if tensor.device.type != "cpu" or tensor.is_nested:
+            raise WeightsError(f"{path}: {name} is no tensor of plain numbers")
         if tensor.numel() * tensor.element_size() > size:
             raise WeightsError(f"{path}: {name} is {tuple(tensor.shape)}, more than the file holds")
         if tensor.dtype not in (torch.float32, torch.float64):
             raise WeightsError(f"{path}: {name} is {tensor.dtype}; expected float32 or float64")
-        weights.tensors[name], weights.origin[name] = tensor.detach().numpy(), name
+        weights.tensors[name], weights.origin[name] = tensor.detach().resolve_neg().numpy(), name
+    if not weights.tensors:
+        raise WeightsError(f"{path}: holds no weights")
     check_types(weights)
     return weights
 

@@ -1,0 +1,42 @@
+"""Files of torch.save, looked at before PyTorch reads them: what they ask for, how much, how deep. Nothing here needs PyTorch."""
+
+import pickle
+import pickletools
+import zipfile
+import zlib
+from pathlib import Path
+
+# What a pickle of tensors, numbers, lists and dicts refers to, beside the types of the storages.
+REBUILT = ("_rebuild_tensor_v2", "_rebuild_parameter")
+GLOBALS = {"collections OrderedDict", "torch.serialization _get_layout", *(f"torch._utils {name}" for name in REBUILT)}
+STORAGES = {f"torch {name}Storage" for name in ("Float", "Double", "Long", "Int", "Bool", "Half", "BFloat16", "Byte")}
+# PyTorch hashes keys by recursion: deeper ones than these many tuples could make end the process.
+MAX_TUPLES = 20_000
+MAX_PICKLE = 64 << 20  # bytes
+REFUSED = set("BYTEARRAY8 NEXT_BUFFER EXT1 EXT2 EXT4 INST OBJ NEWOBJ NEWOBJ_EX PERSID STACK_GLOBAL BINBYTES8".split())
+
+
+def check_archive(path: Path) -> None:
+    """Raise pickle.UnpicklingError unless the file that torch.save wrote holds tensors and plain values only."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if member.filename.endswith("data.pkl")]
+            if len(members) != 1 or members[0].file_size > MAX_PICKLE:
+                raise pickle.UnpicklingError("it is no archive that torch.save wrote")
+            check_pickle(archive.read(members[0]))
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, OSError) as error:
+        raise pickle.UnpicklingError(f"it is no archive that torch.save wrote: {error}") from None
+
+
+def check_pickle(data: bytes) -> None:
+    """Raise pickle.UnpicklingError for anything but tensors and plain values."""
+    tuples = 0
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            tuples += opcode.name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
+            if opcode.name == "GLOBAL" and argument not in GLOBALS | STORAGES:
+                raise pickle.UnpicklingError(f"it asks for {argument!r:.60}, which is no tensor")
+            if opcode.name in REFUSED or tuples > MAX_TUPLES:
+                raise pickle.UnpicklingError("it holds more than tensors and plain values")
+    except ValueError as error:
+        raise pickle.UnpicklingError(f"its pickle is damaged: {error}") from None

@@ -25,7 +25,7 @@ from training import annotations, formats
 from training.annotations import NotATable
 from training.collection import replacing
 
-OURS = ".denet"  # marks a folder that may be replaced
+OURS = ".{}-is-ours"  # tells that the folder of a program may be replaced
 SHOWN = 10  # rows that cannot be used, named one by one
 
 
@@ -42,7 +42,7 @@ def write(results: Results, folder: Path, names: list[str], time_expansion: floa
 def _write(results: Results, folder: Path, names: list[str], time_expansion: float) -> None:
     for name in names:
         if name in PROGRAMS and any((folder / name).iterdir() if (folder / name).is_dir() else ()):
-            if not (folder / name / OURS).exists():
+            if not (folder / OURS.format(name)).exists():
                 raise ValueError(f"{folder / name}: was not written by detection and would be replaced; move it away")
     write_csv(results.events, folder / "events.csv")
     write_csv(results.recordings, folder / "recordings.csv")
@@ -58,7 +58,7 @@ def _write(results: Results, folder: Path, names: list[str], time_expansion: flo
                 new = Path(scratch) / name
                 new.mkdir()
                 PROGRAMS[name](slow, recordings, new)
-                (new / OURS).touch()
+                (folder / OURS.format(name)).touch()
                 shutil.rmtree(folder / name, ignore_errors=True)
                 new.rename(folder / name)
 

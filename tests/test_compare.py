@@ -89,3 +89,23 @@ def test_bad_input_is_one_line(tables, capsys, words, expected):
     assert compare.main(["--reference", str(tables["truth"]), "--estimated", *places]) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: ") and expected in told and "Traceback" not in told
+
+
+def boxes(*rows):
+    columns = ["file", "onset", "offset", "label", "score", "low_hz", "high_hz"]
+    return pd.DataFrame([("a.wav", *row) for row in rows], columns=columns)
+
+
+def test_boxes_are_right_by_their_overlap_in_time_and_frequency():
+    true = boxes((0.0, 1.0, "x", np.nan, 0, 100), (2.0, 3.0, "x", np.nan, 0, 100), (4.0, 5.0, "x", np.nan, np.nan, np.nan))
+    found = boxes((0.0, 1.0, "x", 0.9, 50, 150), (2.0, 3.0, "y", 0.8, 0, 100), (4.2, 5.0, "x", 0.7, 10, 20))
+    assert scores.overlaps(true, found) == pytest.approx(np.diag([1 / 3, 0, 0.8]))
+    for least, right in ((0.3, 2), (0.4, 1), (0.81, 0)):
+        result = scores.score(true, found, {"a.wav": 6.0}, min_iou=least)
+        assert result.overall.value.event_recall == pytest.approx(right / 3)
+    # The best box would take the only partner of the other: most pairs count, not the first ones.
+    true = boxes((0.0, 1.0, "x", np.nan, 0, 10), (0.5, 1.5, "x", np.nan, 0, 10))
+    found = boxes((0.4, 1.2, "x", 0.9, 0, 10), (0.5, 1.9, "x", 0.8, 0, 10))
+    assert scores.box_hits(true, found, 0.5) == 2
+    with pytest.raises(ValueError, match="more than 0"):
+        scores.score(true, found, {"a.wav": 2.0}, min_iou=0)

@@ -23,6 +23,7 @@ def parser(prog: str = "python -m tools.compare") -> Parser:
     )
     parser.add_argument("--output", type=Path, default=Path("comparison"), metavar="DIR", help="folder for page and tables")
     parser.add_argument("--collar", type=float, default=0.2, metavar="S", help="s that onset and offset may differ by (0.2)")
+    parser.add_argument("--iou", type=float, metavar="X", help="instead of the collar, as of denet evaluate")
     parser.add_argument("--resolution", type=float, default=1.0, metavar="S", help="s of a segment (1)")
     parser.add_argument("--any-label", action="store_true", help="calls are calls: take no notice of labels")
     return parser
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.compar
     try:
         tables = named(args.estimated)
         result = comparison.compare(
-            args.reference, tables, args.recordings, args.collar, args.resolution, args.any_label
+            args.reference, tables, args.recordings, args.collar, args.resolution, args.any_label, min_iou=args.iou
         )
         page = comparison.write(result, args.output)
     except (ValueError, OSError) as error:

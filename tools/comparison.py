@@ -44,6 +44,7 @@ def compare(
     resolution: float = 1.0,
     any_label: bool = False,
     seed: int = 0,
+    min_iou: float | None = None,
 ) -> Comparison:
     """Score `tables` (by name) against `reference` on the recordings that all of them searched.
 
@@ -61,7 +62,7 @@ def compare(
     if not durations:
         raise ValueError("there is no recording that all tables searched")
     events = {name: table[table["file"].isin(durations)].reset_index(drop=True) for name, table in events.items()}
-    found = {name: score(events["reference"], events[name], durations, collar, resolution, seed) for name in tables}
+    found = {name: score(events["reference"], events[name], durations, collar, resolution, seed, min_iou) for name in tables}
     overall = pd.concat({name: result.overall for name, result in found.items()}, names=["table", "score"]).reset_index()
     counts = {name: _counts(result.recordings) for name, result in found.items()}
     files = list(durations)
@@ -72,7 +73,7 @@ def compare(
         low, high = np.nanquantile(_f1(counts[name], draws) - _f1(counts[first], draws), [0.025, 0.975])
         rows.append((f"{name} - {first}", value, low, high))
     differences = pd.DataFrame(rows, columns=["difference", "value", "low", "high"])
-    return Comparison(overall, differences, _places(files, counts, events, collar), events, durations)
+    return Comparison(overall, differences, _places(files, counts, events, collar, min_iou), events, durations)
 
 
 def text(comparison: Comparison) -> str:
@@ -125,7 +126,7 @@ def _f1(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.where(whole > 0, 2 * right / np.maximum(whole, 1), np.nan)
 
 
-def _places(files: list[str], counts: dict[str, np.ndarray], events: dict[str, pd.DataFrame], collar: float) -> pd.DataFrame:
+def _places(files: list[str], counts: dict[str, np.ndarray], events: dict[str, pd.DataFrame], *rule) -> pd.DataFrame:
     table = pd.DataFrame({"file": files})
     for name, one in counts.items():
         right, missed, wrong = one[:, 0], one[:, 1] - one[:, 0], one[:, 2] - one[:, 0]
@@ -135,7 +136,7 @@ def _places(files: list[str], counts: dict[str, np.ndarray], events: dict[str, p
     table["disagreement"] = 0
     for one, other in itertools.combinations(counts, 2):
         pairs = [(by_file[one].get(file, events[one][:0]), by_file[other].get(file, events[other][:0])) for file in files]
-        shared = [int(ranked_hits(ours, theirs, collar)[:, 1].sum()) for ours, theirs in pairs]
+        shared = [int(ranked_hits(ours, theirs, *rule)[:, 1].sum()) for ours, theirs in pairs]
         table["disagreement"] += [len(a) + len(b) - 2 * n for (a, b), n in zip(pairs, shared, strict=True)]
     return table.sort_values(["disagreement", "file"], ascending=[False, True], kind="stable", ignore_index=True)
 

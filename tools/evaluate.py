@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.evalua
         reference, estimated, durations = scores.load(
             args.reference, args.estimated, args.recordings, args.any_label, args.time_expansion, args.label_column
         )
-        result = scores.score(reference, estimated, durations, args.collar, args.resolution)
+        result = scores.score(
+            reference, estimated, durations, args.collar, args.resolution, min_iou=args.iou
+        )
         if args.output:
             scores.write(result, args.output)
     except (ValueError, OSError) as error:
@@ -70,6 +72,12 @@ def parser(prog: str = "python -m tools.evaluate") -> Parser:
     parser.add_argument("--output", type=Path, metavar="DIR", help="write scores.json, .html, recordings.csv")
     parser.add_argument(
         "--collar", type=float, default=0.2, metavar="S", help="seconds that onset and offset may differ by (default: 0.2)"
+    )
+    parser.add_argument(
+        "--iou",
+        type=float,
+        metavar="X",
+        help="instead of the collar: an event is right from this intersection over union on, in time and frequency",
     )
     parser.add_argument(
         "--resolution", type=float, default=1.0, metavar="S", help="seconds of a segment (default: 1)"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import linear_sum_assignment
 
 from tools.detect_report import write_tables_page
 from tools.event_formats import match_files, read_events, write_csv
@@ -19,6 +20,7 @@ from training.metrics import event_hits, rates, segment_counts
 
 MAX_SEGMENTS = 10_000_000  # in a recording
 DRAWS = 1000
+SIDES = ("onset", "offset", "low_hz", "high_hz")
 SCORES = {
     "event_f1": "event F1",
     "event_precision": "event precision",
@@ -106,6 +108,7 @@ def score(
     collar: float = 0.2,
     resolution: float = 1.0,
     seed: int = 0,
+    min_iou: float | None = None,
 ) -> Scores:
     """Compare two tables of events (file, onset, offset, label, and score in `estimated`).
 
@@ -115,17 +118,20 @@ def score(
     and half the reference's length. Segment scores: in segments of `resolution` (s). Rates:
     those of the paper (`training.metrics.rates`) with the same intervals. Average precision: area below
     precision over recall of the events in order of their score, each taking the best free reference event
-    by the same rule. NaN where there is nothing to divide by.
+    by the same rule. NaN where there is nothing to divide by. With `min_iou` an event is right instead if its label is and
+    its box has at least that intersection over union with the reference's, see `overlaps`. Raises ValueError.
     """
     longest = max(durations.values(), default=0)
     if not resolution * MAX_SEGMENTS >= longest:
         raise ValueError(f"--resolution is {resolution:g} s: more than {MAX_SEGMENTS} segments in a recording of {longest:.0f} s")
+    if min_iou is not None and not 0 < min_iou <= 1:
+        raise ValueError(f"the least intersection over union is {min_iou:g}; expected more than 0, at most 1")
     ours, theirs = dict(list(reference.groupby("file"))), dict(list(estimated.groupby("file")))
     counts, ranked = [], []
     for i, (file, duration) in enumerate(durations.items()):
         pair = ours.get(file, reference[:0]), theirs.get(file, estimated[:0])
-        counts.append(_count(*pair, duration, collar, resolution))
-        hits = ranked_hits(*pair, collar)
+        counts.append(_count(*pair, duration, collar, resolution, min_iou))
+        hits = ranked_hits(*pair, collar, min_iou)
         ranked.append(np.column_stack([np.full(len(hits), i), hits]))
     counts, ranked = pd.DataFrame(counts), np.concatenate(ranked)  # (events, [recording, score, hit])
     ranked = ranked[np.argsort(-ranked[:, 1], kind="stable")]
@@ -149,13 +155,42 @@ def score(
     return Scores(recordings[order], pd.DataFrame(columns).loc[list(SCORES)])
 
 
-def ranked_hits(reference: pd.DataFrame, estimated: pd.DataFrame, collar: float) -> np.ndarray:
+def overlaps(reference: pd.DataFrame, estimated: pd.DataFrame) -> np.ndarray:
+    """Intersection over union (reference, estimated) of the events of one recording; 0 where the labels differ.
+
+    Over time and frequency where both have low_hz and high_hz, over time alone where one of them has not.
+    """
+
+    def sides(table: pd.DataFrame) -> list[np.ndarray]:
+        return [np.asarray(table.get(name, pd.Series(np.nan, table.index)), float) for name in SIDES]
+
+    (a0, a1, al, ah), (b0, b1, bl, bh) = ([side[:, None] for side in sides(reference)], sides(estimated))
+    wide, tall = np.minimum(a1, b1) - np.maximum(a0, b0), np.minimum(ah, bh) - np.maximum(al, bl)
+    both = ~np.isnan(tall)
+    one, other = np.where(both, ah - al, 1.0), np.where(both, bh - bl, 1.0)
+    common = np.maximum(wide, 0) * np.where(both, np.maximum(tall, 0), 1.0)
+    union = (a1 - a0) * one + (b1 - b0) * other - common
+    same = reference.label.to_numpy()[:, None] == estimated.label.to_numpy()
+    return np.where(same & (union > 0), common / np.where(union > 0, union, 1), 0.0)
+
+
+def ranked_hits(
+    reference: pd.DataFrame, estimated: pd.DataFrame, collar: float, min_iou: float | None = None
+) -> np.ndarray:
     """Score, and 1 if right or 0, of the events of one recording, (events, 2), best first."""
     free = np.ones(len(reference), bool)
     onset, offset = reference.onset.to_numpy(), reference.offset.to_numpy()
     tolerance = np.maximum(collar, 0.5 * (offset - onset))
     hits = []
-    for event in estimated.sort_values("score", ascending=False, kind="stable").itertuples():
+    estimated = estimated.sort_values("score", ascending=False, kind="stable")
+    shared = None if min_iou is None else overlaps(reference, estimated)
+    for i, event in enumerate(estimated.itertuples()):
+        if shared is not None:
+            fits = free & (shared[:, i] >= min_iou)
+            if fits.any():
+                free[np.where(fits, shared[:, i], -1).argmax()] = False
+            hits.append((event.score, fits.any()))
+            continue
         away = np.abs(onset - event.onset)
         fits = free & (reference.label.to_numpy() == event.label) & (away <= collar)
         fits &= np.abs(offset - event.offset) <= tolerance
@@ -163,6 +198,13 @@ def ranked_hits(reference: pd.DataFrame, estimated: pd.DataFrame, collar: float)
             free[np.where(fits, away, np.inf).argmin()] = False
         hits.append((event.score, fits.any()))
     return np.array(hits, float).reshape(-1, 2)
+
+
+def box_hits(reference: pd.DataFrame, estimated: pd.DataFrame, min_iou: float) -> int:
+    """Most pairs of events of one recording that have at least `min_iou` in common, each event in one pair."""
+    pairs = overlaps(reference, estimated) >= min_iou
+    one, other = linear_sum_assignment(pairs, maximize=True)
+    return int(pairs[one, other].sum())
 
 
 def average_precision(ranked: np.ndarray, weights: np.ndarray, total: float) -> float:
@@ -179,7 +221,7 @@ def average_precision(ranked: np.ndarray, weights: np.ndarray, total: float) -> 
     return float(np.sum(np.diff(hits, prepend=0) / total * hits / np.maximum(seen, 1)))
 
 
-def _count(reference, estimated, duration, collar, resolution) -> dict[str, float]:
+def _count(reference, estimated, duration, collar, resolution, min_iou) -> dict[str, float]:
     """What the scores of one recording are ratios of."""
     file = reference.file.iloc[0] if len(reference) else estimated.file.iloc[0] if len(estimated) else ""
     right, in_reference, in_estimated, wrong = segment_counts(reference, estimated, {file: duration}, resolution)
@@ -189,7 +231,7 @@ def _count(reference, estimated, duration, collar, resolution) -> dict[str, floa
     return {
         "reference": len(reference),
         "estimated": len(estimated),
-        "right": event_hits(reference, estimated, collar),
+        "right": event_hits(reference, estimated, collar) if min_iou is None else box_hits(reference, estimated, min_iou),
         "segments_reference": in_reference,
         "segments_estimated": in_estimated,
         "segments_right": right,

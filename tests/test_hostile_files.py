@@ -1,0 +1,172 @@
+"""Drawn hostile files of kinds that are not weights of the corpora in test_damaged_weights.py: one line each, nothing executed.
+
+The seed is printed and drawn anew each time; DENET_SEED sets it.
+"""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import random
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+
+from denet_torch import audio, files
+from denet_torch.pickles import check_pickle
+from tools import detect_batch, scores
+from training import checkpoints
+from training.collection import open_collection
+from training.config import TrainingError, parse
+from training.tables import CollectionError
+
+SEED = int(os.environ.get("DENET_SEED", random.SystemRandom().randrange(2**32)))
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    print(f"seed {SEED}")
+    return random.Random(SEED)
+
+
+def test_pickles_that_hold_more_than_tensors(rng):
+    good = io.BytesIO()
+    torch.save({"a": torch.zeros(3), "b": [1, 2.5, "x", None, True]}, good)
+    with zipfile.ZipFile(good) as archive:
+        check_pickle(archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl"))))
+    values = (print, os.system, Path("x"), np.zeros(3), {1: range(3)})
+    bad = [pickle.dumps(value, protocol=rng.randrange(2, 5)) for value in values]
+    bad.append(b"\x80\x02}(" + b")" + b"\x85" * rng.randrange(30_000, 300_000) + b"K\x01u.")  # a key of tuples in tuples
+    bad.append(b"\x80\x05\x96" + (10**12).to_bytes(8, "little") + b".")  # a bytearray of a terabyte
+    bad += [bytes(rng.randrange(256) for _ in range(rng.randrange(1, 200))) for _ in range(50)]
+    for data in bad:
+        with pytest.raises(pickle.UnpicklingError):
+            check_pickle(data)
+
+
+def test_checkpoints_with_wrong_fields(rng, tmp_path):
+    model = torch.nn.Linear(3, 2)
+    progress = {"step": 2, "epoch": 0, "epoch_step": 2, "losses": [0.5, 0.4], "rates": [0.1, 0.1], "epochs": [], "decoding": {}}
+    right = {"model": model.state_dict(), "progress": progress}
+    state = {"model": model, "progress": None}
+    checkpoints.save(tmp_path, right, 2, keep=9)
+    checkpoints.load(checkpoints.newest_first(tmp_path)[0], state)
+    wrong = [
+        right | {"progress": progress | change}
+        for change in (
+            {"step": -7}, {"step": 3}, {"step": 2.0}, {"epoch": "1"}, {"losses": "many"}, {"epochs": [{}]}, {"decoding": {"x": 1}}
+        )
+    ]
+    wrong += [{"model": right["model"]}, {"model": {"weight": model.weight * torch.nan}, "progress": progress}, [1], 3]
+    wrong += [right | {"model": {"weight": torch.zeros(rng.randrange(3, 9), 3), "bias": torch.zeros(2)}}]
+    for i, content in enumerate(wrong):
+        path = tmp_path / f"{i}.ckpt"
+        torch.save(content, path)
+        with pytest.raises(TrainingError, match=f"^{path}: is no checkpoint of this run") as caught:
+            checkpoints.load(path, state)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < len(str(path)) + 300
+
+
+def test_configurations(rng, tmp_path):
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True)
+    )
+    secret = f"root:secret{rng.random()}:0"
+    call = "x: !!python/object/apply:os.system [exit]"
+    for text in (bomb, secret, "[" * 10_000, "- 1\n- 2", "", call, "a: b: c", "# " * 600_000):
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        with pytest.raises(TrainingError, match=f"^--config {path}: ") as caught:
+            parse(["--config", str(path)])
+        assert "secret" not in str(caught.value) and len(str(caught.value)) < len(str(path)) + 100
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(TrainingError, match="is no file"):
+        parse(["--config", str(tmp_path / "pipe.yaml")])
+
+
+def test_pipes_named_like_recordings(tmp_path):
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(audio.AudioError, match="is no file but a pipe"):
+        audio.probe(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("rate", [1, 50])
+def test_headers_that_cannot_be(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", np.zeros(64_000), rate)
+    with pytest.raises(audio.AudioError, match=f"a.wav: its header says {rate} Hz"):
+        audio.probe(tmp_path / "a.wav")
+
+
+def test_rates_without_a_common_divisor_take_little_memory(rng):
+    for to_rate in (249_989, 1_999_993, rng.randrange(100_000, 2_000_000)):
+        sound = audio.resample(torch.zeros(16_000), 16_000, to_rate)
+        orig, new = audio._ratio(16_000, to_rate)
+        assert orig * new <= 2 * audio.MAX_DENOMINATOR**2 and abs(len(sound) - to_rate) <= to_rate / 1e4
+
+
+def test_an_index_that_leads_outside(rng, collection, tmp_path):
+    import shutil
+
+    import pyarrow.parquet as pq
+
+    data = tmp_path / "data"
+    shutil.copytree(collection, data)
+    open_collection(data)
+    index = data / "index.parquet"
+    table = pq.read_table(index)
+    for name in ("../x.wav", "/etc/x.wav", "a/../../x.wav", "C:\\x.wav", "..\\x.wav", "\\\\server\\x.wav"):
+        files_ = table["file"].to_pylist()
+        files_[rng.randrange(len(files_))] = name
+        changed = table.set_column(table.schema.get_field_index("file"), "file", [files_])
+        pq.write_table(changed.replace_schema_metadata(table.schema.metadata), index)
+        with pytest.raises(CollectionError, match="is not below the collection's folder"):
+            open_collection(data)
+
+
+def test_damaged_parts_are_known(rng, tmp_path):
+    buffer = io.BytesIO()
+    np.save(buffer, np.random.default_rng(SEED).random((50, 2), np.float32))
+    whole = buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest()
+    part = detect_batch.Part(Path("a.wav"), 0, 50, tmp_path / "a.npy")
+    part.file.write_bytes(whole)
+    assert detect_batch._intact(part)
+    for _ in range(200):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        part.file.write_bytes(rng.choice([damaged, whole[: rng.randrange(len(whole))]]))
+        assert not detect_batch._intact(part)
+
+
+def test_segments_without_number():
+    empty = pd.DataFrame({name: [] for name in ("file", "onset", "offset", "label", "score")})
+    with pytest.raises(ValueError, match="--resolution is 1e-09 s: more than"):
+        scores.score(empty, empty, {"a.wav": 100.0}, 0.2, 1e-9)
+
+
+def test_what_a_kill_leaves_is_removed_by_the_next_start(tmp_path):
+    left = tmp_path / f"{files.PARTIAL}0123456789abcdef-1.npy"
+    left.write_bytes(b"half")
+    with files.replacing(tmp_path / "a.json") as path:
+        path.write_text(json.dumps(1))
+        files.clear_partial(tmp_path)  # another process: what is being written stays
+        assert path.exists() and not left.exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_names_of_the_greatest_length_can_be_written(tmp_path):
+    for name in ("x" * 255, "é" * 127, "x" * 251 + ".csv"):
+        with files.replacing(tmp_path / name) as path:
+            path.write_text("1")
+        assert (tmp_path / name).read_text() == "1"
+
+
+def test_nothing_printable_obeys():
+    for text in ("\x1b[2J", "a\nerror: b", "\u202etxt", "\ud800"):
+        assert files.printable(text).isprintable()
+    assert 290 < len(files.printable("x" * 10_000, 300)) <= 300

@@ -25,7 +25,13 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-import torchaudio
+
+try:
+    import torchaudio
+except (ImportError, OSError):  # its compiled part does not load beside another torch
+    raise ImportError(
+        f"torchaudio is missing or does not fit torch {torch.__version__}: install the torchaudio of the same number"
+    ) from None
 
 from . import recorder
 

@@ -127,6 +127,12 @@ def main(words: list[str] | None = None) -> int:
             sys.stdout.flush()
             return code
         sys.stdout.flush()
+    except ImportError as error:
+        extra = EXTRAS.get(error.name or "")
+        if extra is None and "torchaudio" not in str(error):
+            raise  # a fault of ours
+        print(f"error: {error}" + (f"; pip install 'denet-torch[{extra}]'" if extra else ""), file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader of a pipe, head or less, has seen enough
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -139,6 +145,8 @@ def module(name: str) -> ModuleType:
     return import_module(detect.__name__.removesuffix("tools.detect") + MODULES[name])
 
 
+# Packages that a subcommand needs beyond the base, and what brings them.
+EXTRAS = {"optuna": "sweep", "tensorflow": "tensorflow", "tf_keras": "tensorflow", "onnx": "onnx", "onnxruntime": "onnx"}
 VERSIONS = ("denet-torch", "torch", "torchaudio", "numpy", "numba", "soundfile", "pandas")
 
 

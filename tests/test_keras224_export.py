@@ -35,8 +35,19 @@ def test_that_check_knows_newer_syntax(newer):
         ast.parse(newer, feature_version=(3, 5))
 
 
-def original_model(before_pooling: bool, dropout: float, samples: int = 300):
+def original_model(
+    before_pooling=True,
+    dropout=0.3,
+    samples=300,
+    sr=16000,
+    seq_len=4,
+    classes=3,
+    head="softmax",
+    registered=False,
+    sizes=(5, 3, 5, 6),
+):
     """The published `get_denet`, layer by layer, its DELayer hiding the attention network from Keras as there."""
+    filters, units, *dense = sizes
     import tf_keras
     from tf_keras import layers
 
@@ -64,17 +75,20 @@ def original_model(before_pooling: bool, dropout: float, samples: int = 300):
                     layers.Dense(1),
                 ]
             )
-            object.__setattr__(self, "network", network)
+            if registered:
+                self._mlp = network
+            else:
+                object.__setattr__(self, "_mlp", network)
 
         def call(self, x):
             import tensorflow as tf
 
-            scores = [self.network(x[:, :, band : band + 1]) for band in range(x.shape[2])]
+            scores = [self._mlp(x[:, :, band : band + 1]) for band in range(x.shape[2])]
             return tf.reduce_sum(x * tf.nn.softmax(tf.concat(scores, axis=1))[:, None, :], axis=2, keepdims=True)
 
     wrap = layers.TimeDistributed
-    x = inputs = layers.Input((4, samples, 1))
-    x = wrap(SincConv1D(5, 251, 16000))(x)
+    x = inputs = layers.Input((seq_len, samples, 1))
+    x = wrap(SincConv1D(filters, 251, sr))(x)
     if before_pooling:
         x = wrap(DELayer())(x)
     x = wrap(layers.LeakyReLU())(wrap(layers.MaxPooling1D(3))(x))
@@ -89,14 +103,14 @@ def original_model(before_pooling: bool, dropout: float, samples: int = 300):
             x = wrap(layers.SpatialDropout1D(dropout))(x)
     x = wrap(layers.Flatten())(x)
     gru = layers.GRU(
-        3, reset_after=False, recurrent_activation=reference.hard_sigmoid, dropout=dropout, return_sequences=True
+        units, reset_after=False, recurrent_activation=reference.hard_sigmoid, dropout=dropout, return_sequences=True
     )
     x = layers.Bidirectional(gru, merge_mode="sum")(x)
-    for units in (5, 6):
+    for units in dense:
         x = wrap(layers.LeakyReLU())(wrap(layers.BatchNormalization())(wrap(layers.Dense(units))(x)))
         if dropout:
             x = wrap(layers.Dropout(dropout))(x)
-    return tf_keras.Model(inputs, wrap(layers.Dense(3, activation="softmax"))(x))
+    return tf_keras.Model(inputs, wrap(layers.Dense(classes, activation=head))(x))
 
 
 @pytest.mark.parametrize("before_pooling, dropout", [(True, 0.3), (False, 0.0)])
@@ -182,3 +196,72 @@ def test_what_is_no_denet(tmp_path):
     with pytest.raises(ValueError, match="no DENet"):
         keras224_export.export(tf_keras.Sequential([tf_keras.layers.Dense(1, input_shape=(2,))]), str(tmp_path / "a.npz"))
     assert not list(tmp_path.iterdir())
+
+
+def test_variable_length_wrapped_frozen_and_refitted(tmp_path):
+    import tf_keras
+
+    model = original_model(seq_len=None)
+    x = np.random.default_rng(0).standard_normal((2, 6, 300, 1), dtype="float32")
+    for layer in model.layers[:9]:
+        layer.trainable = False
+    model.compile(tf_keras.optimizers.SGD(0.01), "categorical_crossentropy")
+    model.fit(x, np.eye(3)[np.zeros((2, 6), int)], verbose=0)
+    outer = tf_keras.Model(inner := tf_keras.layers.Input((None, 300, 1)), model(inner))
+    for name, live in (("plain", model), ("wrapped", outer), ("sequential", tf_keras.Sequential([model]))):
+        keras224_export.export(live, str(tmp_path / f"{name}.npz"))
+        weights, config, _ = convert(tmp_path / f"{name}.npz", tmp_path / "a.safetensors")
+        assert config["input_shape"] == [10, 300, 1]
+        y = load(tmp_path / "a.safetensors").predict_proba(torch.from_numpy(x))
+        np.testing.assert_allclose(y, model.predict(x, verbose=0), rtol=0, atol=1e-6)
+        live.save_weights(str(tmp_path / f"{name}.h5"))
+        live.save(str(tmp_path / f"{name}_full.h5"))
+        for source in (f"{name}.h5", f"{name}_full.h5"):
+            found, *_ = convert(tmp_path / source, tmp_path / "b.safetensors", str(tmp_path / "plain.npz"))
+            assert same(found.tensors, weights.tensors)
+
+
+def test_changed_heads_are_refused(tmp_path):
+    import tf_keras
+
+    softmax = original_model()
+    behind = tf_keras.Model(softmax.input, tf_keras.layers.Lambda(lambda y: y[:, -1:])(softmax.output))
+    apart = original_model(head="linear")
+    apart = tf_keras.Model(apart.input, tf_keras.layers.Activation("softmax")(apart.output))
+    keras224_export.export(softmax, str(tmp_path / "all.npz"))
+    for model, refused in ((original_model(head="sigmoid"), "sigmoid"), (behind, "softmax, Lambda"), (apart, None)):
+        model.save(str(tmp_path / "full.h5"))
+        if refused is None:
+            keras224_export.export(model, str(tmp_path / "b.npz"))
+            convert(tmp_path / "full.h5", tmp_path / "a.safetensors", str(tmp_path / "b.npz"))
+            continue
+        with pytest.raises(ValueError, match=f"last dense layer it has {refused} where"):
+            keras224_export.export(model, str(tmp_path / "b.npz"))
+        with pytest.raises(ValueError, match=f"the model has {refused} where"):
+            convert(tmp_path / "full.h5", tmp_path / "a.safetensors", str(tmp_path / "all.npz"))
+        assert not (tmp_path / "b.npz").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, message", [({"sr": 8000}, "sr is 16000, in the model 8000"), ({"classes": 2}, r"dense3/kernel is \(6, 3\)")]
+)
+def test_restore_checks_all_before_it_writes(tmp_path, changes, message):
+    keras224_export.export(original_model(), str(tmp_path / "all.npz"))
+    other = original_model(**changes)
+    before = other.get_weights()
+    with pytest.raises(ValueError, match=message):
+        keras224_export.restore(other, str(tmp_path / "all.npz"))
+    assert all(np.array_equal(a, b) for a, b in zip(before, other.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("size", ["small", "original"])
+def test_tf_keras_checkpoints_hold_the_attention_where_it_is_registered(tmp_path, size):
+    large = {"samples": 400, "sizes": (80, 2048, 1024, 512)} if size == "original" else {}
+    model = original_model(registered=True, sr=8000, **large)
+    x = np.random.default_rng(0).standard_normal((1, 4, large.get("samples", 300), 1), dtype="float32")
+    y = model.predict(x, verbose=0)
+    model.save_weights(str(tmp_path / "run"), save_format="tf")
+    for source in (tmp_path / "run", tmp_path / "run.index"):
+        _, config, _ = convert(source, tmp_path / "a.safetensors")
+        assert config["sr"] == 8000
+        np.testing.assert_allclose(load(tmp_path / "a.safetensors").predict_proba(torch.from_numpy(x)), y, rtol=0, atol=1e-6)

@@ -44,24 +44,48 @@ ATTENTION = [
 def export(model, path, sr=None):
     """Write every weight of `model`, its architecture and two predictions to the .npz file `path`.
 
-    `sr`: sampling rate in Hz, needed only if the SincConv1D does not tell it. Raises ValueError if `model` is no DENet.
+    `sr`: sampling rate in Hz, needed only if the SincConv1D does not tell it. Raises ValueError if `model` is no DENet, or if
+    what it computes from its last weights is not DENet's softmax.
     """
+    _check_head(model)
     arrays = {}
     for layer, names in _named_layers(model):
         arrays.update(zip(names, layer.get_weights()))
     arrays.update(zip(ATTENTION, _attention(model).get_weights()))
     config = architecture(model, sr)
-    x = 0.1 * np.random.RandomState(0).standard_normal((2,) + tuple(config["input_shape"]))
+    seq_len, samples, _ = config["input_shape"]
+    x = 0.1 * np.random.RandomState(0).standard_normal((2, seq_len or 10, samples, 1))
     x = x.astype(arrays["conv1/kernel"].dtype)
-    np.savez(path, config=np.array(json.dumps(config)), x=x, y=model.predict(x), **arrays)
+    y = model.predict(x)
+    if y.shape != x.shape[:2] + (config["n_classes"],):
+        raise ValueError("no DENet: of " + str(x.shape) + " it makes " + str(y.shape))
+    np.savez(path, config=np.array(json.dumps(config)), x=x, y=y, **arrays)
 
 
 def restore(model, path):
-    """Put the weights in the .npz file `path` into `model`, attention branch included. Raises ValueError if they do not fit."""
-    with np.load(path) as arrays:
-        for layer, names in _named_layers(model):
-            layer.set_weights([arrays[name] for name in names])
-        _attention(model).set_weights([arrays[name] for name in ATTENTION])
+    """Put the weights in the .npz file `path` into `model`, attention branch included.
+
+    Raises ValueError, before anything is written, if a shape, the sampling rate or the attention's place is another.
+    """
+    layers = _named_layers(model) + [(_attention(model), ATTENTION)]
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    for layer, names in layers:
+        for name, old in zip(names, layer.get_weights()):
+            if name not in arrays:
+                raise ValueError(path + ": " + name + " is missing")
+            if arrays[name].shape != old.shape:
+                raise ValueError(path + ": " + name + " is " + str(arrays[name].shape) + ", in the model " + str(old.shape))
+    stated = json.loads(str(arrays["config"])) if "config" in arrays else {}
+    live = architecture(model, stated.get("sr") if _rate(model) is None else None)
+    for key in ("sr", "before_pooling"):
+        if stated.get(key, live[key]) != live[key]:
+            raise ValueError(path + ": " + key + " is " + str(stated[key]) + ", in the model " + str(live[key]))
+    samples = stated.get("input_shape", live["input_shape"])[1]
+    if samples != live["input_shape"][1]:
+        raise ValueError(path + ": frames of " + str(samples) + " samples, in the model " + str(live["input_shape"][1]))
+    for layer, names in layers:
+        layer.set_weights([arrays[name] for name in names])
 
 
 def architecture(model, sr=None):
@@ -71,15 +95,19 @@ def architecture(model, sr=None):
     weights = {}
     for layer, names in _named_layers(model):
         weights.update(zip(names, layer.get_weights()))
+    told = _rate(model)
     if sr is None:
-        sinc = layers[kinds.index("SincConv1D")]
-        rates = [getattr(sinc, name) for name in ("fs", "sr", "sample_rate") if hasattr(sinc, name)]
-        if not rates:
-            raise ValueError("the SincConv1D does not tell its sampling rate: say export(model, path, sr=16000)")
-        sr = rates[0]
+        sr = told
+    if sr is None:
+        raise ValueError("the SincConv1D does not tell its sampling rate: say export(model, path, sr=16000)")
+    if told is not None and told != sr:
+        raise ValueError("sr is " + str(sr) + ", but the SincConv1D was made for " + str(told))
+    shape = tuple(model.input_shape[1:]) if isinstance(model.input_shape, tuple) else ()
+    if len(shape) != 3 or shape[1] is None or shape[2] != 1:
+        raise ValueError("no DENet: its input is " + str(model.input_shape) + "; if it lies within this model, export that layer")
     dropouts = [layer.rate for layer in layers if type(layer).__name__ in ("SpatialDropout1D", "Dropout")]
     return {
-        "input_shape": [int(n) for n in model.input_shape[1:]],
+        "input_shape": [None if n is None else int(n) for n in shape],  # None: sequences of any length
         "n_classes": int(weights["dense3/bias"].shape[0]),
         "sr": int(sr),
         "before_pooling": kinds.index("DELayer") < kinds.index("MaxPooling1D"),
@@ -90,6 +118,29 @@ def architecture(model, sr=None):
         "gru_units": int(weights["gru/forward_gru/recurrent_kernel"].shape[0]),
         "dense_units": [int(weights["dense1/bias"].shape[0]), int(weights["dense2/bias"].shape[0])],
     }
+
+
+def _rate(model):
+    """The sampling rate that the SincConv1D of `model` was made for, None if it does not tell."""
+    for layer in _layers(model):
+        if type(layer).__name__ == "SincConv1D":
+            for name in ("fs", "sr", "sample_rate"):
+                if hasattr(layer, name):
+                    return getattr(layer, name)
+    return None
+
+
+def _check_head(model):
+    """Raise ValueError unless the last Dense has a softmax, and nothing but dropout comes behind it."""
+    head = []
+    for layer in _layers(model):
+        if type(layer).__name__ == "Dense":
+            head = []
+        activation = getattr(getattr(layer, "activation", None), "__name__", "")
+        head.append("softmax" if type(layer).__name__ == "Softmax" else activation or type(layer).__name__)
+    head = [kind for kind in head if kind not in ("Dropout", "InputLayer")]
+    if head not in (["softmax"], ["linear", "softmax"]):
+        raise ValueError("no DENet: behind the last dense layer it has " + ", ".join(head) + " where DENet has a softmax")
 
 
 def _layers(model):
@@ -116,7 +167,7 @@ def _attention(model):
     found = [layer for layer in _layers(model) if type(layer).__name__ == "DELayer"]
     if len(found) != 1:
         raise ValueError("no DENet: it has " + str(len(found)) + " DELayers")
-    for value in vars(found[0]).values():
+    for value in list(vars(found[0]).values()):
         if hasattr(value, "get_weights") and len(value.get_weights()) == len(ATTENTION):
             return value
     raise ValueError("the DELayer has no network of " + str(len(ATTENTION)) + " weights; has the model predicted yet?")

@@ -13,7 +13,7 @@ from . import Weights, WeightsError
 from .architecture import check_types, facts
 from .files import line
 from .hdf5 import Tree
-from .keras_layers import assign
+from .keras_layers import assign, in_order
 from .names import LAYERS, NAMES, keras_name, transposed
 
 # The layers that the original's file has, each a run of the port's; it has no "attention".
@@ -30,7 +30,7 @@ def read_keras2(path: Path, tree: Tree) -> Weights:
     top = tree.attributes[root.rstrip("/")]
     if "layer_names" not in top:
         raise WeightsError(f"{path}: has no attribute layer_names: no file that Keras's save or save_weights wrote")
-    places = {}  # name of a weight within its layer -> of the dataset
+    places, layer_of = {}, {}  # name of a weight within its layer -> of the dataset, of the layer
     listed = top["layer_names"]
     if len(set(listed)) < len(listed):
         raise WeightsError(f"{path}: lists a layer twice")
@@ -44,16 +44,20 @@ def read_keras2(path: Path, tree: Tree) -> Weights:
             if f"{layer}/{name}" in places:
                 raise WeightsError(f"{path}: lists the weight {layer}/{name} twice")
             places[f"{layer}/{name}"] = f"{root}{layer}/{name}"
+            layer_of[f"{layer}/{name}"] = layer
     if extra := sorted(tree.datasets.keys() - set(places.values())):
         raise WeightsError(f"{path}: {extra[0]} is in it but not listed among its layers' weights")
     if not places:
         raise WeightsError(f"{path}: holds no weights")
 
-    weights, found = Weights(path, {}, {}), assign(path, places)
+    # Within a layer that is itself a model Keras lists what is not trained (moving averages, frozen layers) last.
+    place = {layer: i for i, layer in enumerate(listed)}
+    ordered = sorted(places, key=lambda name: (place[layer_of[name]], in_order(name)))
+    weights, found = Weights(path, {}, {}), assign(path, ordered)
     for name in NAMES:
         if name in found:
             weights.tensors[name] = transposed(name, tree.datasets[places[found[name]]])
-            weights.origin[name] = found[name].split("/", 1)[1]
+            weights.origin[name] = found[name].removeprefix(f"{layer_of[found[name]]}/")
     check_types(weights)
     if "optimizer_weights" in tree.attributes:
         weights.notes.append("the optimizer's state is left out")
@@ -108,14 +112,27 @@ def _known(path: Path, model_config: str) -> dict:
         shapes = [shape for layer in layers if (shape := layer["config"].get("batch_input_shape"))]
         if shapes:
             known["input_shape"] = shapes[0][1:]
+        _check_head(path, wrapped)
         rates = [layer["config"]["rate"] for layer in wrapped if layer["class_name"] in ("SpatialDropout1D", "Dropout")]
         known["dropout"] = float(rates[0]) if rates else 0.0
         sinc = wrapped[kinds.index("SincConv1D")]["config"] if "SincConv1D" in kinds else {}
         if rate := sinc.get("fs", sinc.get("sr")):
             known["sr"] = rate
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        if isinstance(error, WeightsError):
+            raise
         raise WeightsError(f"{path}: its model_config cannot be read ({line(error)})") from None
     return facts(path, known)
+
+
+def _check_head(path: Path, layers: list[dict]) -> None:
+    """Raise WeightsError unless the last Dense of `layers` has a softmax, and nothing but dropout comes behind it."""
+    last = max((i for i, layer in enumerate(layers) if layer["class_name"] == "Dense"), default=len(layers))
+    behind = [layer for layer in layers[last:] if layer["class_name"] not in ("Dropout", "InputLayer")]
+    head = ["softmax" if x["class_name"] == "Softmax" else x["config"].get("activation", x["class_name"]) for x in behind]
+    if head not in ([], ["softmax"], ["linear", "softmax"]):
+        kinds = ", ".join(map(str, head))
+        raise WeightsError(f"{path}: behind its last dense layer the model has {kinds} where DENet has a softmax")
 
 
 def _flat(config: dict | list) -> list[dict]:

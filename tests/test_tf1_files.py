@@ -8,7 +8,7 @@ from tools.weights import WeightsError
 from tools.weights.convert import convert
 from tools.weights.names import ATTENTION, keras_name, transposed
 from tools.weights.rate import initial_cuts
-from tools.weights.verify import differences
+from tools.weights.verify import TOLERANCE, differences
 
 LARGE = SMALL | {"input_shape": [10, 400, 1], "n_filters": 80, "gru_units": 2048, "dense_units": [1024, 512], "sr": 8000}
 WRAPPED = {"sinc": 1, "conv1": 6, "norm1": 8, "conv2": 11, "norm2": 13, "dense1": 17, "batch_norm1": 18, "dense2": 21}
@@ -32,6 +32,7 @@ def test_checkpoint_saved_model_and_frozen_graph(tmp_path, config, shift):
 
     v1, tensors = tf.compat.v1, draw_tensors(config)
     if config is LARGE:
+        tensors = {name: tensor if name.endswith("variance") else 0.1 * tensor for name, tensor in tensors.items()}
         low, high = initial_cuts(8000, 80).reshape(2, 80).astype("float32")
         tensors |= {"sinc.filt_b1": low, "sinc.filt_band": high - low}
     with tf.Graph().as_default() as graph, v1.Session() as session:
@@ -55,7 +56,7 @@ def test_checkpoint_saved_model_and_frozen_graph(tmp_path, config, shift):
         weights, found, _ = convert(tmp_path / source, tmp_path / "a.safetensors", asked=asked)
         assert same(weights.tensors, tensors), source
         assert found == config, source
-    assert max(differences(weights, config, tmp_path / "a.safetensors").values()) <= 1e-6
+    assert max(differences(weights, config, tmp_path / "a.safetensors").values()) <= TOLERANCE
     (tmp_path / "cut.pb").write_bytes((tmp_path / "frozen.pb").read_bytes()[:-9])
     with pytest.raises(WeightsError, match="cut.pb: cannot be read as a TensorFlow graph"):
         convert(tmp_path / "cut.pb", tmp_path / "b.safetensors")

@@ -49,11 +49,14 @@ def assign(path, names: Iterable[str], what: str = "layers with weights") -> dic
             raise WeightsError(f"{path}: holds {nets} DENets; expected one")
         expected = f"DENet has {len(shorter) + 2}, and {len(ATTENTION_LAYERS)} more where its attention is saved"
         raise WeightsError(f"{path}: has {len(found)} {what}; {expected}")
-    result = {}
-    for layer, mine in zip([*others, *recurrent], [*wanted, *GRU], strict=False):
+    # By kind: a model's counters go by the order in which its layers were made, which is not that of the network everywhere.
+    result, made = {}, [*others, *recurrent]
+    for mine in [*wanted, *GRU] if recurrent else wanted:
         expected = {leaf_of(keras_name(leaf)): leaf for leaf in LAYERS[mine]}
-        if found[layer].keys() != expected.keys():
-            held = ", ".join(found[layer])
-            raise WeightsError(f"{path}: the layer {layer} holds {held} where {mine} has {', '.join(expected)}")
+        layer = next((layer for layer in made if found[layer].keys() == expected.keys()), None)
+        if layer is None:
+            left = f"{made[0]} with {', '.join(found[made[0]])} is left"
+            raise WeightsError(f"{path}: has no layer with {', '.join(expected)} for {mine}; {left}")
+        made.remove(layer)
         result |= {f"{mine}.{leaf}": found[layer][kind] for kind, leaf in expected.items()}
     return result

@@ -109,6 +109,8 @@ def _rate_of(weights: Weights, said: dict, by_user: bool, notes: list[str]) -> d
     """The sampling rate that the filters tell, where nobody says it; WeightsError where they contradict the user or leave
     several open. What a file states is believed: its filters may come from a model for another rate."""
     b1, band = weights.tensors["sinc.filt_b1"], weights.tensors["sinc.filt_band"]
+    if b1.shape != band.shape or not (np.isfinite(b1).all() and np.isfinite(band).all()):
+        return {}  # `check` says so
     distances = rate.distances(b1, band, said.get("sr"))
     rates = rate.fitting(distances, len(b1))
     if not rates:

@@ -33,7 +33,7 @@ def existing(path: Path) -> Path:
 
 def read_bytes(path: Path) -> bytes:
     """The contents of `path`, unpacked if they are gzipped."""
-    with open(existing(path), "rb") as file:
+    with open(existing(path), "rb", buffering=0) as file:  # a buffer, once filled, costs a copy of all
         if file.read(2) != GZIP:
             file.seek(0)
             return file.read()

@@ -33,7 +33,7 @@ def save(model: Model, path: str | Path) -> None:
     step, so that it is never half a file, and equal models give equal bytes. Raises CheckpointError.
     """
     path = Path(path)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _weights(model).items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     config = json.dumps(model.config)
     detection = json.dumps(model.detection.as_dict()) if model.detection else ""
     metadata = {"format": "pt", model.name: config, "sha256": checksum(config + detection, tensors)}
@@ -61,7 +61,7 @@ def load(path: str | Path, sha256: str | None = None) -> Model:
             model = kind(**config)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{path}: its architecture is not a {kind.__name__}'s ({reason(error)})") from None
-    expected = _weights(model)
+    expected = model.state_dict()
     if odd := sorted(expected.keys() ^ tensors.keys()):
         wrong = "missing" if odd[0] in expected else f"no weight of a {kind.__name__}"
         raise CheckpointError(f"{path}: {printable(odd[0], 80)} is {wrong}")
@@ -76,8 +76,7 @@ def load(path: str | Path, sha256: str | None = None) -> Model:
             raise CheckpointError(f"{path}: {name} holds values that are not finite numbers")
         if name.endswith("moving_variance") and tensor.min() < 0:
             raise CheckpointError(f"{path}: {name} holds negative numbers, which no variance is")
-    steps = {name: torch.zeros((), dtype=torch.int64) for name in model.state_dict() if name.endswith("local_step")}
-    model.load_state_dict(tensors | steps, assign=True)
+    model.load_state_dict(tensors, assign=True)
     try:
         model.detection = None if detection is None else Detection.from_dict(detection, model.n_classes)
     except ValueError as error:
@@ -130,10 +129,6 @@ def _out_of_reach(url: str) -> bool:
 def checksum(text: str, tensors: dict[str, Tensor]) -> str:
     """`denet_torch.architecture.checksum` of tensors on the CPU."""
     return arrays_checksum(text, tensors, lambda tensor: tensor.reshape(-1).view(torch.uint8).numpy())
-
-
-def _weights(model: Model) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("local_step")}
 
 
 def _read(path: Path, sha256: str | None) -> tuple[type[Model], dict, dict | None, dict[str, Tensor]]:

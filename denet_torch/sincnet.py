@@ -12,20 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import all_ranks_statistics, compiled_kernels, hz_to_mel, mel_to_hz, sinc_filters
+from .dispatch import operation
+from .layers import all_ranks_statistics, hz_to_mel, mel_to_hz, sinc_filters
 from .models import Model, register
 
 SLOPE = 0.2  # of LeakyReLU; Keras's default and DENet's is 0.3
 POOL = 3
-LEAST_CHUNKS = 4  # fewer do not wait for a compiler
 
 
 class SincFilters(nn.Module):
     """Learned band-pass filters.
 
-    The parameters are in Hz: the low cut |low_hz| + 50 and the bandwidth
-    |band_hz| + 50, the upper cut at most sr / 2. `taps` is made odd. First cuts are equally spaced in mel from 30 Hz to
-    sr / 2 - 100.
+    The parameters are in Hz: the low cut |low_hz| + 50 and the bandwidth |band_hz| + 50, the upper cut at most sr / 2. `taps` is
+    made odd. First cuts are equally spaced in mel from 30 Hz to sr / 2 - 100.
     """
 
     def __init__(self, filters: int, taps: int, sr: float):
@@ -54,7 +53,6 @@ class SincFilters(nn.Module):
         return low, (low + self.band_hz.detach().abs() + 50).clamp(max=self.sr / 2)
 
 
-
 class SampleNorm(nn.Module):
     """Layer norm over the last axis alone, with the deviation of a sample (n - 1) and 1e-6 added to it.
 
@@ -70,48 +68,28 @@ class SampleNorm(nn.Module):
         return norm(x, self.gamma, self.beta)
 
 
+@operation
 def norm(x: Tensor, gamma: Tensor, beta: Tensor, slope: float = 1.0) -> Tensor:
-    """`sample_norm`, then negative results times `slope`."""
-    if x.dim() == 3 and (kernels := compiled_for(x)):
-        return kernels.Norm.apply(x, gamma, beta, slope)
-    y = sample_norm(x, gamma, beta)
+    """Norm over the last axis (see `SampleNorm`), then negative results times `slope`."""
+    mean = x.mean(-1, keepdim=True)
+    deviation = x.std(-1, keepdim=True)
+    y = gamma * (x - mean) / (deviation + 1e-6) + beta
     return y if slope == 1 else F.leaky_relu(y, slope)
 
 
-def sample_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    mean = x.mean(-1, keepdim=True)
-    deviation = x.std(-1, keepdim=True)
-    return gamma * (x - mean) / (deviation + 1e-6) + beta
-
-
+@operation
 def sinc_pool(x: Tensor, filters: Tensor) -> Tensor:
     """Largest magnitude of each three steps of the bands of (batch, samples), (batch, filters, steps).
 
     `filters` (filters, taps) are symmetric.
     """
-    if kernels := compiled_for(x, len(filters)):
-        return kernels.SincPool.apply(x, filters[:, filters.shape[1] // 2 :])
     return F.max_pool1d(F.conv1d(x[:, None], filters[:, None]).abs(), POOL)
 
 
+@operation
 def conv_pool(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Largest of each three steps of a convolution, (batch, channels, steps) -> (batch, len(weight), steps)."""
-    if kernels := compiled_for(x, *weight.shape[:2]):
-        return kernels.ConvPool.apply(x, weight, bias)
     return F.max_pool1d(F.conv1d(x, weight, bias), POOL)
-
-
-def compiled_for(x: Tensor, *channels: int):
-    """The module `sincnet_kernels` for a batch x on a CPU whose `channels` fill whole tiles of it, else None.
-
-    Double gradients and autocast's types are for the plain text.
-    """
-    whole = all(count % 10 == 0 for count in channels)
-    if not whole or torch.is_autocast_enabled("cpu") or compiled_kernels(x, least=LEAST_CHUNKS) is None:
-        return None
-    from . import sincnet_kernels
-
-    return sincnet_kernels
 
 
 class BatchNorm(nn.Module):

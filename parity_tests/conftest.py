@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 import torch
 
+from denet_torch import using
 from parity_tests.report import Report
 
 # The float32 errors that are compared must not hang on how many cores share a sum.
@@ -20,6 +21,13 @@ RUN = pytest.StashKey[Report]()
 
 def pytest_configure(config):
     config.stash[RUN] = Report()
+
+
+@pytest.fixture(autouse=True)
+def plain():
+    """What is compared with TensorFlow is the plain text; a test of another backend names it."""
+    with using("plain"):
+        yield
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def compared_state(module: Callable) -> dict[str, np.ndarray]:
     """Weights and running statistics of a port's layer; the count of training steps is neither."""
     if not isinstance(module, nn.Module):
         return {}
-    return {k: v.numpy().copy() for k, v in module.state_dict().items() if not k.endswith("local_step")}
+    return {k: v.numpy().copy() for k, v in module.state_dict().items()}
 
 
 def gradient_names(module: Callable) -> list[str]:

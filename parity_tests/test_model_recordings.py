@@ -14,6 +14,7 @@ import torch
 
 import denet_torch
 import reference_tf
+from denet_torch import dispatch, using
 from parity_tests import weights
 from parity_tests.checks import GRADIENT_BAR, OUTPUT_BAR, error
 from parity_tests.golden.recipe import sample
@@ -99,7 +100,14 @@ def compare_gradients(gradients, recording, report, column):
             assert value <= GRADIENT_BAR, f"DENet: norm of the gradient of {name} is off by {value:.1e}"
 
 
-def test_port_predicts(recording, report):
+@pytest.fixture(params=["plain", *dispatch.BACKENDS, "all"])
+def backend(request):
+    """The plain text, each backend beside it, and all of them as they are used."""
+    with using(*(dispatch.BACKENDS if request.param == "all" else [request.param])):
+        yield request.param
+
+
+def test_port_predicts(recording, backend, report):
     model = build_port(recording).eval()
     x = torch.tensor(recording.arrays["x"])
     with torch.no_grad():
@@ -125,7 +133,7 @@ def test_reference(recording, report):
     compare_gradients({name: g.numpy() for name, g in zip(names, found, strict=True)}, recording, report, "tensorflow recording")
 
 
-def test_port_trains(recording, report):
+def test_port_trains(recording, backend, report):
     """Five SGD steps as recorded: the attention branch left alone, and the running statistics, too (its updates were not run)."""
     model = build_port(recording).train()
     x, target = torch.tensor(recording.arrays["x"]), torch.tensor(recording.arrays["target"])

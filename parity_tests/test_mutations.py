@@ -27,26 +27,13 @@ class Mutation:
     recorded: bool = True
 
 
-def slow_gru(old: str, new: str) -> list[tuple[str, str, str]]:
-    """A fault in the GRU's recurrence, which is written twice: plant it in the plain one and let training take that."""
-    return [
-        ("layers.gru_steps", old, new),
-        ("layers.GRU.forward", "torch.compiler.is_compiling()", "True"),
-    ]
-
-
 MUTATIONS = [
     Mutation("PyTorch's slope of LeakyReLU", "leaky_relu", [("layers.leaky_relu", "LEAKY_SLOPE", "0.01")]),
     Mutation("Keras 3's hard sigmoid", "hard_sigmoid", [("layers.hard_sigmoid", "(0.2 * x + 0.5)", "(x / 6 + 0.5)")]),
-    Mutation("Keras 3's hard sigmoid in the GRU", "GRU", slow_gru("hard_sigmoid(", "F.hardsigmoid(")),
-    Mutation("reset after the product", "GRU", slow_gru("(r * h) @ recurrent_h", "r * (h @ recurrent_h)")),
-    Mutation("gates ordered r, z, h", "GRU", slow_gru("z, r = ", "r, z = ")),
-    Mutation("PyTorch's GRU update", "GRU", slow_gru("h = z * h + (1 - z) * hh", "h = (1 - z) * h + z * hh")),
-    Mutation(
-        "a wrong term in the GRU's own backward pass",
-        "GRU",
-        [("layers.GRURecurrence.backward", "(last[:, step] - hh[:, step])", "last[:, step]")],
-    ),
+    Mutation("Keras 3's hard sigmoid in the GRU", "GRU", [("layers.gru_steps", "hard_sigmoid(", "F.hardsigmoid(")]),
+    Mutation("reset after the product", "GRU", [("layers.gru_steps", "(r * h) @ recurrent_h", "r * (h @ recurrent_h)")]),
+    Mutation("gates ordered r, z, h", "GRU", [("layers.gru_steps", "z, r = ", "r, z = ")]),
+    Mutation("PyTorch's GRU update", "GRU", [("layers.gru_steps", "h = z * h + (1 - z) * hh", "h = (1 - z) * h + z * hh")]),
     Mutation(
         "one dropout mask for all gates",
         "GRU",
@@ -61,7 +48,7 @@ MUTATIONS = [
         ("layers.LayerNorm.forward", "(torch.where(constant, 0, std) + 1e-6)", "(variance + 1e-6).sqrt()")
     ], recorded=False),  # 5e-7 where the variance is 1: less than float32 recordings show
     Mutation("sample standard deviation", "LayerNorm", [
-        ("layers.LayerNorm.forward", "correction=0", "correction=1")
+        ("layers.LayerNorm.forward", "/ x.shape[-1]", "/ (x.shape[-1] - 1)")
     ]),
     Mutation("torch.hamming_window", "SincConv1D", [
         ("layers.sinc_filters", "(0.54 - 0.46 * torch.cos(2 * math.pi * n / taps))",
@@ -75,14 +62,7 @@ MUTATIONS = [
         ("layers.sinc_filters", "filt_b1.abs()[:, None] + 50 / sr", "filt_b1.abs()[:, None]")
     ]),
     Mutation("flatten with channels outside", "DELayer", [
-        ("layers.band_convolutions", "h.flatten(1)", "h.transpose(1, 2).flatten(1)"),
-        ("layers.DELayer.scores", "torch.compiler.is_exporting()", "True"),  # written twice: let it take the plain one
-    ]),
-    Mutation("a wrong mask in the attention's own backward pass", "DELayer", [
-        ("layers.BandConvolutions.backward", "mask_(g2, h2)", "g2")
-    ]),
-    Mutation("half a window lost in the attention's own backward pass", "DELayer", [
-        ("layers.BandConvolutions.backward", "g0[:, 1:] += second", "g0[:, 1:] = second")
+        ("layers.band_convolutions", "h.flatten(1)", "h.transpose(1, 2).flatten(1)")
     ]),
     Mutation("softmax over the frames", "DELayer", [("layers.softmax", "dim=-1", "dim=0")]),
     Mutation("plain batch-norm statistics", "BatchNorm", [
@@ -99,13 +79,12 @@ MUTATIONS = [
     Mutation("dropout of whole channels where single entries drop", "Dropout", [
         ("layers.Dropout.forward", "tuple(x.shape)", "(x.shape[0], 1, x.shape[2])")
     ]),
-    Mutation("a pool of two", "max_pool", [("layers.max_pool", "transpose(1, 2), size)", "transpose(1, 2), 2, 3)")]),
+    Mutation("a pool of two", "max_pool", [("layers.max_pool", "(1, size)", "(1, 2), (1, 3)")]),
     Mutation("flatten with channels outside", "DENet", [
-        ("DENet.frame_features", "self.features(x).flatten(1)", "self.features(x).transpose(1, 2).flatten(1)"),
-        ("DENet.frame_features", "self.features(part).flatten(1)", "self.features(part).transpose(1, 2).flatten(1)"),
+        ("DENet.frame_features", "x.flatten(1)", "x.transpose(1, 2).flatten(1)")
     ]),
     Mutation("norm before the pool", "DENet", [
-        ("DENet.features", "self.norm1(max_pool(self.conv1(x)))", "max_pool(self.norm1(self.conv1(x)))")
+        ("DENet.frame_features", "self.norm1(max_pool(self.conv1(x)))", "max_pool(self.norm1(self.conv1(x)))")
     ]),
     Mutation("activation before the batch norm", "DENet", [
         ("DENet.classify", "leaky_relu(self.batch_norm1(self.dense1(x)))", "self.batch_norm1(leaky_relu(self.dense1(x)))")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from denet_torch import sincnet
+from denet_torch import sincnet, using
 from parity_tests.sincnet import CASES, FORWARD_BAR, GRADIENT_BAR, STEPS_BAR, build, compute, error, errors, five_steps, read
 from parity_tests.test_mutations import Mutation, failure, plant
 
@@ -56,12 +56,11 @@ def float32_ratios(name: str) -> dict[str, float]:
     return ratios
 
 
-@pytest.fixture(params=["compiled", "plain"])
-def text(request, monkeypatch):
-    """Both texts of what `sincnet_kernels` computes."""
-    if request.param == "plain":
-        monkeypatch.setattr(sincnet, "compiled_for", lambda *_: None)
-    return request.param
+@pytest.fixture(params=["numba_cpu", "plain"])
+def text(request):
+    """Both texts of what is compiled."""
+    with using(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -83,7 +82,7 @@ def test_float32(name, text):
     # A pool whose two largest are within rounding of each other passes gradients to either: what is compiled decides one of them
     # in sincnet_16k otherwise than the original, which changes two gradients by more than rounding. The forward pass stays.
     above = [key for key, ratio in ratios.items() if ratio > WORST_RATIO]
-    if text == "compiled":
+    if text == "numba_cpu":
         above = [key for key in above if not key.startswith("grad/")] if len(above) <= len(ratios) // 10 else above
     assert not above, {key: ratios[key] for key in above}
 
@@ -120,7 +119,7 @@ def test_silence_has_gradients():
 ], ids=lambda edit: f"{edit[0]}-{edit[1]}")  # fmt: skip
 def test_planted_fault_in_what_is_compiled(edit, monkeypatch):
     """The same checks go through the compiled text."""
-    from denet_torch import sincnet_kernels
+    from denet_torch.fast.numba_cpu import sincnet as sincnet_kernels
 
     name, old, new = edit
     source = textwrap.dedent(inspect.getsource(getattr(sincnet_kernels, name).py_func)).split("\n", 1)[1]
@@ -131,24 +130,25 @@ def test_planted_fault_in_what_is_compiled(edit, monkeypatch):
         scope["_fold"], name = numba.njit(scope["_fold"]), "_sinc_pool"
         exec(textwrap.dedent(inspect.getsource(sincnet_kernels._sinc_pool.py_func)).split("\n", 1)[1], scope)
     monkeypatch.setattr(sincnet_kernels, name, numba.njit(error_model="numpy")(scope[name]))
-    assert failure(check_float64, "sincnet_16k")
+    with using("numba_cpu"):
+        assert failure(check_float64, "sincnet_16k")
 
 
 MUTATIONS = [
     ("DENet's slope", [("sincnet.SincNet.features", "SLOPE", "0.3")]),
     ("PyTorch's slope", [("sincnet.leaky_relu", "SLOPE", "0.01")]),
-    ("population deviation", [("sincnet.sample_norm", "x.std(-1, keepdim=True)", "x.std(-1, keepdim=True, correction=0)")]),
+    ("population deviation", [("sincnet.norm", "x.std(-1, keepdim=True)", "x.std(-1, keepdim=True, correction=0)")]),
     ("epsilon under the root", [
-        ("sincnet.sample_norm", "(deviation + 1e-6)", "(deviation.square() + 1e-6).sqrt()")
+        ("sincnet.norm", "(deviation + 1e-6)", "(deviation.square() + 1e-6).sqrt()")
     ]),
-    ("no epsilon", [("sincnet.sample_norm", "(deviation + 1e-6)", "deviation.clamp(min=1e-12)")]),
+    ("no epsilon", [("sincnet.norm", "(deviation + 1e-6)", "deviation.clamp(min=1e-12)")]),
     ("norm over channels and steps", [
-        ("sincnet.sample_norm", "x.mean(-1, keepdim=True)", "x.mean(tuple(range(1, x.dim())), keepdim=True)")
+        ("sincnet.norm", "x.mean(-1, keepdim=True)", "x.mean(tuple(range(1, x.dim())), keepdim=True)")
     ]),
     ("no absolute value after the filters", [("sincnet.sinc_pool", ".abs()", "")]),
     ("activation before the norm", [
         ("sincnet.SincNet.features", "norm(conv_pool(x, conv.weight, conv.bias), after.gamma, after.beta, SLOPE)",
-         "after(leaky_relu(conv_pool(x, conv.weight, conv.bias)))")
+         "norm(leaky_relu(conv_pool(x, conv.weight, conv.bias)), after.gamma, after.beta)")
     ]),
     ("a mean for a maximum", [("sincnet.sinc_pool", "F.max_pool1d", "F.avg_pool1d")]),
     ("no norm of the input", [("sincnet.SincNet.features", "self.input_norm(x)", "x")]),
@@ -169,7 +169,6 @@ MUTATIONS = [
 
 @pytest.mark.parametrize("fault, edits", MUTATIONS, ids=[fault.replace(" ", "_") for fault, _ in MUTATIONS])
 def test_planted_fault(fault, edits, monkeypatch):
-    monkeypatch.setattr(sincnet, "compiled_for", lambda *_: None)
     plant(Mutation(fault, "SincNet", edits), monkeypatch)
     check = check_steps if fault == "PyTorch's momentum" else check_float64
     assert any(failure(check, name) for name in ("sincnet_small_8k", "sincnet_250k")), f"{fault} passes"

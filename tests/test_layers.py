@@ -1,39 +1,13 @@
 """The layers' own shortcuts against plain PyTorch, and their gradients where the original's fail."""
 
-import copy
-import weakref
-
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from layer_cases import band_weights, in_parts
 
-from denet_torch import DENet, get_denet
-from denet_torch.layers import (
-    GRU,
-    BandConvolutions,
-    DELayer,
-    GRURecurrence,
-    LayerNorm,
-    band_convolutions,
-    convolve_waveform,
-    gru_steps,
-    multiply,
-)
+from denet_torch import DENet, get_denet, using
+from denet_torch.layers import GRU, DELayer, LayerNorm, multiply
 
 SMALL = {"n_filters": 6, "gru_units": 8, "dense_units": (8, 8)}
-
-
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(steps=st.integers(1, 90), filters=st.integers(1, 5), half=st.integers(1, 20), block=st.integers(1, 9))
-def test_convolve_waveform_is_a_convolution(steps, filters, half, block):
-    torch.manual_seed(steps)
-    x = torch.randn(2, steps, dtype=torch.float64)
-    kernels = torch.randn(filters, 2 * half + 1, dtype=torch.float64)
-    expected = F.conv1d(x[:, None], kernels[:, None], padding=half).transpose(1, 2)
-    torch.testing.assert_close(convolve_waveform(x, kernels, block), expected)
 
 
 @pytest.mark.parametrize("layout", ["whole", "part", "transposed"])
@@ -49,91 +23,27 @@ def test_gradient_of_a_kernel_lies_as_the_kernel(layout):
     assert (gradient.stride(0) == 1) == (kernel.stride(0) == 1)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(steps=st.integers(79, 200), rows=st.integers(1, 7), at_once=st.integers(1, 8), kept=st.integers(0, 8))
-def test_band_convolutions_in_parts_are_band_convolutions(steps, rows, at_once, kept):
-    """Forwards and backwards, whatever the parts and however many rows' second convolution is kept."""
-    torch.manual_seed(steps)
-    x, weights = torch.randn(rows, steps, dtype=torch.float64, requires_grad=True), band_weights()
-    expected = band_convolutions(x, *weights)
-    with pytest.MonkeyPatch.context() as patch:
-        groups = 3 * DELayer.conv_steps(steps) + 8
-        patch.setattr(BandConvolutions, "CPU_BUDGET", at_once * groups * 96)
-        actual = in_parts(x, *weights, kept=kept * (groups - 2) * 32)
-        torch.testing.assert_close(actual, expected)
-        grad = torch.randn_like(expected)
-        gradients = torch.autograd.grad(actual, (x, *weights), grad)
-    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (x, *weights), grad))
-
-
-@pytest.mark.parametrize(("grad", "at_once"), [(True, 6), (False, 2)])
-def test_second_convolution_is_kept_only_for_a_backward_pass(monkeypatch, grad, at_once):
-    convolution, made, alive = F.conv2d, [], []
-
-    def noted(*args, **options):
-        y = convolution(*args, **options)
-        made.append(weakref.ref(y))
-        alive.append(sum(reference() is not None for reference in made))
-        return y
-
-    monkeypatch.setattr(F, "conv2d", noted)
-    monkeypatch.setattr(BandConvolutions, "CPU_BUDGET", 1)  # a row at a time
-    with torch.set_grad_enabled(grad):
-        DELayer(100).scores(torch.randn(1, 100, 6))
-    assert len(made) == 12
-    assert max(alive) >= at_once if grad else max(alive) <= at_once
-
-
-def test_band_convolutions_without_gradients_of_the_weights():
-    torch.manual_seed(0)
-    x, weights = torch.randn(3, 90, dtype=torch.float64, requires_grad=True), [w.detach() for w in band_weights()]
-    expected, actual = (torch.autograd.grad(f(x, *weights).sum(), x) for f in (band_convolutions, in_parts))
-    torch.testing.assert_close(actual, expected)
-
-
-def test_gru_recurrence_is_gru_steps_forwards_backwards_and_twice_backwards():
-    torch.manual_seed(0)
-    inputs = torch.randn(2, 4, 9, dtype=torch.float64, requires_grad=True)
-    kernel = torch.randn(3, 9, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(GRURecurrence.apply(inputs, kernel), gru_steps(inputs, kernel))
-    assert torch.autograd.gradcheck(GRURecurrence.apply, (inputs, kernel))
-    assert torch.autograd.gradgradcheck(GRURecurrence.apply, (inputs, kernel))
-
-
-@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of its compiler
-def test_compiled_attention_is_attention(monkeypatch):
-    torch.manual_seed(0)
-    layer, x = DELayer(100).double(), torch.randn(2, 100, 3, dtype=torch.float64)
-    expected = layer(x)
-    parts, slices = [], BandConvolutions.parts
-    monkeypatch.setattr(BandConvolutions, "parts", lambda x: parts.append(x) or slices(x))
-    actual = torch.compile(layer, backend="aot_eager")(x)
-    assert len(parts) == 1, "the compiler has taken the convolutions apart: it would keep everything for the backward pass"
-    torch.testing.assert_close(actual, expected)
-    weights = list(layer.parameters())
-    gradients = [torch.autograd.grad(y.square().sum(), weights) for y in (actual, expected)]
-    torch.testing.assert_close(*gradients)
-
-
-def test_attention_differentiates_twice():
-    layer = DELayer(130).double()
-    x = torch.randn(2, 130, 3, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-    slope.square().sum().backward()
+@pytest.mark.parametrize("layer", [DELayer(130), GRU(3, 4)], ids=["attention", "GRU"])
+def test_the_plain_text_differentiates_twice(layer):
+    x = torch.randn(2, 130, 3, requires_grad=True)
+    with using("plain"):
+        (slope,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        slope.square().sum().backward()
     assert x.grad.isfinite().all() and x.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("layer", [DELayer(130), GRU(3, 4)], ids=["attention", "GRU"])
-@pytest.mark.parametrize("frozen", ["weights", "input"])
-def test_differentiates_twice_where_a_part_is_frozen(layer, frozen):
-    layer = copy.deepcopy(layer).double()
-    x = torch.randn(2, 130, 3, dtype=torch.float64, requires_grad=frozen != "input")
-    if frozen == "weights":
-        layer.requires_grad_(False)
-    tensor = x if frozen == "weights" else next(layer.parameters())
-    (slope,) = torch.autograd.grad(layer(x).square().sum(), tensor, create_graph=True)
-    slope.square().sum().backward()
-    assert tensor.grad.isfinite().all() and tensor.grad.abs().max() > 0
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of its compiler
+@pytest.mark.parametrize("backends", [["plain"], ["numba_cpu", "torch_ops"]], ids=["plain", "fast"])
+def test_torch_compile_takes_the_model_whole(backends):
+    """One graph without a break, forwards and backwards, with the plain text and with the fast operators."""
+    torch.manual_seed(0)
+    model = get_denet((8, 400), 2, dropout=0.0, n_filters=64, gru_units=256, dense_units=(8, 8)).double()
+    x = torch.randn(2, 8, 400, dtype=torch.float64)
+    with using(*backends):
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        results = [[y, *torch.autograd.grad(y.square().sum(), list(model.parameters()))] for y in (compiled(x), model(x))]
+    torch.testing.assert_close(*results)
 
 
 def test_layer_norm_of_equal_channels_passes_no_gradient():

@@ -68,8 +68,6 @@ def tensorflow_graph(config: dict[str, Any], weights: Weights, threads: int, xla
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     model = reference_tf.DENet(**config)
     for name, array in weights.items():
-        if name.endswith("local_step"):
-            continue
         variable = model
         for part in keras_name(name).split("/"):
             variable = getattr(variable, part)
@@ -189,7 +187,7 @@ def keras_torch(config: dict[str, Any], weights: Weights, threads: int) -> Funct
         x = leaky_relu(layer(f"batch_norm{number}", layers.BatchNormalization(epsilon=1e-3))(x))
     model = keras.Model(inputs, layer("dense3", layers.Dense(config["n_classes"]))(x))
     for name, part in named.items():
-        arrays = [weights[key] for key in weights if key.startswith(name + ".") and not key.endswith("local_step")]
+        arrays = [weights[key] for key in weights if key.startswith(name + ".")]
         part.set_weights([array if name.startswith("gru") else array.T for array in arrays])
 
     def predict(x):

@@ -21,6 +21,27 @@ from .config import TrainingError
 PARTIAL = ".partial.ckpt"
 
 
+class TrainingState:
+    """What a model keeps while it is trained and no weight file holds: the steps behind batch norm's averages."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.model = model
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        weights = self.model.state_dict()
+        return {name: buffer for name, buffer in self.model.named_buffers() if name not in weights}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Raises LookupError unless `state` is of such a model, ValueError for what no step counts."""
+        buffers = self.state_dict()
+        if buffers.keys() != state.keys():
+            raise LookupError("the steps behind batch norm's averages are of another model")
+        for name, buffer in buffers.items():
+            if state[name].shape != buffer.shape or (state[name] < 0).any():
+                raise ValueError(f"{name} counts no steps")
+            buffer.copy_(state[name])
+
+
 def save(folder: Path, state: dict[str, Any], step: int, keep: int) -> None:
     """Write `state` as the checkpoint of `step` and remove all but the newest `keep`.
 

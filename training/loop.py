@@ -231,6 +231,7 @@ class Trainer:
         self.precision = fabric.strategy.precision
         self.state = {
             "model": self.model,
+            "training": checkpoints.TrainingState(self.model),
             "optimizer": optimizer,
             "schedule": self.schedule,
             "precision": self.precision,

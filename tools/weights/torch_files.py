@@ -65,6 +65,5 @@ def model(tensors: dict[str, np.ndarray], config: dict) -> denet_torch.DENet:
     with torch.device("meta"):
         result = denet_torch.DENet(**config)
     state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
-    state |= {name: torch.zeros((), dtype=torch.int64) for name in result.state_dict() if name.endswith("local_step")}
     result.load_state_dict(state, assign=True)
     return result.eval()

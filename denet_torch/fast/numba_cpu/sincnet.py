@@ -1,4 +1,4 @@
-"""SincNet's convolutions with their pools, and its norms, on a CPU, compiled by numba: twins of the plain text in `sincnet.py`.
+"""SincNet's convolutions with their pools, and its norms, compiled: twins of the plain text in `denet_torch/sincnet.py`.
 
 The sinc filters are symmetric: samples as far before the middle as behind it are added first, which halves the products. What
 the pool throws away is never written. A chunk's arrays stay in a core's cache.
@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kernels import LANES, _product, _share_out, compiled
+from ..operators import once
+from .product import compiled, product
+from .threads import LANES, share_out
 
 COLUMNS = 384  # of a chunk in one go, whole vectors and whole pools
 CHUNKS = 16  # gradients of weights of so many are added up, then those of all
-_multiply, _add = _product(), _product(added=True)  # a row in two tiles would be added twice: rows are multiples of ROWS
+_multiply, _add = product(), product(added=True)  # a row in two tiles would be added twice: rows are multiples of ROWS
 
 
 class SincPool(torch.autograd.Function):
@@ -27,18 +29,19 @@ class SincPool(torch.autograd.Function):
         steps = (x.shape[1] - 2 * (half.shape[1] - 1)) // 3
         padded = F.pad(x, (0, COLUMNS + 2 * LANES))
         y, code = x.new_empty(len(x), len(half), steps), torch.empty(len(x), len(half), steps, dtype=torch.int8)
-        _share_out(_sinc_pool, len(x), 1, padded, half.contiguous(), y, code)
+        share_out(_sinc_pool, len(x), 1, padded, half.contiguous(), y, code)
         ctx.save_for_backward(x, half, code)
         return y
 
     @staticmethod
+    @once
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, half, code = ctx.saved_tensors
         count, taps = half.shape
         columns = taps + -taps % LANES
         padded, to_x = F.pad(x, (0, COLUMNS + 2 * LANES)), torch.zeros(len(x), x.shape[1] + COLUMNS + 2 * LANES, dtype=x.dtype)
         turned = F.pad(half, (0, columns - taps)).T.contiguous()  # (columns, filters)
-        found = _share_out(_sinc_pool_back, len(x), CHUNKS, padded, turned, grad.contiguous(), code, to_x, taps)
+        found = share_out(_sinc_pool_back, len(x), CHUNKS, padded, turned, grad.contiguous(), code, to_x, taps)
         return to_x[:, : x.shape[1]], sum(map(torch.from_numpy, found))[:, :taps]
 
 
@@ -83,9 +86,9 @@ def _sinc_pool(first, last, x, half, y, code):
                 out, places = y[chunk, f, start : start + width], code[chunk, f, start : start + width]
                 for j in range(width):
                     a, b, c = ones[j], twos[j], threes[j]
-                    second = abs(b) > abs(a)
+                    second = abs(b) > abs(a) or b != b  # NaN stays NaN
                     a = b if second else a
-                    third = abs(c) > abs(a)
+                    third = abs(c) > abs(a) or c != c
                     a = c if third else a
                     out[j] = abs(a)
                     place = np.int8(2) if third else np.int8(1) if second else np.int8(0)
@@ -141,17 +144,18 @@ class ConvPool(torch.autograd.Function):
         steps = (x.shape[2] - weight.shape[2] + 1) // 3
         y, code = x.new_empty(len(x), len(weight), steps), torch.empty(len(x), len(weight), steps, dtype=torch.int8)
         taps = weight.permute(2, 0, 1).contiguous()  # (taps, out, in)
-        _share_out(_conv_pool, len(x), 1, x.contiguous(), taps, bias, y, code)
+        share_out(_conv_pool, len(x), 1, x.contiguous(), taps, bias, y, code)
         ctx.save_for_backward(x, weight, code)
         return y
 
     @staticmethod
+    @once
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight, code = ctx.saved_tensors
         to_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         turned = weight.permute(2, 1, 0).contiguous()  # (taps, in, out)
         grad = grad.contiguous()
-        found = _share_out(_conv_pool_back, len(x), CHUNKS, x.contiguous(), turned, grad, code, to_x)
+        found = share_out(_conv_pool_back, len(x), CHUNKS, x.contiguous(), turned, grad, code, to_x)
         to_weight = sum(map(torch.from_numpy, found))[..., : weight.shape[1]]  # (taps, out, in)
         return to_x, to_weight.permute(1, 2, 0).contiguous(), grad.sum((0, 2))
 
@@ -177,9 +181,9 @@ def _conv_pool(first, last, x, weight, bias, y, code):
             out, places = y[chunk, f], code[chunk, f]
             for j in range(steps):
                 a, b, c = ones[j], twos[j], threes[j]
-                second = b > a
+                second = b > a or b != b  # NaN stays NaN
                 a = b if second else a
-                third = c > a
+                third = c > a or c != c
                 out[j] = c if third else a
                 places[j] = np.int8(2) if third else np.int8(1) if second else np.int8(0)
 
@@ -221,18 +225,19 @@ class Norm(torch.autograd.Function):
         x, rows = x.contiguous(), gamma.view(-1, x.shape[-1])
         batch = x.view(-1, *rows.shape)
         y, statistics = torch.empty_like(x), x.new_empty(*batch.shape[:2], 2)
-        _share_out(_norm, len(batch), 1, batch, rows, beta.view_as(rows), slope, y.view_as(batch), statistics)
+        share_out(_norm, len(batch), 1, batch, rows, beta.view_as(rows), slope, y.view_as(batch), statistics)
         ctx.save_for_backward(x, gamma, y, statistics)
         ctx.slope = slope
         return y
 
     @staticmethod
+    @once
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, gamma, y, statistics = ctx.saved_tensors
         rows = gamma.view(-1, x.shape[-1])
         batch, to_x = x.view(-1, *rows.shape), torch.empty_like(x)
         parts = (batch, rows, y.view_as(batch), statistics, grad.contiguous().view_as(batch), ctx.slope, to_x.view_as(batch))
-        found = _share_out(_norm_back, len(batch), CHUNKS, *parts)
+        found = share_out(_norm_back, len(batch), CHUNKS, *parts)
         to_gamma, to_beta = (sum(torch.from_numpy(part[i]) for part in found).view_as(gamma) for i in range(2))
         return to_x, to_gamma, to_beta, None
 

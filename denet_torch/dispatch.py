@@ -1,0 +1,121 @@
+"""Which backend computes an operation of the network: the plain text in `layers.py`, or a faster twin under `fast`.
+
+`BACKENDS` maps a backend's name to its operations, each a pair of functions of the plain one's arguments: the first answers None
+if the backend takes them, else why not; the second computes. Backends are asked in this order, the plain text takes what is left.
+The environment variable DENET_BACKENDS (names with commas between them) chooses as `using` does.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+KEPT = 2**25  # numbers that a forward pass may keep so that its backward pass computes less again
+
+BACKENDS: dict[str, dict[str, tuple[Callable, Callable]]] = {}
+_chosen: tuple[str, ...] | None = None  # None: all
+_notes: list[tuple[str, str, dict[str, str]]] | None = None  # what `explain` listens to
+_parts = 1
+
+
+def operation(plain: Callable) -> Callable:
+    """Decorate a function that may have faster twins; its own text is the backend "plain"."""
+
+    @functools.wraps(plain)
+    def operate(*args):
+        name, refused = plain.__name__, {}
+        for backend, operations in BACKENDS.items():
+            if name not in operations:
+                continue
+            why_not, compute = operations[name]
+            refused[backend] = _barred(backend) or why_not(*args)
+            if refused[backend] is None:
+                break
+        else:
+            backend, compute = "plain", plain
+        if _notes is not None:
+            _notes.append((f"{name} {tuple(args[0].shape)}", backend, {b: reason for b, reason in refused.items() if reason}))
+        return compute(*args)
+
+    return operate
+
+
+def _barred(backend: str) -> str | None:
+    # The one rule for tracing: what is exported runs elsewhere, so it is plain. A compiler takes what PyTorch knows as operators.
+    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling() or torch.jit.is_tracing():
+        return "the model is being exported"
+    if _chosen is not None and backend not in _chosen:
+        return f"not among {', '.join(_chosen)}"
+    return None
+
+
+@contextmanager
+def using(*backends: str) -> Iterator[None]:
+    """Within it only these backends are asked, the plain text takes what they leave; "plain" alone asks nobody.
+
+    Raises ValueError for a name that is no backend.
+    """
+    global _chosen
+    before, _chosen = _chosen, _known(backends)
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def _known(backends: tuple[str, ...]) -> tuple[str, ...]:
+    if odd := [name for name in backends if name != "plain" and name not in BACKENDS]:
+        raise ValueError(f"{odd[0]!r} is no backend: there are {', '.join([*BACKENDS, 'plain'])}")
+    return backends
+
+
+def add_backends(found: dict[str, dict[str, tuple[Callable, Callable]]]) -> None:
+    """Ask these backends after those that there are. Raises ValueError if DENET_BACKENDS names another one."""
+    global _chosen
+    BACKENDS.update(found)
+    if names := os.environ.get("DENET_BACKENDS"):
+        _chosen = _known(tuple(name.strip() for name in names.split(",")))
+
+
+@torch.no_grad()
+def explain(model: nn.Module, x: Tensor) -> None:
+    """Print, for each operation of `model(x)`, the backend that takes it and why those asked before do not."""
+    global _notes
+    _notes = []
+    try:
+        model(x)
+        for note in dict.fromkeys((what, backend, *refused.items()) for what, backend, refused in _notes):
+            what, backend, *refused = note
+            print(f"{what}: {backend}" + "".join(f"; not {other}: {reason}" for other, reason in refused))
+    finally:
+        _notes = None
+
+
+def traced() -> bool:
+    """Whether a compiler or an exporter watches, which would write down a loop as so many steps."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+@contextmanager
+def one_of(parts: int) -> Iterator[None]:
+    """Within it a forward pass is done in so many parts, each of which may keep its share of what all may."""
+    global _parts
+    before, _parts = _parts, parts
+    try:
+        yield
+    finally:
+        _parts = before
+
+
+def may_keep() -> int:
+    """So many numbers, of those that it would otherwise compute again, an operation may keep for the backward pass."""
+    return KEPT // _parts if torch.is_grad_enabled() else 0
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The type in which autocast would have the products with x; x's own outside of autocast."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -108,7 +108,10 @@ class SincConv1D(nn.Module):
 @operation
 def convolve_waveform(x: Tensor, filters: Tensor) -> Tensor:
     """Convolution ("same") of waveforms (batch, steps) with `filters` (filters, taps) -> (batch, steps, filters)."""
-    return F.conv1d(x[:, None], filters[:, None], padding=filters.shape[1] // 2).transpose(1, 2)
+    taps = filters.shape[1]
+    windows = F.pad(x, (taps // 2, taps // 2)).unfold(1, taps, 1)  # (batch, steps, taps)
+    # In two halves, whose sums are rounded less than one of all the products, and half as much as `F.conv1d`'s on a CPU.
+    return sum(w @ f.T for w, f in zip(windows.tensor_split(2, dim=2), filters.tensor_split(2, dim=1), strict=True))
 
 
 class Dense(nn.Linear):

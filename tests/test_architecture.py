@@ -11,7 +11,6 @@ from weight_cases import SMALL
 
 from denet_torch import DENet, get_denet
 from denet_torch.architecture import ATTENTION, NAMES, PORT_NAMES, attention_layers, conv_steps, keras_name, parameters, shapes
-from denet_torch.layers import DELayer
 
 
 @pytest.mark.parametrize("before_pooling", [True, False])
@@ -43,7 +42,8 @@ def test_steps_are_those_of_the_layers(samples):
         x = torch.conv1d(x, torch.zeros(channels, x.shape[1], 7), stride=stride)
         lengths.append(x.shape[2])
     assert attention_layers(samples) == tuple(lengths)
-    assert attention_layers(samples)[-1] == DELayer.conv_steps(samples) and conv_steps(samples) == DENet.conv_steps(samples)
+    model = DENet((1, samples), 2, n_filters=2, gru_units=2, dense_units=(2, 2))
+    assert model.frame_features(torch.zeros(1, samples, 1)).shape == (1, 60 * conv_steps(samples))
 
 
 def test_the_converter_reads_it_without_pytorch():

@@ -171,9 +171,30 @@ def _rows(matrix: Tensor, bias: Tensor | None = None) -> Tensor:
 def _first_layer(x, m1, window, h1):
     """The first convolution of one band; `window` gets its samples, filled up with zeros."""
     groups = len(h1) // (3 * WIDTH)
+    unknown = False
     for i in range(min(len(x), len(window))):
         window[i] = as_in(window, x[i])
+        unknown |= x[i] != x[i]
     _low_layer(h1, (0, 3 * WIDTH), window, (0, 6, 0, 1), m1, (0, 3 * WIDTH), (groups, 3 * WIDTH, 1, 11), h1)
+    if unknown:
+        _keep_unknown(x, m1, window, h1)
+
+
+@compiled
+def _keep_unknown(x, m1, window, h1):
+    """NaN in the steps that read one, seven samples each, and not in all steps of their groups, which read eleven."""
+    groups = len(h1) // (3 * WIDTH)
+    count = min(len(x), len(window))
+    for i in range(count):
+        if x[i] != x[i]:
+            window[i] = as_in(window, x.dtype.type(0))
+    _low_layer(h1, (0, 3 * WIDTH), window, (0, 6, 0, 1), m1, (0, 3 * WIDTH), (groups, 3 * WIDTH, 1, 11), h1)
+    for i in range(count):
+        if x[i] != x[i]:
+            window[i] = as_in(window, x[i])
+            for step in range(max(i - 5, 0) // 2, min(i // 2 + 1, 3 * groups)):
+                for feature in range(30):
+                    h1[step * WIDTH + feature] = as_in(h1, x[i])
 
 
 @compiled

@@ -111,7 +111,7 @@ def convolve_waveform(x: Tensor, filters: Tensor) -> Tensor:
     taps = filters.shape[1]
     windows = F.pad(x, (taps // 2, taps // 2)).unfold(1, taps, 1)  # (batch, steps, taps)
     # In two halves, whose sums are rounded less than one of all the products, and half as much as `F.conv1d`'s on a CPU.
-    return sum(w @ f.T for w, f in zip(windows.tensor_split(2, dim=2), filters.tensor_split(2, dim=1), strict=True))
+    return sum(multiply(w, f.T) for w, f in zip(windows.tensor_split(2, dim=2), filters.tensor_split(2, dim=1), strict=True))
 
 
 class Dense(nn.Linear):

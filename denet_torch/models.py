@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .schema import Detection
@@ -74,7 +75,12 @@ class Model(nn.Module):
             return self(x).softmax(dim=-1)
 
     def predict_overlapping(self, frames: Tensor, starts: list[int], seq_len: int) -> Tensor:
-        """`predict_proba` of the sequences of `seq_len` frames that begin at `starts` in waveforms (frames, samples)."""
+        """`predict_proba` of the sequences of `seq_len` frames that begin at `starts` in waveforms (frames, samples).
+
+        A model that does not answer for all frames has recordings shorter than its sequence filled up with silence.
+        """
+        if seq_len < self.seq_len and self.answers != slice(0, self.seq_len):
+            frames, seq_len = F.pad(frames, (0, 0, 0, self.seq_len - seq_len)), self.seq_len
         return self.predict_proba(torch.stack([frames[start : start + seq_len] for start in starts]))
 
     @contextmanager

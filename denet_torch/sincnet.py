@@ -218,12 +218,6 @@ class SincNet(Model):
             raise ValueError(f"input must be chunks of {self.chunk} samples, not {tuple(x.shape)}")
         return self.classify(self.features(x))
 
-    def predict_overlapping(self, frames: Tensor, starts: list[int], seq_len: int) -> Tensor:
-        """`Model.predict_overlapping`; recordings shorter than a chunk are filled up with silence."""
-        if seq_len < self.seq_len:
-            frames = F.pad(frames, (0, 0, 0, self.seq_len - seq_len))
-        return super().predict_overlapping(frames, starts, self.seq_len)
-
     def features(self, x: Tensor) -> Tensor:
         """Chunks (batch, samples) -> (batch, last filters * steps), channels outer, steps inner."""
         first, *others = self.norms

@@ -54,8 +54,8 @@ def test_names_that_do_not_exist_list_those_that_do():
         get_loss("hinge")
     with pytest.raises(TrainingError, match="no optimizer is called 'lion'; there are adam, adamw, rmsprop, sgd"):
         get_optimizer("lion", torch.nn.Linear(1, 1), 0.1, 1.0)
-    with pytest.raises(TrainingError, match="no model is called 'sincnet'; there are denet"):
-        get_model("sincnet", None, 2)
+    with pytest.raises(TrainingError, match="no model is called 'sinknet'; there are denet, sincnet"):
+        get_model("sinknet", None, 2)
     with pytest.raises(TrainingError, match="no schedule is called 'step'; there are constant, cosine, linear"):
         get_schedule("step", None, 0, 1)
 
@@ -73,7 +73,7 @@ def test_wide_layers_and_filters_learn_at_the_rate_the_rest_at_its_multiple():
 
 @pytest.mark.parametrize("name, end", [("constant", 1.0), ("cosine", 0.0), ("linear", 0.0)])
 def test_learning_rate_rises_then_takes_its_course(name, end):
-    optimizer = get_optimizer("adam", torch.nn.Linear(1, 1), 0.1, 1.0)
+    optimizer = torch.optim.Adam(torch.nn.Linear(1, 1).parameters(), 0.1)
     schedule = get_schedule(name, optimizer, warmup_steps=4, steps=24)
     rates = []
     for _ in range(25):

@@ -324,3 +324,12 @@ denet_torch.load({str(tmp_path / "a.safetensors")!r})
 assert before == dict(os.environ)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_weight_file_loads_as_people_write_it(tmp_path):
+    """Strictly: a file holds all of a state dict, and a state dict nothing else."""
+    model = DENet((2, 400), 2, n_filters=4, gru_units=4, dense_units=(4, 4))
+    save(model, tmp_path / "a.safetensors")
+    other = DENet((2, 400), 2, n_filters=4, gru_units=4, dense_units=(4, 4))
+    other.load_state_dict(safetensors.torch.load_file(tmp_path / "a.safetensors"))
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())

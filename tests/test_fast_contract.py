@@ -4,6 +4,9 @@ A backend of its own is tested by all of this once its name stands in `denet_tor
 cases here.
 """
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -274,3 +277,23 @@ def test_explain_says_who_and_why_not(capsys):
     text = capsys.readouterr().out
     assert "band_convolutions (8, 400): plain; not numba_cpu: fewer than 512 bands" in text
     assert "gru_steps (1, 2, 24): torch_ops; not numba_cpu: fewer than 256 units" in text
+
+
+WITHOUT = """
+import sys, warnings
+sys.modules["numba"] = None
+import torch, denet_torch
+model = denet_torch.get_denet((10, 400), 2, gru_units=256, dense_units=(8, 8))
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        model(torch.randn(1, 10, 400)).square().sum().backward()
+    model.predict_proba(torch.randn(1, 10, 400))
+said = [str(warning.message) for warning in said if "numba" in str(warning.message)]
+assert len(said) == 1 and "pip install numba" in said[0], said
+assert all(p.grad.isfinite().all() for p in model.parameters())
+"""
+
+
+def test_without_numba_the_model_predicts_trains_and_says_once_how_to_get_it():
+    subprocess.run([sys.executable, "-c", WITHOUT], check=True, timeout=120)

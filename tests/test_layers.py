@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from denet_torch import DENet, get_denet, using
+from denet_torch import DENet, dispatch, get_denet, using
 from denet_torch.layers import GRU, DELayer, LayerNorm, multiply
 
 SMALL = {"n_filters": 6, "gru_units": 8, "dense_units": (8, 8)}
@@ -33,7 +33,7 @@ def test_the_plain_text_differentiates_twice(layer):
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own, of its compiler
-@pytest.mark.parametrize("backends", [["plain"], ["numba_cpu", "torch_ops"]], ids=["plain", "fast"])
+@pytest.mark.parametrize("backends", [["plain"], list(dispatch.BACKENDS)], ids=["plain", "fast"])
 def test_torch_compile_takes_the_model_whole(backends):
     """One graph without a break, forwards and backwards, with the plain text and with the fast operators."""
     torch.manual_seed(0)

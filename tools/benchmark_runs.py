@@ -180,7 +180,7 @@ def peak_gflops(threads: int) -> dict[str, float]:
     """Measured rates of a single-precision matrix product, PyTorch's own and oneDNN's, medians of 9."""
     import torch
 
-    from denet_torch.fast.torch_ops.product import product
+    from denet_torch.layers import multiply as product  # oneDNN's, where the fast paths are
 
     torch.set_num_threads(threads)
     a, peaks = torch.randn(2048, 2048), {}

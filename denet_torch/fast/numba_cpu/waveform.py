@@ -10,6 +10,7 @@ from .product import compiled, product
 from .threads import LANES, share_out
 
 FRAMES = 2  # in one go: their gradients are added up, then those of all
+STEPS = 256  # whose gradients are summed in one go: longer sums are rounded more
 
 _multiply = product()
 
@@ -54,10 +55,13 @@ def _convolve(first, last, x, filters, y):
     count, taps = filters.shape
     steps = y.shape[2]
     columns = steps + -steps % LANES
-    one = np.empty((count, columns), x.dtype)
+    one, rest = np.empty((2, count, columns), x.dtype)
+    half = taps // 2  # sums of half as many products are rounded less, and added once
     for frame in range(first, last):
         out = y[frame] if columns == steps else one
-        _multiply(out, (0, columns), filters, (0, taps, 0, 1), x[frame], (0, 1), (count, columns, 1, taps), out)
+        _multiply(out, (0, columns), filters, (0, taps, 0, 1), x[frame], (0, 1), (count, columns, 1, half), out)
+        _multiply(rest, (0, columns), filters, (half, taps, 0, 1), x[frame], (half, 1), (count, columns, 1, taps - half), rest)
+        out += rest
         if columns != steps:
             y[frame] = one[:, :steps]
 
@@ -67,6 +71,8 @@ def _filter_gradients(first, last, x, grad, columns):
     _, count, steps = grad.shape
     total, one = np.zeros((count, columns), x.dtype), np.empty((count, columns), x.dtype)
     for frame in range(first, last):
-        _multiply(one, (0, columns), grad[frame], (0, steps, 0, 1), x[frame], (0, 1), (count, columns, 1, steps), one)
-        total += one
+        for start in range(0, steps, STEPS):
+            counts = count, columns, 1, min(STEPS, steps - start)
+            _multiply(one, (0, columns), grad[frame], (start, steps, 0, 1), x[frame], (start, 1), counts, one)
+            total += one
     return total

@@ -5,7 +5,9 @@ import multiprocessing
 import os
 import platform
 import resource
+import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -86,17 +88,28 @@ def serve(connection, name: str, config: dict, weights: Weights, case: Case, thr
         connection.send(error)
 
 
+@contextmanager
+def modules_of(checkout: Path | None):
+    """Processes spawned within it take `denet_torch`, and the functions that time it, from that checkout."""
+    path = list(sys.path)
+    sys.path[:0] = [] if checkout is None else [str(checkout.resolve())]
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+
+
 class Contender:
-    """Handle of a contender's process."""
+    """Handle of a contender's process. "port at DIR" is the port of another checkout of this repository."""
 
     def __init__(self, name: str, config: dict, weights: Weights, case: Case, threads: int):
         context = multiprocessing.get_context("spawn")
         self.name, self.case, self.times, self.memory = name, case, [], 0.0
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(
-            target=serve, args=(theirs, name, config, weights, case, threads), daemon=True
-        )
-        self.process.start()
+        own, at, checkout = name.partition(" at ")
+        self.process = context.Process(target=serve, args=(theirs, own, config, weights, case, threads), daemon=True)
+        with modules_of(Path(checkout) if at else None):
+            self.process.start()
         theirs.close()
         self.receive()
 

@@ -8,13 +8,15 @@ from torch import Tensor
 
 from ...dispatch import autocast_dtype
 from ..operators import once, operator
-from ..torch_ops.gru import kernel_gradient
+from ..torch_ops import gru as products
 from .product import COLUMNS, DEEP, ROWS, compiled, product
 from .threads import LANES, of_a_thread, share_out
 
 DEEP_BACK = 1024  # columns of the kernel, which takes gradients back, in one go
+PANEL = 2**16  # numbers of a factor in one go: within a core's cache
 SEQUENCES = 8 if ROWS == 10 else 4  # the rows of a tile: batches are often multiples of them
 
+_multiply = product()
 _add, _add_to_one = product(SEQUENCES, added=True, streamed=True), product(1, 2 * SEQUENCES, added=True)
 _add_back = product(SEQUENCES, added=True)
 
@@ -36,9 +38,10 @@ def save(ctx, inputs: tuple[Tensor, Tensor, bool], output: tuple[Tensor, ...]) -
 def backward(ctx, grad: Tensor, *_) -> tuple[Tensor, Tensor, None]:
     recurrent_kernel, gates, h = ctx.saved_tensors
     grad_inputs = gru_gradients(grad, recurrent_kernel, gates, h)
-    dtype = torch.bfloat16 if ctx.rounded else grad.dtype
-    r = gates.chunk(3, dim=2)[1]
-    return grad_inputs, kernel_gradient(grad_inputs, h[:, :-1], r, dtype), None
+    last, r = h[:, :-1], gates.chunk(3, dim=2)[1]
+    if ctx.rounded:
+        return grad_inputs, products.kernel_gradient(grad_inputs, last, r, torch.bfloat16), None
+    return grad_inputs, kernel_gradient(grad_inputs, last, r), None
 
 
 def like_states(inputs: Tensor, recurrent_kernel: Tensor, rounded: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -251,3 +254,27 @@ def _product_back(y, first, last, start, stop, kernel, transposed):
     for column in range(start, stop, DEEP_BACK):
         counts, from_kernel = (last - first, columns, 1, min(DEEP_BACK, stop - column)), (first * width + column, width, 0, 1)
         _add_back(y, (0, columns), kernel, from_kernel, transposed, (column * columns, columns), counts, y)
+
+
+@operator(
+    "(Tensor grad_inputs, Tensor last, Tensor r) -> Tensor",
+    fake=lambda grad_inputs, last, r: last.new_empty(last.shape[2], 3 * last.shape[2]),
+)
+def kernel_gradient(grad_inputs: Tensor, last: Tensor, r: Tensor) -> Tensor:
+    """Gradient of the recurrent kernel, from the inputs' and the state before each step: three products, side by side at once."""
+    units = last.shape[2]
+    state, reset = (x.flatten(0, 1).T.contiguous() for x in (last, r * last))  # (units, batch * steps)
+    found = last.new_empty(units, 3 * units)
+    columns = max(2 * LANES, min(COLUMNS, PANEL // state.shape[1] // (2 * LANES) * 2 * LANES))
+    share_out(_kernel_gradient, units, columns, state, reset, grad_inputs.contiguous(), found)
+    return found
+
+
+@compiled
+def _kernel_gradient(first, last, state, reset, grad, found):
+    units, rows = state.shape
+    for gate in range(3):
+        column = gate * units + first
+        x = reset if gate == 2 else state
+        counts = units, last - first, 1, rows
+        _multiply(found, (column, 3 * units), x, (0, rows, 0, 1), grad, (column, 3 * units), counts, found)

@@ -6,13 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..operators import once, operator
-from .product import compiled, product
+from .product import ROWS, compiled, product
 from .threads import LANES, share_out
 
 FRAMES = 2  # in one go: their gradients are added up, then those of all
 STEPS = 256  # whose gradients are summed in one go: longer sums are rounded more
 
-_multiply = product()
+_multiply, _add = product(), product(added=True)
 
 
 def save(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -34,7 +34,8 @@ def backward(ctx, grad: Tensor) -> tuple[None, Tensor]:
 def convolve(x: Tensor, filters: Tensor) -> Tensor:
     """Convolution ("same") of waveforms x (frames, steps) with filters (filters, taps) -> (frames, filters, steps)."""
     y = x.new_empty(len(x), len(filters), x.shape[1])
-    share_out(_convolve, len(x), FRAMES, _filled(x, filters.shape[1]), filters.contiguous(), y)
+    whole = F.pad(filters, (0, 0, 0, -len(filters) % ROWS))  # tiles: what is added to a row of two would be added twice
+    share_out(_convolve, len(x), FRAMES, _filled(x, filters.shape[1]), whole.contiguous(), y)
     return y
 
 
@@ -52,18 +53,17 @@ def _filled(x: Tensor, taps: int) -> Tensor:
 
 @compiled
 def _convolve(first, last, x, filters, y):
-    count, taps = filters.shape
-    steps = y.shape[2]
+    rows, taps = filters.shape
+    _, count, steps = y.shape
     columns = steps + -steps % LANES
-    one, rest = np.empty((2, count, columns), x.dtype)
+    one = np.empty((rows, columns), x.dtype)
     half = taps // 2  # sums of half as many products are rounded less, and added once
     for frame in range(first, last):
-        out = y[frame] if columns == steps else one
-        _multiply(out, (0, columns), filters, (0, taps, 0, 1), x[frame], (0, 1), (count, columns, 1, half), out)
-        _multiply(rest, (0, columns), filters, (half, taps, 0, 1), x[frame], (half, 1), (count, columns, 1, taps - half), rest)
-        out += rest
-        if columns != steps:
-            y[frame] = one[:, :steps]
+        out = y[frame] if (rows, columns) == (count, steps) else one
+        _multiply(out, (0, columns), filters, (0, taps, 0, 1), x[frame], (0, 1), (rows, columns, 1, half), out)
+        _add(out, (0, columns), filters, (half, taps, 0, 1), x[frame], (half, 1), (rows, columns, 1, taps - half), out)
+        if (rows, columns) != (count, steps):
+            y[frame] = one[:count, :steps]
 
 
 @compiled

@@ -4,6 +4,7 @@ A backend of its own is tested by all of this once its name stands in `denet_tor
 cases here.
 """
 
+import os
 import subprocess
 import sys
 
@@ -171,7 +172,7 @@ def test_results_do_not_depend_on_the_number_of_threads(backend, name, case):
     for other in found[1:]:
         assert backend != "numba_cpu" or torch.equal(found[0][0], other[0])
         for one, another in zip(found[0], other, strict=True):  # PyTorch's own products share out sums as they like
-            torch.testing.assert_close(one, another, rtol=1e-5, atol=1e-5)
+            assert error(another, one) <= 1e-5
 
 
 @pytest.mark.parametrize(("backend", "name", "case"), TRIALS)
@@ -252,11 +253,12 @@ def used(function, *args) -> dict[str, set[str]]:
 def test_the_usual_sizes_take_the_fast_paths():
     pytest.importorskip("numba")
     model = denet_torch.get_denet((10, 800), 2, gru_units=256, dense_units=(16, 16)).eval()
-    with torch.no_grad():
+    with torch.no_grad(), using("numba_cpu", "torch_ops"):
         found = used(model, torch.zeros(1, 10, 800))
     compiled = dict.fromkeys(("convolve_waveform", "band_convolutions", "gru_steps"), {"numba_cpu"})
     assert found == compiled | {"multiply": {"torch_ops"}}
-    rows = used(layers.multiply, torch.zeros(1, 10, 1024), torch.zeros(1024, 2048))
+    with using("numba_cpu", "torch_ops"):
+        rows = used(layers.multiply, torch.zeros(1, 10, 1024), torch.zeros(1024, 2048))
     assert rows == {"multiply": {"numba_cpu"}}
     small = denet_torch.get_denet((2, 400), 2, n_filters=4, gru_units=8, dense_units=(8, 8)).eval()
     assert used(small, torch.zeros(1, 2, 400))["band_convolutions"] == {"plain"}
@@ -268,7 +270,7 @@ def test_using():
         assert used(layers.multiply, x, kernel) == {"multiply": {"plain"}}
         with using("torch_ops"):
             assert used(layers.multiply, x, kernel) == {"multiply": {"torch_ops"}}
-    with pytest.raises(ValueError, match="'cuda' is no backend: there are numba_cpu, torch_ops, plain"), using("cuda"):
+    with pytest.raises(ValueError, match=f"'cuda' is no backend: there are {', '.join(BACKENDS)}, plain"), using("cuda"):
         pass
 
 
@@ -297,3 +299,28 @@ assert all(p.grad.isfinite().all() for p in model.parameters())
 
 def test_without_numba_the_model_predicts_trains_and_says_once_how_to_get_it():
     subprocess.run([sys.executable, "-c", WITHOUT], check=True, timeout=120)
+
+
+THROWAWAY = """
+import torch
+from denet_torch import dispatch
+
+def not_for(x, kernel):
+    if torch.is_autocast_enabled(x.device.type):
+        return "autocast chooses the type of a plain product"
+    return None if x.numel() else "nothing to multiply"
+
+def multiply(x, kernel):
+    return {factor} * torch.einsum("...i,io->...o", x, kernel)
+
+dispatch.BACKENDS = {{"throwaway": {{"multiply": (not_for, multiply)}}}} | dispatch.BACKENDS
+"""
+
+
+@pytest.mark.parametrize(("factor", "right"), [(1, True), (1.001, False)], ids=["right", "wrong"])
+def test_a_new_backend_is_held_to_all_of_this_once_it_has_a_name(tmp_path, factor, right):
+    (tmp_path / "throwaway.py").write_text(THROWAWAY.format(factor=factor))
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "pytest", "-p", "throwaway", "-p", "no:cacheprovider", "-q", __file__, "-k", "throwaway-multiply"]
+    ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
+    assert (ran.returncode, "passed" in ran.stdout) == ((0, True) if right else (1, True)), ran.stdout

@@ -321,6 +321,7 @@ dispatch.BACKENDS = {{"throwaway": {{"multiply": (not_for, multiply)}}}} | dispa
 def test_a_new_backend_is_held_to_all_of_this_once_it_has_a_name(tmp_path, factor, right):
     (tmp_path / "throwaway.py").write_text(THROWAWAY.format(factor=factor))
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "pytest", "-p", "throwaway", "-p", "no:cacheprovider", "-q", __file__, "-k", "throwaway-multiply"]
+    options = ["-p", "throwaway", "-p", "no:cacheprovider", "-q", __file__, "-k", "throwaway-multiply"]
+    command = [sys.executable, "-m", "pytest", *options]
     ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
     assert (ran.returncode, "passed" in ran.stdout) == ((0, True) if right else (1, True)), ran.stdout

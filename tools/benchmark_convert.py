@@ -1,6 +1,7 @@
 """Time and memory of converting a weight file of the original's size (150 MB), each conversion in a process of its own.
 
     python -m tools.benchmark_convert
+    python -m tools.benchmark_convert --beside ../before   # beside the conversion of another checkout, in turn
 
 Exits with 1 if a conversion takes more than 2 s beyond reading and writing the files, or more than 3 times the file's size in
 memory.
@@ -24,18 +25,6 @@ from tools.weights.names import shapes
 from tools.weights.npz import write_npz
 
 SECONDS, TIMES_SIZE = 2.0, 3.0
-CONFIG = {  # of the original's file for frames of 400 samples
-    "input_shape": [10, 400, 1],
-    "n_classes": 2,
-    "sr": 16000,
-    "before_pooling": True,
-    "dropout": 0.3,
-    "train_attention": True,
-    "attention_dropout": False,
-    "n_filters": 80,
-    "gru_units": 2048,
-    "dense_units": [1024, 512],
-}
 
 
 def main() -> int:
@@ -43,7 +32,9 @@ def main() -> int:
         prog="python -m tools.benchmark_convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="runs of each conversion, of which the median counts")
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another checkout, whose conversion is timed as well")
+    args = parser.parse_args()
+    repeats, checkouts = args.repeats, [None, *filter(None, [args.beside])]
     ok = True
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -54,8 +45,9 @@ def main() -> int:
         print(f"{'conversion':24} {'MB':>6} {'s':>6} {'s read+write':>13} {'s beyond':>9} {'peak MB':>8} {'x size':>7}")
         for source, target in (("a.h5", "b.safetensors"), ("b.safetensors", "c.h5"), ("a.npz", "c.safetensors")):
             attention = ["--attention", str(folder / "a.npz")] if source == "a.h5" else []
-            runs = [convert(folder / source, folder / target, attention) for _ in range(repeats)]
-            seconds, memory = statistics.median(s for s, _ in runs), max(m for _, m in runs)
+            turns = [[convert(folder / source, folder / target, attention, c) for c in checkouts] for _ in range(repeats)]
+            runs, *others = zip(*turns, strict=True)
+            seconds, memory = median(runs, 0), max(run[1] for run in runs)
             plain = statistics.median(copy(folder / source, folder / "copy") for _ in range(repeats))
             size = (folder / source).stat().st_size
             ok &= seconds - plain <= SECONDS and memory <= TIMES_SIZE * size
@@ -63,27 +55,37 @@ def main() -> int:
                 f"{f'{source} to {target}':24} {size / 1e6:6.1f} {seconds:6.2f} {plain:13.2f} {seconds - plain:9.2f} "
                 f"{memory / 1e6:8.1f} {memory / size:7.2f}"
             )
+            for other in others:
+                wall, processor = (median(other, field) / median(runs, field) for field in (0, 2))
+                print(f"  {args.beside}: {wall:.3f} times as long, {processor:.3f} times the processor's time")
     return 0 if ok else 1
+
+
+def median(runs: tuple[tuple[float, int, float], ...], field: int) -> float:
+    return statistics.median(run[field] for run in runs)
 
 
 def write_sources(folder: Path) -> None:
     """a.h5 without the attention and a.npz with everything, random weights in both."""
+    from denet_torch.schema import DEFAULTS  # loads PyTorch
+
+    config = DEFAULTS["denet"] | {"input_shape": [10, 400, 1], "n_classes": 2}
     rng = np.random.default_rng(0)
-    tensors = {name: rng.standard_normal(shape, dtype="float32") for name, shape in shapes(CONFIG).items()}
-    write_keras_h5(tensors, CONFIG, folder / "a.h5")
-    write_npz(tensors, CONFIG, folder / "a.npz")
+    tensors = {name: rng.standard_normal(shape, dtype="float32") for name, shape in shapes(config).items()}
+    write_keras_h5(tensors, config, folder / "a.h5")
+    write_npz(tensors, config, folder / "a.npz")
 
 
-def convert(source: Path, target: Path, options: list[str]) -> tuple[float, int]:
-    """Seconds, from the start of the process to its end, and its peak memory in bytes."""
+def convert(source: Path, target: Path, options: list[str], checkout: Path | None = None) -> tuple[float, int, float]:
+    """Seconds of a process, its peak memory in bytes, its processor time in seconds; the code is that of `checkout`, if given."""
     command = [sys.executable, "-m", f"{__package__}.convert_weights", str(source), str(target), *options]
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=checkout)  # where Python looks for modules first
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
-    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), usage.ru_utime + usage.ru_stime
 
 
 def copy(source: Path, target: Path) -> float:

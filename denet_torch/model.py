@@ -40,6 +40,8 @@ class DENet(Model):
     Raises ValueError if a frame is too short for the convolutions.
     """
 
+    FRONT_END = ("sinc.", "attention.", "conv1.", "norm1.", "conv2.", "norm2.")
+
     def __init__(
         self,
         input_shape: tuple[int, ...],

@@ -36,6 +36,7 @@ class Model(nn.Module):
 
     name: ClassVar[str]
     DEFAULTS: ClassVar[dict[str, Any]] = {}  # settings (training.config.Config) that suit this model better than the general ones
+    FRONT_END: ClassVar[tuple[str, ...]] = ()  # parameters that make features of the waveform have names that begin so
     seq_len: int
     samples: int
     sr: int

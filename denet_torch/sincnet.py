@@ -140,6 +140,7 @@ class SincNet(Model):
     Raises ValueError if a chunk is too short for the convolutions.
     """
 
+    FRONT_END = ("input_norm.", "sinc.", "convs.", "norms.", "features_norm.")
     # The published recipe: chunks of 200 ms every 10 ms, 128 in a batch.
     DEFAULTS: ClassVar[dict] = {
         "seq_len": 20, "frame_seconds": 0.01, "batch_size": 128, "epoch_windows": 7680, "learning_rate": 1e-3, "rate_factor": 1.0

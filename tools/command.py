@@ -25,10 +25,11 @@ from tools import (
     import_yolo,
     index_dataset,
     make_dataset,
+    paste_calls,
     suggest,
     yolo_config,
 )
-from training.config import Config, StudyConfig, SweepConfig, get_parser
+from training.config import Config, FewStudyConfig, StudyConfig, SweepConfig, get_parser
 from training.options import did_you_mean
 
 PARSERS: dict[str, Callable[[str], argparse.ArgumentParser]] = {
@@ -45,8 +46,10 @@ PARSERS: dict[str, Callable[[str], argparse.ArgumentParser]] = {
     "suggest": suggest.parser,
     "conflicts": conflicts.parser,
     "make-dataset": make_dataset.parser,
+    "paste-calls": paste_calls.parser,
     "sweep": lambda prog: get_parser(SweepConfig, prog),
     "study": lambda prog: get_parser(StudyConfig, prog),
+    "study-few": lambda prog: get_parser(FewStudyConfig, prog),
     "benchmark": benchmark.parser,
 }
 MODULES = {
@@ -63,8 +66,10 @@ MODULES = {
     "suggest": "tools.suggest",
     "conflicts": "tools.conflicts",
     "make-dataset": "tools.make_dataset",
+    "paste-calls": "tools.paste_calls",
     "sweep": "training.sweep",
     "study": "training.study",
+    "study-few": "training.few_study",
     "benchmark": "tools.benchmark",
 }
 HELP = """\
@@ -90,11 +95,13 @@ models:
   convert       weights of the original, of Keras, TensorFlow, numpy; to ONNX
   sweep         search for settings
   study         compare settings over seeds and signal-to-noise ratios
+  study-few     what a few labelled recordings, self-training and pasted calls bring at a new site
   benchmark     time the port beside TensorFlow and onnxruntime
 
 data:
   conflicts     where the flying-fox collection's two tables contradict each other
   make-dataset  write generated recordings with their truth
+  paste-calls   put your calls in front of other sounds, with their truth
 
   version       versions of this and of what it computes with (--version: this alone)
   completion    print a script that completes words in your shell: bash, zsh or tcsh

@@ -36,6 +36,7 @@ TASKS = (
 SEARCHED = (
     "learning_rate", "dropout", "weight_decay", "call_share", "batch_size", "loss", "optimizer", "before_pooling"
 )  # fmt: skip
+FINE_TUNING = 0.25  # of the learning rate, for weights that were trained already: measured in docs/few_examples.md
 # What a study can compare.
 VARIANTS = {
     "trained": {"amp": True, "train_attention": True},
@@ -95,6 +96,14 @@ class Config:
     boundary_share: float = option(0.1, "share of training windows drawn at an onset or offset; the rest lie anywhere")
     backgrounds: Path | None = option(None, "folder of other sounds: under half of the training windows, alone in a tenth")
     subset: float = option(1.0, "train on this reproducible share of the training recordings")
+    few: int = option(
+        0, "train on so many recordings of each class only, drawn with the seed from the training side; 0 trains on all"
+    )
+    self_train: float = option(
+        0.0,
+        "learn also from what --init-from answers for recordings without labels, and those that --few leaves out, where it gives "
+        "a class at least this probability, say 0.95; 0 does not",
+    )
     overfit: int = option(
         0, "train on this many batches only, again and again, to see whether the model can learn"
     )
@@ -103,7 +112,12 @@ class Config:
     # model
     model: str = option("denet", f"name of the model: {', '.join(MODEL_NAMES)}; defaults that suit each: docs/training.md")
     init_from: Path | None = option(
-        None, "start from these weights (.safetensors, see denet convert)"
+        None,
+        "start from these weights (.safetensors, see denet convert), or those in the folder of a run; the learning rate is then "
+        "a quarter of what it would be",
+    )
+    freeze: bool = option(
+        False, "leave what makes features of the waveform (filters, attention, convolutions) as --init-from has it"
     )
     train_attention: bool = option(
         True, "train the attention branch; the original leaves it as it was initialised"
@@ -188,6 +202,16 @@ class Config:
             raise TrainingError(f"--data-format {self.data_format}: there are {', '.join(FORMATS)}{near}")
         if self.time_expansion is not None and not (math.isfinite(self.time_expansion) and self.time_expansion > 0):
             raise TrainingError(f"--time-expansion is {self.time_expansion}; it must be a number above 0")
+        if self.self_train and not 0.5 < self.self_train < 1:
+            raise TrainingError(f"--self-train is {self.self_train}; it must be above 0.5 and below 1, say 0.95")
+        if self.self_train and self.init_from is None:
+            raise TrainingError("--self-train takes the answers of a trained model; name it with --init-from")
+        if self.freeze and self.init_from is None:
+            raise TrainingError("--freeze leaves layers of a trained model as they are; name it with --init-from")
+        if self.self_train and self.mode == "file":
+            raise TrainingError("--self-train labels frames; it does not work with --mode file")
+        if self.few and self.subset < 1:
+            raise TrainingError("--few and --subset both choose what to train on; give one of them")
         if not 0 <= self.dropout < 1:
             raise TrainingError(f"--dropout is {self.dropout}; it must be at least 0 and below 1")
 
@@ -241,6 +265,26 @@ class StudyConfig(Config):
                 raise TrainingError(f"--variants {name}: there are {', '.join(VARIANTS)}{did_you_mean(name, VARIANTS)}")
 
 
+@dataclass
+class FewStudyConfig(Config):
+    """What a few labelled recordings, self-training and pasted calls bring: denet study-few --out runs/few --seeds 0 1 2
+
+    On generated recordings: a model is trained on loud calls and then meets another site, whose calls are quiet. Each way to go
+    on from there is trained once for each seed, with any options of denet train, and all are scored on the same recordings
+    of that site, which no run has seen. A study that was stopped goes on when started again. The folder gets scores.csv and
+    a run's folder for each.
+    """
+
+    seeds: list[int] = option([0, 1, 2], "seeds of the runs")
+    first_epochs: int = option(10, "passes of the model that the others start from, and of the one that starts from nothing")
+    test_recordings: int = option(60, "recordings to test on")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.out is None:
+            raise TrainingError("--out: name the folder of the study")
+
+
 AT_LEAST = {
     **dict.fromkeys(
         [
@@ -256,7 +300,7 @@ AT_LEAST = {
         1,
     ),
     **dict.fromkeys(
-        ["overfit", "workers", "warmup_steps", "checkpoint_steps", "threads", "weight_decay"], 0
+        ["few", "overfit", "workers", "warmup_steps", "checkpoint_steps", "threads", "weight_decay"], 0
     ),
 }
 ABOVE_0 = ("learning_rate", "rate_factor", "clip_norm", "frame_seconds", "sample_rate", "subset")
@@ -374,9 +418,12 @@ def parse(argv: list[str] | None, config_class: type = Config, prog: str | None 
         values = parser.parse_args(argv).as_dict()
         from denet_torch import MODELS  # PyTorch takes seconds
 
+        # Of what neither the words nor a --config file say.
         if values["model"] in MODELS:
-            parser.set_defaults(MODELS[values["model"]].DEFAULTS)  # of what neither the words nor a --config file say
-            values = parser.parse_args(argv).as_dict()
+            parser.set_defaults(MODELS[values["model"]].DEFAULTS)
+        if values["init_from"] is not None:
+            parser.set_defaults(learning_rate=FINE_TUNING * parser.get_defaults().learning_rate)
+        values = parser.parse_args(argv).as_dict()
     except jsonargparse.ArgumentError as error:
         raise TrainingError(" ".join(str(error).split())) from None
     values.pop("config")

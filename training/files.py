@@ -26,8 +26,8 @@ from . import checkpoints
 from .collection import Collection, open_collection, replacing
 from .config import Config, TrainingError, reading
 from .labels import Labeller
-from .registry import get_model, get_optimizer, get_schedule
-from .splits import SIDES, split_collection, write_split
+from .registry import freeze_front_end, get_model, get_optimizer, get_schedule
+from .splits import SIDES, draw_few, split_collection, write_split
 
 CACHED = 2**28  # samples, at the model's rate, held in memory; of larger sets chunks are read from the files
 
@@ -264,6 +264,10 @@ def train_files(config: Config, fabric: Fabric, out: Path, root: Path, check=lam
     usable = np.isin(np.arange(len(collection.recordings)), rows)
     split = split_collection(collection, config.split_by, seed=config.seed, usable=usable)
     sides = {side: files.select(np.flatnonzero(np.isin(rows, getattr(split, side)))) for side in SIDES}
+    if config.few:
+        labels = sides["train"].labels
+        all_of_them = np.arange(len(labels))
+        sides["train"] = sides["train"].select(draw_few(all_of_them, all_of_them, labels, config.few, config.seed))
     for side, part in sides.items():
         if not len(part):
             raise TrainingError(f"{root}: no file with one {config.task} falls on the {side} side; split by something else")
@@ -272,10 +276,12 @@ def train_files(config: Config, fabric: Fabric, out: Path, root: Path, check=lam
     if config.init_from is None:
         model = get_model(config.model, config, len(files.classes))
     else:
-        model = checkpoint.load(config.init_from)
+        model = checkpoint.load(checkpoints.weights_of(config.init_from))
         if model.n_classes != len(files.classes):
             raise TrainingError(f"{config.init_from}: has {model.n_classes} classes, the data have {len(files.classes)}")
         model.follow(config)
+        if config.freeze:
+            freeze_front_end(model)
     progress = fit(fabric, model, sides["train"], sides["validation"], config, out, check)
     best = checkpoint.load(out / "weights.safetensors").to(fabric.device)
     test = evaluate(best, sides["test"])

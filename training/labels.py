@@ -20,6 +20,7 @@ Frames that cannot be labelled are IGNORE and must not count in a loss or a scor
   - with `mask_conflicts`, frames of an annotated recording that voice and annotation label differently.
 """
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +98,18 @@ class Labeller:
         self._sources = (voice, annotated) if mask_conflicts else None
         self._masked = has_annotation
         self._complete = complete
+
+    def taught(self, recordings: np.ndarray, spans: Spans) -> "Labeller":
+        """A labeller that has the labels of `recordings` from `spans` alone; what lies outside of these is background."""
+        other = copy.copy(self)
+        rest = self.spans.select(~np.isin(self.spans.recording, recordings))
+        both = [np.concatenate([getattr(part, name) for part in (rest, spans)]) for name in vars(spans)]
+        other.spans = Spans(*both).select(np.lexsort(both[1::-1]))
+        for name, value in (("known", True), ("_complete", True), ("_masked", False)):
+            flags = getattr(self, name).copy()
+            flags[recordings] = value
+            setattr(other, name, flags)
+        return other
 
     def __call__(self, recording: int, edges: np.ndarray) -> np.ndarray:
         """Labels (frames,) int64 of frames between `edges` (frames + 1,), in samples of the file."""

@@ -30,8 +30,9 @@ from denet_torch.audio import AudioError
 from denet_torch.memory import keep_freed_memory
 from denet_torch.schema import Decoding, Detection
 
-from . import checkpoints, guards
+from . import checkpoints, guards, self_training
 from .bfloat16 import cpu_has_bfloat16, emulated
+from .checkpoints import WEIGHTS, weights_of
 from .collection import INDEX_NAME, open_collection, recording_facts, replacing, row_counts
 from .config import Config, TrainingError, reading
 from .evaluation import Predictions, choose_decoding, collate, predict, scores
@@ -40,13 +41,12 @@ from .labels import IGNORE
 from .losses import frame_weights
 from .metrics import predict as answers
 from .mixing import Mixer, find_backgrounds
-from .registry import get_loss, get_model, get_optimizer, get_schedule
+from .registry import freeze_front_end, get_loss, get_model, get_optimizer, get_schedule
 from .runs import Stop, Stopped, describe, ignore_signals, on_zero, run_folder, stop_signals
 from .splits import write_split
 from .synthetic import make_dataset
 from .windows import Datasets, ExhaustiveWindows, Sampling, open_datasets
 
-WEIGHTS = "weights.safetensors"
 MAX_UNREADABLE = 0.25  # of all recordings: more that cannot be read any more end the run
 SKIPS_IN_A_ROW = 50  # more steps left out one after another than this end the run
 
@@ -188,6 +188,7 @@ def open_data(config: Config) -> Datasets:
         strategy=config.labels,
         split_by=config.split_by,
         subset=config.subset,
+        few=config.few,
         reading=reading(config),
         length=config.epoch_windows,
         seed=config.seed,
@@ -239,6 +240,9 @@ class Trainer:
         }
         module = torch.compile(self.model) if config.compile else self.model
         self.module, self.optimizer = fabric.setup(module, optimizer)
+        if config.self_train:
+            answers = (fabric, self.model, self.data, config.self_train, out, self._leave_out, config.workers)
+            self.data = self_training.self_train(*answers)
         if config.resume:
             self._resume()
         if config.amp and self.precision.precision == "32-true":
@@ -249,6 +253,8 @@ class Trainer:
         collection = self.data.collection
         for line in [*row_counts(collection, lossy=True), *recording_facts(collection), self.data.described_split]:
             self.say(line)
+        if config.self_train:
+            self.say(self_training.described(out / self_training.TABLE, self.data))
         for warning in guards.data_warnings(self.data.collection, self.data.labeller, config.sample_rate, config.frame_seconds):
             self.warn(warning)
         on_zero(fabric, self._describe)
@@ -263,7 +269,7 @@ class Trainer:
         config = self.config
         if config.init_from is None:
             return get_model(config.model, config, len(self.data.classes))
-        model = checkpoint.load(config.init_from)
+        model = checkpoint.load(weights_of(config.init_from))
         samples = round(config.frame_seconds * config.sample_rate)
         if (model.samples, model.sr) != (samples, config.sample_rate):
             raise TrainingError(
@@ -272,6 +278,8 @@ class Trainer:
             )
         model = self._for_these_classes(model)
         model.follow(config)
+        if config.freeze:
+            freeze_front_end(model)
         return model.train()
 
     def _for_these_classes(self, model: Model) -> Model:
@@ -286,6 +294,8 @@ class Trainer:
         fresh.load_state_dict(fresh.state_dict() | kept)
         before = ", ".join(known) if known else f"{model.n_classes} classes"
         path = self.config.init_from
+        if self.config.self_train:
+            raise TrainingError(f"--self-train: {path} was trained for {before}, not for {', '.join(classes)}")
         self.say(f"{path}: was trained for {before}; all layers but the last ({last}), which begins anew, are kept")
         return fresh
 

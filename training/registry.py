@@ -35,6 +35,15 @@ def get_model(name: str, config: Config, n_classes: int) -> Model:
         raise TrainingError(f"the model cannot be built: {error}") from None
 
 
+def freeze_front_end(model: Model) -> None:
+    """Train only what comes after the features of the waveform."""
+    if not model.FRONT_END:
+        raise TrainingError(f"--freeze: a {model.name} has no front end that could stay as it is")
+    for name, parameter in model.named_parameters():
+        if name.startswith(model.FRONT_END):
+            parameter.requires_grad_(False)
+
+
 def get_loss(name: str) -> Callable:
     """A function of logits (..., n_classes), labels (...) and class weights or None; see training/losses.py."""
     return _find("loss", LOSSES, name)

@@ -11,6 +11,7 @@ A split is a CSV file of file,side whose name holds the hash of its content.
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,6 +76,24 @@ def split_collection(
     side = np.full(len(group), -1)
     side[group >= 0] = side_of[np.searchsorted(groups, group[group >= 0])]
     return replace(_as_split(collection, side), by=by)
+
+
+def draw_few(recordings: np.ndarray, of: np.ndarray, label: np.ndarray, few: int, seed: int = 0) -> np.ndarray:
+    """Some of the recordings, in order: `few` that hold each class, or all that do.
+
+    of, label: (calls,) recording and class of each. In an order drawn with the seed, a recording is taken if it holds a class
+    that fewer than `few` of those taken before hold.
+    """
+    shuffled = np.random.default_rng(seed).permutation(recordings)
+    order = np.argsort(of, kind="stable")
+    calls = [np.searchsorted(of[order], shuffled, side) for side in ("left", "right")]
+    taken, count = [], Counter()
+    for recording, first, last in zip(shuffled, *calls, strict=True):
+        held = np.unique(label[order[first:last]]).tolist()
+        if any(count[one] < few for one in held):
+            taken.append(recording)
+            count.update(held)
+    return np.sort(np.array(taken, np.int64))
 
 
 def offers(collection: Collection, usable: np.ndarray | None = None) -> dict[str, int]:

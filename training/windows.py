@@ -25,7 +25,7 @@ from denet_torch import audio
 from training.collection import INDEX_NAME, Collection, open_collection, report_path
 from training.labels import IGNORE, Labeller, Spans, quiet_spans
 from training.mixing import Mixer
-from training.splits import Split, offers, split_collection
+from training.splits import Split, draw_few, offers, split_collection
 from training.tables import CollectionError
 
 STRETCH = 8  # sequences, side by side, in a window for evaluation
@@ -226,6 +226,27 @@ class RandomWindows(_Windows):
         return replace(spans, start=start, stop=stop)
 
 
+class ByTurns(Dataset):
+    """Windows of several sets of the same length by turns, so that a batch holds as many of each.
+
+    recordings: those of the first set.
+    """
+
+    def __init__(self, *sets: RandomWindows) -> None:
+        self.sets, self.recordings = sets, sets[0].recordings
+
+    def __len__(self) -> int:
+        return len(self.sets[0])
+
+    def set_epoch(self, epoch: int) -> None:
+        """See `RandomWindows`."""
+        for one in self.sets:
+            one.set_epoch(epoch)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.sets[index % len(self.sets)][index]
+
+
 def whole_frames(collection: Collection, rate: int, samples: int) -> np.ndarray:
     """Number of whole frames of `samples` at `rate` Hz in each recording (recordings,)."""
     collection.require_headers()
@@ -240,7 +261,7 @@ class Datasets:
     collection: Collection
     split: Split
     labeller: Labeller
-    train: RandomWindows
+    train: RandomWindows | ByTurns
     validation: ExhaustiveWindows
     test: ExhaustiveWindows
     usable: np.ndarray
@@ -257,9 +278,11 @@ class Datasets:
         undated = int(self.collection.recordings["recorded"][self.usable].isna().sum())
         alone = f" ({undated} of them without a date, each a day of its own)" if "day" in self.split.by and undated else ""
         others = ", ".join(f"{key} ({count})" for key, count in offers(self.collection, self.usable).items() if count > 2)
+        chosen = np.isin(self.split.train, self.train.recordings).sum()
+        only = f" (only {chosen} of them used)" if chosen < sides[0] else ""
         return (
-            f"Split by {' and '.join(self.split.by)}: {sides[0]} recordings to train, {sides[1]} to validate, {sides[2]} to "
-            f"test, of {len(self.usable)}{alone}; --split-by offers {others}"
+            f"Split by {' and '.join(self.split.by)}: {sides[0]} recordings to train{only}, {sides[1]} to validate, "
+            f"{sides[2]} to test, of {len(self.usable)}{alone}; --split-by offers {others}"
         )
 
 
@@ -273,6 +296,7 @@ def open_datasets(
     split_by: Sequence[str] = (),
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     subset: float = 1.0,
+    few: int = 0,
     reading: dict | None = None,
     length: int = 1000,
     seed: int = 0,
@@ -283,7 +307,7 @@ def open_datasets(
     """Index (where there is none), label and split the collection in `data_dir`.
 
     split_by: some of splits.GROUPS; none of them leaves the choice to `split_collection`.
-    subset: share of the training side's recordings to train on, the same ones for a seed.
+    subset: share of the training side's recordings to train on, the same ones for a seed. few: only so many of each class.
     reading: how the collection is read, as for `open_collection`.
     window: rate, samples and seq_len; validation and test are in stretches of STRETCH sequences.
     Raises CollectionError, ValueError.
@@ -300,6 +324,11 @@ def open_datasets(
         raise CollectionError(f"{collection.root}: no call in {usable.sum()} recordings with labels: there is nothing to learn")
     order = np.random.default_rng(seed).permutation(len(split.train))
     train = np.sort(split.train[order[: max(1, round(subset * len(order)))]])
+    if few:
+        known = labeller.spans.select(labeller.spans.label != IGNORE)
+        train = draw_few(train, known.recording, known.label, few, seed)
+        if not len(train):
+            raise CollectionError(f"{collection.root}: no recording of the training side holds a call; try another seed or split")
     stretch = window | {"seq_len": STRETCH * window.get("seq_len", 10)}
     return Datasets(
         collection,

@@ -1,0 +1,121 @@
+"""What a few labelled recordings, self-training and pasted calls bring at a new site, over seeds. The command's options are those
+of `training.config.FewStudyConfig`."""
+
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from denet_torch import checkpoint
+from denet_torch.detection import stored_decoding
+
+from .bfloat16 import emulated
+from .collection import Collection, open_collection, replacing
+from .config import FINE_TUNING, Config, FewStudyConfig, parse
+from .labels import Labeller
+from .loop import WEIGHTS, get_fabric, train
+from .metrics import event_scores, frame_scores
+from .pasting import Paster, Pasting, quiet_recordings
+from .run import USER_ERRORS, one_line
+from .runs import Stopped
+from .study import answers
+from .synthetic import make_dataset
+
+LOUD, QUIET = (10.0, 20.0), (-5.0, 10.0)  # dB, of the first collection's calls and of the new site's
+FEW = 5
+SURE = 0.95
+NOTHING = {"few": 0, "self_train": 0.0}
+# Of each way: the run that it starts from, the collection that it is trained on, and its settings.
+WAYS = {
+    "first": (None, "loud", {}),
+    "few alone": (None, "site", {"few": FEW}),
+    "few": ("first", "site", {"few": FEW}),
+    "few, frozen": ("first", "site", {"few": FEW, "freeze": True}),
+    "few + self": ("few", "site", {"few": FEW, "self_train": SURE}),
+    "self": ("first", "site", {"few": 1, "self_train": SURE}),
+    "pasted": ("first", "pasted", {}),
+    "pasted, few": ("pasted", "site", {"few": FEW}),
+    "pasted, few + self": ("pasted, few", "site", {"few": FEW, "self_train": SURE}),
+    "all": ("first", "site", {}),
+}
+
+
+def study(config: FewStudyConfig) -> pd.DataFrame:
+    """Train what is not trained yet, score all and write the table. Raises what `train` raises."""
+    folders = _collections(config)
+    test = open_collection(folders.pop("test"))
+    shared = Config(**{field.name: getattr(config, field.name) for field in fields(Config)})
+    rows = []
+    for seed in config.seeds:
+        for way, (start, data, settings) in WAYS.items():
+            run = {"out": _folder(config, way, seed), "data_dir": folders[data], "seed": seed, "resume": True, "report": False}
+            if start is None:
+                run |= {"epochs": config.first_epochs}
+            else:
+                run |= {"init_from": _folder(config, start, seed), "learning_rate": FINE_TUNING * config.learning_rate}
+            run = replace(shared, **run, **settings)
+            if not (run.out / "scores.json").exists():
+                train(run)
+            rows.append({"way": way, "seed": seed} | score(run, test))
+    table = pd.DataFrame(rows)
+    with replacing(config.out / "scores.csv") as path:
+        table.to_csv(path, index=False)
+    return table
+
+
+def _folder(config: FewStudyConfig, way: str, seed: int) -> Path:
+    return config.out / f"{way.replace(', ', '-').replace(' ', '-').replace('+-', '')}-{seed}"
+
+
+def _collections(config: FewStudyConfig) -> dict[str, Path]:
+    """Folders of what is trained and tested on; what is missing is written."""
+    folders = {name: config.out / "data" / name for name in ("loud", "site", "test", "pasted")}
+    made = {"loud": (config.recordings, LOUD), "site": (config.recordings, QUIET), "test": (config.test_recordings, QUIET)}
+    for seed, (name, (recordings, snr_db)) in enumerate(made.items()):
+        if not folders[name].exists():
+            make_dataset(folders[name], recordings, seed=seed, snr_db=snr_db)
+    if not folders["pasted"].exists():
+        loud = open_collection(folders["loud"])
+        backgrounds, quiet, _ = quiet_recordings(folders["site"])
+        how = Pasting(config.recordings, snr_db=QUIET)
+        Paster(loud, Labeller(loud), np.arange(len(loud.recordings)), backgrounds, quiet, how).write(folders["pasted"])
+    return folders
+
+
+def score(run: Config, test: Collection) -> dict[str, float]:
+    """Frame F1 and event F1 of the best weights of `run`."""
+    fabric, model = get_fabric(run), checkpoint.load(run.out / WEIGHTS)
+    decoding = stored_decoding(model)
+    with emulated(fabric):
+        predictions, reference, estimated = answers(fabric, model, test, decoding)
+    frames = frame_scores(predictions.probabilities, predictions.labels, decoding.threshold)
+    return {"frame_f1": frames["f1"], "event_f1": event_scores(reference, estimated)["f1"]}
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean, lowest and highest score of the seeds."""
+    return table.groupby("way", sort=False)[["frame_f1", "event_f1"]].agg(["mean", "min", "max"]).round(3)
+
+
+def main(argv: list[str] | None = None, prog: str = "python -m training.few_study") -> int:
+    """Study and print; 0, or 2 after a one-line error."""
+    try:
+        config = parse(argv, FewStudyConfig, prog)
+        print(summary(study(config)).to_string())
+        print(f"results in {config.out}: scores.csv and a folder for each run")
+    except Stopped as stopped:
+        print(stopped)
+        return stopped.code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except USER_ERRORS as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,5 +1,7 @@
 """Every format that tools.event_formats writes is read back, the programs' by their own libraries."""
 
+from xml.etree import ElementTree
+
 import crowsetta
 import numpy as np
 import pandas as pd
@@ -118,6 +120,8 @@ def test_svl(results, tmp_path):
     text = (folder / "a.svl").read_text(encoding="utf-8")
     assert "<!DOCTYPE sonic-visualiser>" in text and 'sampleRate="250000"' in text
     assert 'frame="12500"' in text and 'duration="50000"' in text
+    layer = ElementTree.fromstring(text.encode()).find("display/layer")
+    assert layer.get("plotStyle") == "1"  # 0, the program's own choice, draws lines behind the waveform
     for name, events in (("a.svl", EVENTS[:2]), ("sub/a b.svl", EVENTS[2:])):
         table = event_formats.read_events(folder / name)
         assert spans(table[["onset", "offset", "label"]].values) == spans(r[1:4] for r in events)

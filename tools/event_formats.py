@@ -217,7 +217,10 @@ def sequence(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> No
 
 
 def svl(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> None:
-    """A layer of regions a recording for Sonic Visualiser; a region's value is its score."""
+    """A layer of regions a recording for Sonic Visualiser; a region's value is its score.
+
+    They fill the pane's height (plotStyle 1, PlotSegmentation of its RegionLayer): as lines, a waveform hides them.
+    """
     for file, rows in events.groupby("file"):
         rate = round(recordings.rate[file])
         root = ElementTree.Element("sv")
@@ -232,7 +235,7 @@ def svl(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> None:
             place = dict(frame=str(frame), value=f"{row.score:.6f}", duration=str(end - frame))
             ElementTree.SubElement(points, "point", place, label=row.label)
         display = ElementTree.SubElement(root, "display")
-        ElementTree.SubElement(display, "layer", id="2", type="regions", name="calls", model="1")
+        ElementTree.SubElement(display, "layer", id="2", type="regions", name="calls", model="1", plotStyle="1")
         ElementTree.indent(root)
         text = ElementTree.tostring(root, encoding="unicode")
         path = _place(folder, recordings.place[file], ".svl")

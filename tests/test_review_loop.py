@@ -12,7 +12,7 @@ from test_detect_report import CHROMIUM, Browser, drag
 
 from tools import command
 
-TINY = [*SMALL, "--learning-rate", "3e-3", "--threads", "1"]
+TINY = [*SMALL, "--task", "context", "--learning-rate", "3e-3", "--threads", "1"]
 CALLS = [(0.5, 0.9), (1.3, 1.7)]
 
 
@@ -26,7 +26,7 @@ def test_corrections_of_the_pages_train_a_better_model(tmp_path, monkeypatch, ca
         wav(tmp_path / "new" / f"2023070{1 + i}_210000.wav", 2, 16_000, CALLS, seed=10 + i)
     for i in range(4):
         wav(tmp_path / "unseen" / f"2023080{1 + i}_210000.wav", 2, 16_000, CALLS, seed=30 + i)
-    truth = [(str(path), *call, "call") for path in sorted(Path("unseen").glob("*.wav")) for call in CALLS]
+    truth = [(str(path), *call, "trill") for path in sorted(Path("unseen").glob("*.wav")) for call in CALLS]
     pd.DataFrame(truth, columns=["file", "onset", "offset", "label"]).to_csv("truth.csv", index=False)
 
     def denet(line: str) -> None:
@@ -36,7 +36,7 @@ def test_corrections_of_the_pages_train_a_better_model(tmp_path, monkeypatch, ca
 
     def score(run: str) -> float:
         denet(f"detect unseen --weights {run}/weights.safetensors --output {run}/found")
-        denet(f"evaluate --reference truth.csv --estimated {run}/found/events.csv --output {run}/scores --any-label")
+        denet(f"evaluate --reference truth.csv --estimated {run}/found/events.csv --output {run}/scores")
         return json.loads(Path(run, "scores", "scores.json").read_text())["overall"]["event_f1"]["value"] or 0.0
 
     denet("train --data-dir few --out first --epochs 1 --epoch-windows 48")

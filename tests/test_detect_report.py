@@ -18,6 +18,7 @@ from denet_torch import get_denet
 from denet_torch.detection import Decoding, event_table
 from tools import detect_report, event_formats, scores
 from tools.detect_batch import Part, Results
+from training.synthetic import SAMPLERATE, make_recording
 
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
 RATE, SECONDS = 48_000, 4.02
@@ -209,7 +210,7 @@ def test_shows_what_was_found(page):
         for i, (onset, offset, label, score) in enumerate(FOUND, 1)
     ]
     lane = page.js("document.querySelector('.lane.events').getBoundingClientRect().width")
-    bars = page.js("[...document.querySelectorAll('.events button')].map(b => [b.offsetLeft, b.offsetWidth])")
+    bars = page.js("[...document.querySelectorAll('.events span:not(.reference)')].map(b => [b.offsetLeft, b.offsetWidth])")
     for (left, width), (onset, offset, *_) in zip(bars, FOUND, strict=True):
         assert left == pytest.approx(onset / SECONDS * lane, abs=1.5)
         assert width == pytest.approx((offset - onset) / SECONDS * lane, abs=1.5)
@@ -218,21 +219,148 @@ def test_shows_what_was_found(page):
     kHz = page.js("[...document.querySelectorAll('.axis.spectrogram span')].map(s => s.textContent)")
     assert kHz == ["0 kHz", "5 kHz", "10 kHz", "15 kHz", "20 kHz"]
     pictures = "[...document.querySelectorAll('img')].map(i => [i.naturalWidth, i.naturalHeight])"
-    assert page.js(pictures)[1] == [81, 6]  # frames and bands
+    assert page.js(pictures) == [[81, 6]]  # frames and bands
 
 
 def test_the_spectrogram_is_dark_where_the_tone_is(page):
     """A tone of 12 kHz at 0.5 to 0.7 s, on an axis that ends at 24 kHz."""
     dark = page.js("""(() => {
-      const image = document.querySelector('.spectrogram img'), canvas = document.createElement('canvas');
-      canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
-      const pen = canvas.getContext('2d'); pen.drawImage(image, 0, 0);
-      const grey = pen.getImageData(0, 0, canvas.width, canvas.height).data;
+      const canvas = document.querySelector('.lane.spectrogram canvas');
+      const grey = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
       const at = (t, kHz) => grey[4 * (Math.floor((1 - kHz / 24) * canvas.height) * canvas.width
                                        + Math.floor(t / data.duration * canvas.width))];
       return [at(.6, 12), at(.6, 6), at(.6, 18), at(1.2, 12)];
     })()""")
     assert dark[0] < 60 and min(dark[1:]) > dark[0] + 80
+
+
+def grey_at(page, seconds, kHz):
+    """Shade of the drawn spectrogram, 0 black."""
+    return page.js(f"""(() => {{
+      const canvas = document.querySelector('.lane.spectrogram canvas'), [low, high] = band();
+      const pen = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', {{willReadFrequently: true}});
+      pen.drawImage(canvas, 0, 0);
+      const x = Math.floor({seconds} / data.duration * canvas.width);
+      const y = Math.floor((high - {kHz}) / (high - low) * canvas.height);
+      return pen.getImageData(x, y, 1, 1).data[0];
+    }})()""")
+
+
+def fill(page, name, value):
+    page.js(f"$('{name}').value = {value}; for (const what of ['input', 'change']) $('{name}').dispatchEvent(new Event(what))")
+
+
+def test_the_frequency_range_is_chosen(page):
+    whole = page.js("levels.height")
+    fill(page, "low", 10)
+    fill(page, "high", 14)
+    assert page.js("levels.height") == pytest.approx(whole * 4 / 24, abs=1)
+    ticks = page.js("[...document.querySelectorAll('.axis.spectrogram span')].map(s => s.textContent)")
+    assert ticks == ["10 kHz", "11 kHz", "12 kHz", "13 kHz", "14 kHz"]
+    assert grey_at(page, 0.6, 12) < 60 and grey_at(page, 0.6, 10.5) > 140
+    fill(page, "high", 3)  # below the other end
+    low, high = page.js("band()")
+    assert low == 10 and 10 < high < 11
+    fill(page, "high", "''")
+    assert page.js("band()") == [10, 24]
+
+
+def test_contrast_and_gain_change_what_is_seen_and_gain_what_is_heard(page):
+    fill(page, "range", 40)
+    noise, tone = grey_at(page, 1.2, 6), grey_at(page, 0.6, 12)
+    fill(page, "range", 10)
+    assert grey_at(page, 1.2, 6) == 255 and grey_at(page, 0.6, 12) <= tone + 80
+    fill(page, "range", page.js("$('range').max"))
+    fill(page, "gain", 20)
+    assert grey_at(page, 1.2, 6) < noise and "20 dB" in page.js("$('gain-told').textContent")
+    heard = "fetch(audio.src).then(a => a.arrayBuffer()).then(b => [...new Int16Array(b, 44)].slice(48000, 62000)" \
+            ".reduce((sum, v) => sum + v * v, 0))"
+    loud = page.js(heard)
+    fill(page, "gain", 0)
+    assert loud / page.js(heard) == pytest.approx(100, rel=0.05)
+
+
+def test_the_cursor_reads_time_frequency_and_level(page):
+    box = page.js("(r => [r.x, r.y, r.width, r.height])(levels.getBoundingClientRect())")
+    at = dict(x=box[0] + box[2] * 0.6 / SECONDS, y=box[1] + box[3] / 2)  # the tone, which has half of full scale
+    page("Input.dispatchMouseEvent", type="mouseMoved", **at)
+    read = re.fullmatch(r"([\d.]+) s, ([\d.]+) kHz, (-\d+) dB of full scale, call 0.10", page.js("$('cursor').textContent"))
+    assert float(read[1]) == pytest.approx(0.6, abs=0.01) and float(read[2]) == pytest.approx(12, abs=0.1)
+    assert float(read[3]) == pytest.approx(20 * np.log10(0.5), abs=3)
+
+
+def test_every_key_has_a_button(page):
+    buttons = page.js("[...document.querySelectorAll('[data-key]')].map(b => b.dataset.key)")
+    assert sorted(buttons) == sorted(page.js("Object.keys(keys)"))
+    page.click("[data-key=ArrowRight]")
+    page.click("[data-key=r]")
+    page.click("[data-key='4']")
+    assert chosen(page) == 0 and table(page)[0][5] == "rejected" and table(page)[0][2] == "0.705"
+    page.click("#undo")
+    page.click("#undo")
+    assert table(page)[0][5] == "undecided"
+
+
+def test_the_lanes_are_explained(page):
+    names = {name for name in page.js("[...document.querySelectorAll('.axis b')].map(b => b.textContent)") if name}
+    assert names < set(page.js("[...document.querySelectorAll('dt')].map(d => d.textContent)"))
+
+
+def test_sound_lies_where_it_was_and_is_striped_where_it_was_not_kept(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(detect_report, "AROUND", 0.2)
+    results, model = made(tmp_path)
+    detect_report.write(results, model, tmp_path / "report")
+    browser.complaints.clear()
+    browser.open(next((tmp_path / "report").rglob("*#1.WAV.html")))
+    browser.wait("document.body.dataset.ready")
+    kept = [[0.3, 0.9], [1.35, 1.8], [3.7, 4.02]]
+    assert browser.js("data.sound.map(([first, last]) => [first, last])") == [[round(t * RATE) for t in part] for part in kept]
+    sound = np.array(browser.js("[...samples]"))
+    true, _ = soundfile.read(results.recordings.file[0])
+    true /= np.abs(true).max()
+    for first, last in kept:
+        part = slice(round(first * RATE), round(last * RATE))
+        lags = np.correlate(true[part], sound[part][200:-200])
+        assert lags.argmax() == pytest.approx(200, abs=2)  # samples
+        assert np.corrcoef(true[part], sound[part])[0, 1] > 0.9
+    assert not sound[round(1.0 * RATE) : round(1.3 * RATE)].any()
+    stripes = browser.js("[...document.querySelectorAll('.silent')].map(s => parseFloat(s.style.left))")
+    assert sorted(left / 100 * SECONDS for left in stripes) == pytest.approx([0, 0.9, 1.8], abs=1e-3)
+    assert browser.complaints == []
+
+
+def size_of_an_hour(root, sounds):
+    """Bytes of the pages of an hour of recordings like `sounds`: samples at 250 kHz, and onset and offset (s) of their events."""
+    model = get_denet((4, 800), 2, n_filters=64, gru_units=4, dense_units=(4, 4)).eval()
+    rows, events, parts = [], [], {}
+    for i, (sound, calls) in enumerate(sounds):
+        path = root / f"{i}.wav"
+        soundfile.write(path, sound, SAMPLERATE)
+        frames = -(-len(sound) // (SAMPLERATE // 20))
+        np.save(path.with_suffix(".npy"), np.random.default_rng(i).random((frames, 2), np.float32))
+        parts[path] = [Part(path, 0, frames, path.with_suffix(".npy"))]
+        rows.append((str(path), len(sound) / SAMPLERATE, SAMPLERATE, len(calls)))
+        events += [(str(path), *call, "call", 0.5) for call in calls]
+    recordings = pd.DataFrame(rows, columns=["file", "duration", "samplerate", "events"])
+    results = Results(event_table(events), recordings, {}, parts, ["background", "call"], 0.05, Decoding(0.5), 0.1)
+    detect_report.write(results, model, root / "report")
+    size = sum(path.stat().st_size for path in (root / "report").rglob("*.html"))
+    return size * 3600 / recordings.duration.sum()
+
+
+def test_an_hour_at_250_kHz_has_at_most_100_MB(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    sound, calls = make_recording(rng, 20 * SAMPLERATE)
+    calls = [(call.start / SAMPLERATE, call.stop / SAMPLERATE) for call in calls]
+    assert len(calls) >= 9
+    noise = rng.normal(0, 0.1, 20 * SAMPLERATE)
+    hours = {}
+    for name, one in {f"{len(calls)} calls in 20 s": (sound, calls), "all call, white noise": (noise, [(0.0, 20.0)])}.items():
+        (tmp_path / name).mkdir()
+        hours[name] = size_of_an_hour(tmp_path / name, [one])
+    with capsys.disabled():
+        print("\npages of an hour at 250 kHz:", "; ".join(f"{name} {size / 1e6:.0f} MB" for name, size in hours.items()))
+    assert 1e6 < max(hours.values()) <= 100e6
 
 
 def test_keys_step_and_judge(page):
@@ -252,12 +380,12 @@ def test_keys_step_and_judge(page):
 def test_clicks_choose_and_judge(page):
     page.click("#list tr:nth-child(2) td")
     assert chosen(page) == 1
-    page.click(".events button:nth-child(3)")
+    page.click(".events span:nth-child(3)")
     assert chosen(page) == 2
     page.click("#list tr:nth-child(1) button:last-child")
     assert chosen(page) == 0 and table(page)[0][5] == "rejected"
     x = page.js("(r => r.x + r.width * 1.57 / data.duration)($('lanes').getBoundingClientRect())")
-    y = page.js("(r => r.y + 50)(document.querySelector('.spectrogram img').getBoundingClientRect())")
+    y = page.js("(r => r.y + 50)(document.querySelector('.lane.spectrogram canvas').getBoundingClientRect())")
     for kind in ("mousePressed", "mouseReleased"):
         page("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
     assert chosen(page) == 1
@@ -329,7 +457,7 @@ def test_zoom_keeps_the_event_in_sight(page):
     ratio = page.js("$('lanes').clientWidth / $('scroll').clientWidth")
     assert ratio == pytest.approx(4, rel=0.01)
     bar, view = (page.js(f"(r => [r.left, r.right])({what}.getBoundingClientRect())")
-                 for what in ("document.querySelectorAll('.events button')[1]", "$('scroll')"))
+                 for what in ("document.querySelectorAll('.events span:not(.reference)')[1]", "$('scroll')"))
     assert view[0] <= bar[0] < bar[1] <= view[1]
     page.press("-", "-", "-")
     assert page.js("$('lanes').clientWidth / $('scroll').clientWidth") == pytest.approx(1, rel=0.01)
@@ -409,7 +537,7 @@ def test_no_page_of_tables_is_wider_than_the_window(browser, folder, tmp_path, w
 
 def drag(page, start, stop):
     x = [page.js(f"(r => r.x + r.width * {t} / data.duration)($('lanes').getBoundingClientRect())") for t in (start, stop)]
-    y = page.js("(r => r.y + 50)(document.querySelector('.spectrogram img').getBoundingClientRect())")
+    y = page.js("(r => r.y + 50)(document.querySelector('.lane.spectrogram canvas').getBoundingClientRect())")
     page("Input.dispatchMouseEvent", type="mousePressed", x=x[0], y=y, button="left", clickCount=1)
     page("Input.dispatchMouseEvent", type="mouseMoved", x=(x[0] + x[1]) / 2, y=y, button="left", buttons=1)
     page("Input.dispatchMouseEvent", type="mouseMoved", x=x[1], y=y, button="left", buttons=1)

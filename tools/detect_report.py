@@ -14,10 +14,11 @@ import string
 import urllib.parse
 from pathlib import Path
 
-import matplotlib.image
 import numpy as np
 import pandas as pd
+import soundfile
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 import denet_torch
@@ -28,7 +29,19 @@ from training.collection import replacing
 from training.options import counted
 
 PAGE_SECONDS = 60
-PAGE_SAMPLES = 5_000_000  # 10 MB of sound in a page: 20 s at 250 kHz
+PAGE_SAMPLES = 5_000_000  # that a browser holds: 20 s at 250 kHz
+FACTORS = (1, 2, 5, 10, 20, 50)  # by which sound is slowed down
+AUDIBLE = 48_000  # Hz; what has a higher rate is slowed down until it has not
+AROUND = 2.0  # s of sound kept before and after an event, as it is played
+# The sound kept is Opus: of all that browsers play it needs the fewest bytes. It knows these rates only, and is told the
+# nearest one, whatever the recording's; so a second at 250 kHz is five to it.
+OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
+OPUS_BITS = (6_000, 256_000)  # a second, of libsndfile's compression levels 1 and 0
+SOUND_BITS = 50_000  # for a second of a page; what is kept of it shares them
+KEPT_BITS = (16_000, 64_000)  # for a second as Opus has it: with fewer it drops the upper bands; more cannot be heard
+PICTURE_BYTES = 7_000  # of the spectrogram, for a second of a page; noise needs more than calls and is drawn more coarsely
+QUALITIES = (60, 40, 20, 5)  # of WebP
+LEAST_RANGE = 40  # dB from white to black: without a call, noise is not black
 TEMPLATES = Path(__file__).parent
 
 
@@ -58,14 +71,14 @@ def write(
 
 
 def spectrogram(waveform: np.ndarray, rate: int, columns: int, rows: int = 320) -> np.ndarray:
-    """Levels of a waveform (samples,) in dB, (rows, columns), from 0 Hz up; fewer where there are fewer.
+    """Levels of a waveform (samples,) in dB below a full-scale sine, (rows, columns), from 0 Hz up; fewer where there are fewer.
 
     Each point is the largest of those it stands for, so that short calls stay visible.
     """
     size = max(256, 2 ** round(np.log2(rate * 0.004)))
     padded = torch.nn.functional.pad(torch.from_numpy(waveform), (0, max(0, size - len(waveform))))
     window = torch.hann_window(size)
-    power = torch.stft(padded, size, size // 4, window=window, return_complex=True).abs().square()
+    power = torch.stft(padded, size, size // 4, window=window, return_complex=True).abs().mul(4 / size).square()
     level = 10 * torch.log10(power + 1e-12)  # (size // 2 + 1, steps)
     shape = min(rows, level.shape[0]), min(columns, level.shape[1])
     return torch.nn.functional.adaptive_max_pool2d(level[None], shape)[0].numpy()
@@ -105,14 +118,13 @@ def _write_pages(
     call = results.probabilities(row.file)[:, 1:].sum(axis=1)
     firsts = range(0, len(call), length)
     paths = [f"{name}.html" if i == 0 else f"{name}.{i + 1}.html" for i in range(len(firsts))]
-    template = (TEMPLATES / "detect_report.html").read_text(encoding="utf-8")
     events = results.events[results.events.file == row.file]
     decisions = []
     for i, first in enumerate(firsts):
         last = i == len(firsts) - 1
         start = first * results.frame
         end = row.duration if last else start + length * results.frame
-        page = _sound(model, row, start, end, time_expansion) | {
+        page = {
             "file": row.file,
             "rate": row.samplerate,
             "start": start,
@@ -132,37 +144,86 @@ def _write_pages(
         if reference is not None:
             given = reference[reference.file == row.file]
             page["reference"] = _within(given, start, end, last, ["onset", "offset", "label"])
+        page |= _sound(model, row, start, end, time_expansion, page["events"] + (page["reference"] or []))
         # What the browser keeps belongs to these events of this recording.
         page["id"] = hashlib.sha256(json.dumps([row.file, page["events"]]).encode()).hexdigest()
         decisions.append({name: page[name] for name in ("id", "file", "events")})
-        text = json.dumps(page, allow_nan=False).replace("<", "\\u003c")  # it cannot end the script element
         with replacing(folder / paths[i]) as file:
-            file.write_text(template.replace("__DATA__", text), encoding="utf-8")
+            file.write_text(render(page), encoding="utf-8")
     return paths, decisions
 
 
-def _sound(model: denet_torch.Model, row, start: float, end: float, time_expansion: float) -> dict:
-    """Samples, spectrogram and attention of a recording from `start` to `end` (s), as they are in a page."""
+def render(page: dict) -> str:
+    """The page of a recording, from what it shows."""
+    text = json.dumps(page, allow_nan=False).replace("<", "\\u003c")  # it cannot end the script element
+    return (TEMPLATES / "detect_report.html").read_text(encoding="utf-8").replace("__DATA__", text)
+
+
+def _sound(model: denet_torch.Model, row, start: float, end: float, time_expansion: float, calls: list[dict]) -> dict:
+    """Waveform, spectrogram, attention and the sound around `calls` of a recording from `start` to `end` (s), as in a page."""
 
     def part(rate: int) -> tuple[int, int]:
         return round(start * rate), round(end * rate) - round(start * rate)
 
     waveform = audio.read(row.file, *part(row.samplerate), time_expansion=time_expansion)
     heard = audio.read(row.file, *part(model.sr), rate=model.sr, time_expansion=time_expansion)
-    levels = spectrogram(waveform, row.samplerate, int(np.clip(250 * (end - start), 1200, 15_000)))
-    sound = (waveform / (np.abs(waveform).max() or 1) * 32767).astype("<i2")
+    columns = int(np.clip(250 * (end - start), 1200, 15_000))
+    levels = spectrogram(waveform, row.samplerate, columns)
+    floor = max(np.median(levels), levels.max() - 80)
+    top = max(levels.max(), floor + LEAST_RANGE)
+    peak = np.abs(waveform).max() or 1
+    slower = next((factor for factor in FACTORS if row.samplerate / factor <= AUDIBLE), FACTORS[-1])
+    stretches = _around(calls, start, row.samplerate, len(waveform), AROUND / slower)
+    share = sum(last - first for first, last in stretches) / len(waveform)
     page = {
-        "samples": _url("application/octet-stream", sound.tobytes()),
-        "spectrogram": _picture(levels, max(np.median(levels), levels.max() - 80), "jpg"),
+        "samples": len(waveform),
+        "wave": _url("application/octet-stream", _envelope(waveform / peak, columns).tobytes()),
+        "factors": FACTORS,
+        "slower": slower,
+        "sound": [
+            (first, last, _url("audio/ogg", _compressed(waveform[first:last] / peak, row.samplerate, share)))
+            for first, last in stretches
+        ],
+        "spectrogram": _picture(levels, floor, top, PICTURE_BYTES * (end - start)),
+        "levels": [round(float(floor), 1), round(float(top), 1)],
         "attention": None,
     }
     found = attention(model, heard)
     if found is not None:
         weights, centres = np.sqrt(found[0]), found[1]  # few bands have most of it
         marks = np.linspace(0, len(centres) - 1, 5).round().astype(int)
-        page["attention"] = _picture(weights, weights.min(), "png")
+        page["attention"] = _picture(weights, weights.min(), weights.max())
         page["bands"] = [((k + 0.5) / len(centres), round(float(centres[k]) / 1000, 1)) for k in marks]
     return page
+
+
+def _around(calls: list[dict], start: float, rate: int, samples: int, margin: float) -> list[tuple[int, int]]:
+    """First and last sample of each stretch with calls and `margin` (s) on both sides, of a page that begins at `start`."""
+    stretches = []
+    for call in sorted(calls, key=lambda call: call["onset"]):
+        first = max(0, round((call["onset"] - margin - start) * rate))
+        last = min(samples, round((call["offset"] + margin - start) * rate))
+        if stretches and first <= stretches[-1][1]:
+            first, last = stretches[-1][0], max(last, stretches.pop()[1])
+        stretches.append((first, last))
+    return stretches
+
+
+def _envelope(waveform: np.ndarray, columns: int) -> np.ndarray:
+    """Least and largest sample of each column, (columns, 2), from -127 to 127 for -1 to 1."""
+    starts = np.linspace(0, len(waveform), min(columns, len(waveform)), endpoint=False).astype(int)
+    ends = [np.minimum.reduceat(waveform, starts), np.maximum.reduceat(waveform, starts)]
+    return (np.stack(ends, axis=1) * 127).round().astype(np.int8)
+
+
+def _compressed(waveform: np.ndarray, rate: int, share: float) -> bytes:
+    """Opus, of as many bits as SOUND_BITS allow where this share of a page is kept."""
+    told = min(OPUS_RATES, key=lambda one: abs(np.log(one / rate)))
+    bits = np.clip(SOUND_BITS / share / (rate / told), *KEPT_BITS)
+    level = 1 - (bits - OPUS_BITS[0]) / (OPUS_BITS[1] - OPUS_BITS[0])
+    file = io.BytesIO()
+    soundfile.write(file, 0.9 * waveform, told, format="OGG", subtype="OPUS", compression_level=level)
+    return file.getvalue()
 
 
 def _within(table: pd.DataFrame, start: float, end: float, last: bool, columns: list[str]) -> list[dict]:
@@ -171,15 +232,16 @@ def _within(table: pd.DataFrame, start: float, end: float, last: bool, columns: 
     return table.loc[inside, columns].to_dict("records")
 
 
-def _picture(values: np.ndarray, floor: float, kind: str) -> str:
-    """A picture with the first row at the bottom, from white at `floor` to black at the largest value."""
-    file = io.BytesIO()
-    grey = np.clip((values - floor) / max(values.max() - floor, 1e-12), 0, 1)
-    quality = {"quality": 80} if kind == "jpg" else {}
-    matplotlib.image.imsave(
-        file, grey, cmap="gray_r", vmin=0, vmax=1, origin="lower", format=kind, pil_kwargs=quality
-    )
-    return _url(f"image/{'jpeg' if kind == 'jpg' else kind}", file.getvalue())
+def _picture(values: np.ndarray, floor: float, top: float, size: float | None = None) -> str:
+    """A picture with the first row at the bottom, white at `floor` and black at `top`; of at most `size` bytes if it can be."""
+    grey = np.clip((values[::-1] - floor) / max(top - floor, 1e-12), 0, 1)
+    picture = Image.fromarray((255 * (1 - grey)).round().astype(np.uint8))
+    for quality in QUALITIES if size else (None,):
+        file = io.BytesIO()
+        picture.save(file, "webp", **({"quality": quality} if quality else {"lossless": True}))
+        if not size or file.tell() <= size:
+            break
+    return _url("image/webp", file.getvalue())
 
 
 def _url(kind: str, content: bytes) -> str:

@@ -32,10 +32,7 @@ def write_report(result: Result) -> Path:
     """Write report.html to the run's folder."""
     sections = [
         _summary(result),
-        _section("Course", _picture(_curves(result), "curves"), "Losses of steps and epochs, scores on the validation split."),
-        _section("Precision and recall", _picture(_precision_recall(result), "curves"), "Frames of the test split, call or not."),
-        _section("Confusion", _picture(_confusion(result), "confusion matrix"), "Frames of the test split."),
-        *_filters(result),
+        figures(result),
         *_examples(result),
         _section("Configuration", f"<pre>{html.escape((result.out / CONFIG).read_text())}</pre>"),
     ]
@@ -45,6 +42,17 @@ def write_report(result: Result) -> Path:
     with replacing(path) as partial:
         partial.write_text(page, encoding="utf-8")
     return path
+
+
+def figures(result: Result) -> str:
+    """Course, precision and recall, confusion and filters of a run, as HTML."""
+    sections = [
+        _section("Course", _panels(_curves(result)), "Losses of steps and epochs, scores on the validation split."),
+        _section("Precision and recall", _panels(_precision_recall(result)), "Frames of the test split, call or not."),
+        _section("Confusion", _scrolling(_picture(_confusion(result), "confusion matrix")), "Frames of the test split."),
+        *_filters(result),
+    ]
+    return "\n".join(sections)
 
 
 def _summary(result: Result) -> str:
@@ -63,15 +71,16 @@ def _summary(result: Result) -> str:
         f"<p>{progress.step} steps, {progress.epoch} epochs; weights of epoch {progress.best_epoch}, the best on the validation "
         f"split.{skipped} A frame is a call from probability {decoding.threshold:g} on; calls less than {decoding.min_gap:g} s "
         f"apart are one, shorter than {decoding.min_duration:g} s none (both chosen on the validation split).</p>{warnings}"
-        '<table><thead><tr><th></th><th>score</th><th>validation</th><th>test</th></tr></thead><tbody>'
-        f"{''.join(rows)}</tbody></table>"
+        + _scrolling(
+            "<table><thead><tr><th>of</th><th>score</th><th>validation</th><th>test</th></tr></thead><tbody>"
+            f"{''.join(rows)}</tbody></table>"
+        )
     )
 
 
-def _curves(result: Result) -> Figure:
+def _curves(result: Result) -> dict[str, Figure]:
     progress = result.progress
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    loss, rate, score = figure.subplots(1, 3)
+    drawn, (loss, rate, score) = _figures("loss", "learning rate", "validation scores")
     steps = np.arange(1, len(progress.losses) + 1)
     loss.plot(steps, progress.losses, color="#999", linewidth=0.8, label="training")
     ends = [epoch["step"] for epoch in progress.epochs]
@@ -85,14 +94,13 @@ def _curves(result: Result) -> Figure:
         score.plot(ends, values, "o-", label=f"{group}: {name.replace('_', ' ')}")
     score.set(title="validation scores", xlabel="step", ylim=(0, 1))
     score.legend()
-    return figure
+    return drawn
 
 
-def _precision_recall(result: Result) -> Figure:
+def _precision_recall(result: Result) -> dict[str, Figure]:
     probabilities, labels = seen(result.predictions.probabilities, result.predictions.labels)
     call, is_call = 1 - probabilities[:, BACKGROUND], (labels != BACKGROUND).long()
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    curve, roc = figure.subplots(1, 2)
+    drawn, (curve, roc) = _figures("precision over recall", "ROC curve")
     if 0 < int(is_call.sum()) < len(is_call):
         precision, recall, _ = tm.binary_precision_recall_curve(call, is_call)
         curve.plot(recall, precision)
@@ -103,7 +111,7 @@ def _precision_recall(result: Result) -> Figure:
     curve.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
     curve.legend()
     roc.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1.01), ylim=(0, 1.01))
-    return figure
+    return drawn
 
 
 def _confusion(result: Result) -> Figure:
@@ -130,15 +138,14 @@ def _filters(result: Result) -> list[str]:
         return []
     before = np.array(result.progress.initial_filters)
     after = np.array([cut.cpu().numpy() for cut in after])
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    drawn, axes = _figures("pass bands before training", "pass bands after training")
+    top = 1.05 * max(before.max(), after.max()) / 1000
     for axis, (when, (low, high)) in zip(axes, {"before": before, "after": after}.items(), strict=True):
         axis.vlines(range(len(low)), low / 1000, high / 1000, linewidth=2)
-        axis.set(title=when, xlabel="filter")
-    axes[0].set_ylabel("pass band (kHz)")
+        axis.set(title=when, xlabel="filter", ylabel="pass band (kHz)", ylim=(0, top))
     moved = np.abs(after - before)
     note = f"Pass band of each, before and after training: moved by {moved.mean():.2g} Hz in the mean, {moved.max():.2g} at most."
-    return [_section("Sinc filters", _picture(figure, "pass bands"), note)]
+    return [_section("Sinc filters", _panels(drawn), note)]
 
 
 def _examples(result: Result) -> list[str]:
@@ -165,7 +172,7 @@ def _examples(result: Result) -> list[str]:
     sections = []
     attention = _attention(result, best[0]) if best else None
     if attention is not None:
-        picture = _picture(attention, "spectrogram and attention")
+        picture = _scrolling(_picture(attention, "spectrogram and attention"))
         sections.append(_section("Attention per band", picture, f"Recording {collection.recordings['file'].iat[best[0]]}."))
     for title, chosen, note in (
         ("Best recordings", best, "Those with a call whose frames have the lowest mean loss."),
@@ -228,9 +235,10 @@ def _example(result: Result, recording: int, loss: np.ndarray, tables: tuple) ->
     below.set(xlim=(start, end), ylim=(-1.5, 0.5), xlabel="time (s)")
     slower = max(1, round(rate / AUDIBLE))
     note = f"mean loss {np.nanmean(loss[mine]):.3f}; played {slower} times slower"
-    picture = _picture(figure, "spectrogram, probability and events")
-    sound = f'<audio controls preload="none" src="{_sound(wave, rate // slower)}"></audio>'
-    return f'<h3>{html.escape(file)}</h3><p class="note">{note}</p>{picture}{sound}'
+    picture = _scrolling(_picture(figure, "spectrogram, probability and events"))
+    name = html.escape(file)
+    sound = f'<audio controls preload="none" aria-label="sound of {name}" src="{_sound(wave, rate // slower)}"></audio>'
+    return f'<h3>{name}</h3><p class="note">{note}</p>{picture}{sound}'
 
 
 def _read(result: Result, recording: int) -> tuple[np.ndarray, int]:
@@ -255,6 +263,22 @@ def _sound(wave: np.ndarray, rate: int) -> str:
     peak = float(np.abs(wave).max()) or 1.0
     soundfile.write(file, 0.9 * wave / peak, rate, format="FLAC", subtype="PCM_16")
     return _url("audio/flac", file.getvalue())
+
+
+def _figures(*names: str) -> tuple[dict[str, Figure], list]:
+    """Figures by name and the axes of each, small enough that a phone shows them whole."""
+    figures = {name: Figure(figsize=(4.2, 3.2), layout="constrained") for name in names}
+    return figures, [figure.subplots() for figure in figures.values()]
+
+
+def _panels(figures: dict[str, Figure]) -> str:
+    """Pictures side by side, below each other where the window is narrow."""
+    return f'<div class="panels">{"".join(_picture(figure, name) for name, figure in figures.items())}</div>'
+
+
+def _scrolling(content: str) -> str:
+    """What is wider than a phone, at its own size."""
+    return f'<div class="scroll" tabindex="0">{content}</div>'
 
 
 def _picture(figure: Figure, text: str) -> str:

@@ -5,11 +5,14 @@
 """
 
 import functools
+import weakref
 from collections.abc import Callable
 
 import torch
 
 LIBRARY = torch.library.Library("denet", "FRAGMENT")
+for _reference in weakref.getweakrefs(LIBRARY):
+    _reference.__callback__.detach()  # else the operators vanish when the interpreter ends, while other threads may be in one
 
 
 def operator(schema: str, fake: Callable, save: Callable | None = None, backward: Callable | None = None) -> Callable:

@@ -25,6 +25,13 @@ def parity(session):
 
 
 @nox.session
+def stress(session):
+    """An hour of kills, stops and full disks; --minutes N for less. Not part of the tests, which take a minute of it."""
+    environment = ONE_THREAD | {"PYTHONPATH": ".", "MALLOC_PERTURB_": "165"}
+    session.run(sys.executable, "tests/stress.py", *session.posargs, env=environment)
+
+
+@nox.session
 def docs(session):
     """The documentation site, docs/_build/html/index.html; warnings are errors."""
     options = ("-W", "--keep-going", "-q", "-b", "html")

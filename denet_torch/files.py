@@ -4,8 +4,10 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -51,12 +53,37 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        if error.filename is None:  # a full disk does not say which file
+        if error.errno is not None and error.filename is None:  # a full disk does not say which file
             error.filename = str(path)
         raise
     finally:
         partial.unlink(missing_ok=True)
         os.close(lock)
+
+
+@contextmanager
+def partial_folder(parent: Path) -> Iterator[Path]:
+    """A new hidden folder in `parent`, whose content is renamed to where it belongs; it vanishes when the block ends.
+
+    As with `replacing`, what a process that was killed left of its own is removed by the next that writes to the same folder.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    clear_partial(parent)
+    with ExitStack() as stack:
+        while True:
+            folder = parent / f"{PARTIAL}{uuid.uuid4().hex}"
+            folder.mkdir()
+            with suppress(FileNotFoundError):  # `clear_partial` of another process was quicker than the lock
+                stack.enter_context(locked(folder))
+                folder.stat()
+                break
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            yield folder
+        except OSError as error:
+            if error.errno is not None and error.filename is None:  # a full disk does not say which file
+                error.filename = str(parent)
+            raise
 
 
 def refuse_pipes(path: str | Path) -> None:
@@ -84,19 +111,20 @@ _cleared: set[Path] = set()
 
 
 def clear_partial(folder: Path) -> None:
-    """Remove the unfinished files in `folder` that no running process is at work on."""
+    """Remove the unfinished files and folders in `folder` that no running process is at work on."""
     if fcntl is None or not folder.is_dir():
         return
     with os.scandir(folder) as entries:
-        left = [entry.path for entry in entries if entry.name.startswith(PARTIAL) and entry.is_file(follow_symlinks=False)]
-    for path in left:
+        left = [entry for entry in entries if entry.name.startswith(PARTIAL) and not entry.is_symlink()]
+    for entry in left:
         try:
-            file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+            is_folder = entry.is_dir()
+            file = os.open(entry.path, (os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR) | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)
+            (shutil.rmtree if is_folder else os.unlink)(entry.path)
         except OSError:
             pass
         finally:

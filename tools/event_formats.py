@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 
 from denet_torch.detection import EVENT_COLUMNS
-from denet_torch.files import locked
+from denet_torch.files import locked, partial_folder
 from tools.detect_batch import Results
 from training import annotations, formats
 from training.annotations import NotATable
@@ -54,8 +53,8 @@ def _write(results: Results, folder: Path, names: list[str], time_expansion: flo
     recordings = _recordings(results, time_expansion)
     for name in names:
         if name in PROGRAMS:
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                new = Path(scratch) / name
+            with partial_folder(folder) as scratch:
+                new = scratch / name
                 new.mkdir()
                 PROGRAMS[name](slow, recordings, new)
                 (folder / OURS.format(name)).touch()

@@ -27,6 +27,7 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
+from denet_torch.files import partial_folder
 from tools.detect_batch import Results
 from training.boxes import Layout, Pictures, blank_spans, boxes_of
 from training.collection import CollectionError, replacing
@@ -92,17 +93,13 @@ def export(config: Config, out: Path, sequences: int = 4, width: int = 640, heig
     sequence = config.seq_len * config.frame_seconds
     top = float(data.collection.recordings["samplerate"].max()) / 2
     layout = Layout(sequences * sequence, min(sequence, sequences * sequence / 2), width, height, top)
-    scratch = out / f".new-{os.getpid()}"
-    scratch.mkdir(parents=True)
-    try:
+    with partial_folder(out) as scratch:
         told = _write(config, data, layout, scratch, out)
         for name in ("export.json", *NAMES):
             place = out / name
             shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
         for name in NAMES:
             os.replace(scratch / name, out / name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return told
 
 

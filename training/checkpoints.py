@@ -121,6 +121,7 @@ def newest_first(folder: Path) -> list[Path]:
 
 def find(folder: Path) -> tuple[Path | None, list[Path]]:
     """The newest undamaged checkpoint in `folder`, or None, and the damaged ones that are newer, renamed to *.damaged."""
+    (folder / PARTIAL).unlink(missing_ok=True)  # of a run that was killed: the folder is locked
     damaged = []
     for path in newest_first(folder):
         if _digest(path) == path.stem.split("-")[2]:

@@ -16,8 +16,9 @@ lie beside their call; emitters that are 0 or negative.
 """
 
 import csv
-import shutil
-import uuid
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -27,6 +28,7 @@ import soundfile
 from tqdm import tqdm
 
 from denet_torch import audio
+from denet_torch.files import partial_folder, reason
 
 SAMPLERATE = 250_000
 SNR_DB = (-5.0, 20.0)
@@ -92,9 +94,6 @@ def make_dataset(
     from that folder behind their calls; with `one_caller` one bat makes all calls of a recording.
     `out` appears only when complete; FileExistsError if it is there already, AudioError for a clip that cannot be read.
     """
-    out = Path(out)
-    if out.exists():
-        raise FileExistsError(f"{out}: exists already; choose a folder that does not")
     if recordings < 8:
         raise ValueError(f"{recordings} recordings cannot hold all the faults; ask for 8 or more")
     if not snr_db[0] <= snr_db[1]:
@@ -102,15 +101,9 @@ def make_dataset(
     if not 1 <= min_seconds <= max_seconds:
         raise ValueError("recordings need 1 s or more, and a maximum not below the minimum")
     clips = [audio.read(path, rate=SAMPLERATE) for path in _audio_files(background)]
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-    partial.mkdir(parents=True)
-    try:
-        _write_dataset(partial, recordings, seed, (min_seconds, max_seconds), clips, snr_db, one_caller)
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return out
+    with _new(Path(out)) as folder:
+        _write_dataset(folder, recordings, seed, (min_seconds, max_seconds), clips, snr_db, one_caller)
+    return Path(out)
 
 
 def make_tables(
@@ -120,8 +113,6 @@ def make_tables(
 
     Recordings have 1 to 47 voiced segments, three on average. FileExistsError if `out` is there already.
     """
-    out = Path(out)
-    out.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     segments = np.minimum(rng.geometric(1 / 3, recordings), 47)
     file_info = []
@@ -135,9 +126,23 @@ def make_tables(
     file_id = 1 + np.sort(rng.choice(recordings, annotations, replace=False))
     edges = np.sort(rng.integers(1, 34 * SAMPLERATE, (annotations, 2)), axis=1)
     spans = np.column_stack([file_id, codes, edges]).tolist()
-    _write_csv(out / "FileInfo.csv", FILE_INFO_HEADER, file_info)
-    _write_csv(out / "Annotations.csv", ANNOTATIONS_HEADER, spans)
-    return out
+    with _new(Path(out)) as folder:
+        _write_csv(folder / "FileInfo.csv", FILE_INFO_HEADER, file_info)
+        _write_csv(folder / "Annotations.csv", ANNOTATIONS_HEADER, spans)
+    return Path(out)
+
+
+@contextmanager
+def _new(out: Path) -> Iterator[Path]:
+    """A hidden folder that becomes `out` when all is written."""
+    if out.exists():
+        raise FileExistsError(f"{out}: exists already; choose a folder that does not")
+    try:
+        with partial_folder(out.parent) as partial:
+            yield partial
+            partial.rename(out)
+    except OSError as error:
+        raise OSError(f"{out}: cannot be written ({reason(error)})") from None
 
 
 def make_call(rng: np.random.Generator, emitter: int, context: int, samples: int) -> np.ndarray:
@@ -272,7 +277,7 @@ def _write_dataset(
         row = _file_info_row(rng, index, recordings, calls)
         path = root / row[3] / row[2]
         path.parent.mkdir(exist_ok=True)
-        soundfile.write(path, sound, SAMPLERATE, subtype="PCM_16", format="WAV")
+        _write_wav(path, sound)
         file_info.append(row)
         annotations += _annotation_rows(rng, index, row[0], len(sound), calls)
         for call in calls:
@@ -346,7 +351,7 @@ def _plant_faults(root: Path, file_info: list, annotations: list, recordings: in
         if content is not None:
             (root / "files101" / name).write_bytes(content)
     short = "120531000000000009.WAV"
-    soundfile.write(root / "files101" / short, np.zeros(5000, np.int16), SAMPLERATE, format="WAV")
+    _write_wav(root / "files101" / short, np.zeros(5000, np.int16))
     file_info.append([recordings + 4, 1, short, "files101", 1, "0.02 s"])
     file_info.append(list(file_info[3]))  # a row given twice
     file_info.append(["x7", 1, "120531000000000010.WAV", "files101", 1, "no number"])
@@ -366,6 +371,12 @@ def _wav_header() -> bytes:
     format_chunk += SAMPLERATE.to_bytes(4, "little") + (2 * SAMPLERATE).to_bytes(4, "little")
     format_chunk += b"\x02\x00\x10\x00"
     return b"RIFF" + (36).to_bytes(4, "little") + b"WAVE" + format_chunk + b"data" + bytes(4)
+
+
+def _write_wav(path: Path, sound: np.ndarray) -> None:
+    buffer = io.BytesIO()  # where a disk is full the library says nothing, or not why
+    soundfile.write(buffer, sound, SAMPLERATE, subtype="PCM_16", format="WAV")
+    path.write_bytes(buffer.getbuffer())
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list]) -> None:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from . import Weights, WeightsError
 from .architecture import check, lacks_attention, resolve
 from .contents import contents
-from .files import line, replacing
+from .files import reason, replacing
 from .keras_h5 import write_keras_h5
 from .keras_v3 import read_hdf5, read_keras, write_keras, write_weights_h5
 from .names import ATTENTION
@@ -66,7 +66,7 @@ def convert(
     except ImportError as error:
         raise WeightsError(f"{target}: {error.name} is needed to write it, and not installed") from None
     except (OSError, SafetensorError, RuntimeError) as error:  # h5py, PyTorch and zipfile have RuntimeErrors for a full disk
-        raise WeightsError(f"{target}: cannot be written ({line(error)})") from None
+        raise WeightsError(f"{target}: cannot be written ({reason(error)})") from None
     if weights.detection and format not in HOLD_DETECTION:
         notes.append(f"{format} has no place for the class names and the threshold that belong to these weights")
     if format == ".h5":

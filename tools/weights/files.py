@@ -1,14 +1,15 @@
-"""Reading and writing files with care: bounded reading, safe archives, no half-written target."""
+"""Reading files with care: bounded reading, safe archives."""
 
-import contextlib
 import gzip
-import os
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from . import WeightsError
+from .names import module
+
+_files = module("files")
+replacing, reason = _files.replacing, _files.reason
 
 GZIP = b"\x1f\x8b"
 MAX_MEMBERS = 10_000  # of an archive
@@ -73,19 +74,3 @@ def unzip(path: Path, wanted=lambda name: True) -> dict[str, bytes]:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{path}: cannot be read as a zip archive ({line(error)})") from None
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`: its file replaces `path` if the block ends well and vanishes otherwise."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # safetensors makes its files private
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,6 +9,8 @@ import faulthandler
 import io
 import math
 import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +67,15 @@ def read_tree(path: Path, data: bytes) -> Tree:
         datasets[name] = np.frombuffer(data, dtype, count, offset).reshape(shape)
         end = offset + datasets[name].nbytes
     return Tree(datasets, attributes)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file, made in memory and then written: the library does not recover from a full disk."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        yield file
+    path.write_bytes(buffer.getbuffer())
 
 
 def _report(data: bytes, sender) -> None:

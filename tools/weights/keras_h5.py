@@ -6,13 +6,12 @@ Also of a model that holds a DENet (`Model(i, denet(i))`, a Sequential), whose w
 import json
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from . import Weights, WeightsError
 from .architecture import check_types, facts
 from .files import line
-from .hdf5 import Tree
+from .hdf5 import Tree, writing
 from .keras_layers import assign, in_order
 from .names import LAYERS, NAMES, keras_name, transposed
 
@@ -70,7 +69,7 @@ def read_keras2(path: Path, tree: Tree) -> Weights:
 
 def write_keras_h5(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None:
     """The file that the original's `save_weights` writes for this architecture in a fresh process: without the attention."""
-    with h5py.File(path, "w") as file:
+    with writing(path) as file:
         layers = _original_layers(config["dropout"])
         file.attrs["layer_names"] = np.array([name.encode() for name, _ in layers])
         file.attrs["backend"] = b"tensorflow"

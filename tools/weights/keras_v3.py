@@ -14,7 +14,7 @@ import numpy as np
 from . import Weights, WeightsError
 from .architecture import check_types, facts
 from .files import line, read_bytes, unzip
-from .hdf5 import read_tree
+from .hdf5 import read_tree, writing
 from .keras_h5 import read_keras2
 from .names import LAYERS, NAMES, transposed
 
@@ -52,7 +52,7 @@ def read_keras(path: Path) -> Weights:
 
 def write_weights_h5(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None:
     """The file that `load_weights` of the `reference_tf` model of this architecture takes."""
-    with h5py.File(path, "w") as file:
+    with writing(path) as file:
         _fill(file, tensors, config)
 
 

@@ -1,5 +1,6 @@
 """PyTorch's own files: a state dict (.pt) and a `torch.export` program (.pt2)."""
 
+import io
 import pickle
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def read_pt(path: Path) -> Weights:
 
 def write_pt(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None:
     """A state dict that `DENet(**config).load_state_dict(torch.load(path))` takes."""
-    torch.save(model(tensors, config).state_dict(), path)
+    with open(path, "wb") as file:
+        torch.save(model(tensors, config).state_dict(), file)
 
 
 def write_pt2(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None:
@@ -56,8 +58,9 @@ def write_pt2(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None:
     net = model(tensors, config)
     example = torch.zeros(2, net.seq_len, net.samples, dtype=net.conv1.weight.dtype)
     program = torch.export.export(net, (example,), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
-    with open(path, "wb") as file:
-        torch.export.save(program, file)
+    archive = io.BytesIO()  # its writer ends the process where a disk is full
+    torch.export.save(program, archive)
+    path.write_bytes(archive.getbuffer())
 
 
 def model(tensors: dict[str, np.ndarray], config: dict) -> denet_torch.DENet:

@@ -26,13 +26,6 @@ import numpy as np
 import soundfile
 import torch
 
-try:
-    import torchaudio
-except (ImportError, OSError):  # its compiled part does not load beside another torch
-    raise ImportError(
-        f"torchaudio is missing or does not fit torch {torch.__version__}: install the torchaudio of the same number"
-    ) from None
-
 from . import recorder
 
 # The resampling kernel has one filter for each output phase, numerator x denominator in size. Rates that
@@ -57,6 +50,7 @@ SHARED_SUFFIXES = (".mat", ".mat4", ".mat5", ".snd", ".iff", ".htk", ".sf", ".xi
 UNREADABLE_SUFFIXES = (".m4a", ".m4b", ".aac", ".ac3", ".amr", ".ape", ".dss", ".wma", ".wv")
 # Bytes of a sample.
 WIDTHS = {"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+ZEROS, ROLL_OFF = 6, 0.99  # of the resampler: zero crossings on each side, its cut as a share of half of the lower rate
 LOUDEST = 10.0  # floats lie within -1 and 1; a mixer may go a little beyond, a recorder does not
 
 
@@ -123,6 +117,34 @@ def read(
         return _part(file, info, info.samplerate if rate is None else rate, start, stop)
 
 
+ARRAY = "array"  # what a waveform in memory is called where a recording has its path
+
+
+def from_array(array, samplerate: int | None, time_expansion: float = 1) -> tuple[np.ndarray, int]:
+    """A waveform in memory as float32 (samples,), and its true rate.
+
+    `array`: what numpy, PyTorch or soundfile give, (samples,) or (samples, channels), floats of any width from -1 to 1 or
+    signed integers. Raises AudioError for others, ValueError without a rate.
+    """
+    if samplerate is None:
+        raise ValueError("an array needs its samplerate (Hz) beside it")
+    rate = true_rate(samplerate, time_expansion)
+    if not RATES[0] <= rate <= RATES[1]:
+        raise AudioError(f"{ARRAY}: samplerate is {rate} Hz; sound has {RATES[0]} to {RATES[1]} Hz")
+    samples = np.asarray(array)
+    if samples.ndim not in (1, 2) or samples.dtype.kind not in "fi":
+        expected = "floats or signed integers, (samples,) or (samples, channels)"
+        raise AudioError(f"{ARRAY}: is {samples.dtype} {samples.shape}; expected {expected}")
+    if not samples.size:
+        raise AudioError(f"{ARRAY}: has no samples", "0 bytes")
+    if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
+        raise AudioError(f"{ARRAY}: is {samples.shape}; expected (samples, channels), transpose it")
+    if samples.dtype.kind == "i":
+        samples = samples / -float(np.iinfo(samples.dtype).min)
+    _check(samples, ARRAY)
+    return (samples if samples.ndim == 1 else samples.mean(axis=1)).astype(np.float32), rate
+
+
 def stream(
     path: str | Path, rate: int, block_seconds: float = 10.0, time_expansion: float = 1
 ) -> Iterator[np.ndarray]:
@@ -142,7 +164,7 @@ def resample(
 ) -> np.ndarray | torch.Tensor:
     """Resample (..., frames) to float32 (..., ceil(frames * to_rate / from_rate)), array in, array out.
 
-    torchaudio's windowed sinc, whose low-pass lies below half of the lower rate.
+    A windowed sinc, torchaudio's, whose low-pass lies below half of the lower rate.
     """
     if isinstance(waveform, np.ndarray):
         return resample(torch.from_numpy(waveform), from_rate, to_rate, time_expansion).numpy()
@@ -199,22 +221,20 @@ def _ratio(from_rate: int, to_rate: int) -> tuple[int, int]:
 
 
 class _Resampler:
-    """torchaudio's filter, as matrix products: those take half the time of its convolution.
+    """A polyphase filter as matrix products: those take half the time of a convolution.
 
     A block of `block` samples becomes `outputs` ones, which need the 2 * `width` samples after it too;
     blocks are long enough that these lie in the next one.
     """
 
     def __init__(self, orig: int, new: int) -> None:
-        # Left to itself torchaudio computes the filters' phases in float32: 1e-5 off at 44.1 kHz.
-        transform = torchaudio.transforms.Resample(orig, new, dtype=torch.float64).float()
-        self.width = transform.width
+        kernel, self.width = resampling_filters(orig, new)
         steps = -(-2 * self.width // orig)
         self.block, self.outputs = steps * orig, steps * new
         filters = torch.zeros(self.block + 2 * self.width, self.outputs, dtype=torch.float32)
         for step in range(steps):
             taps = filters[step * orig :, step * new : (step + 1) * new]
-            taps[: orig + 2 * self.width] = transform.kernel[:, 0].T
+            taps[: orig + 2 * self.width] = kernel.T
         self._filters = filters.split([self.block, 2 * self.width])
 
     def padded(self, outputs: int) -> int:
@@ -227,6 +247,20 @@ class _Resampler:
         own, shared = self._filters
         outputs = blocks[..., :-1, :] @ own + blocks[..., 1:, : 2 * self.width] @ shared
         return outputs.flatten(-2)
+
+
+def resampling_filters(orig: int, new: int) -> tuple[torch.Tensor, int]:
+    """Filters (new, orig + 2 * width), float32, one for each of the `new` outputs that `orig` samples become, and their `width`.
+
+    Those of torchaudio.transforms.Resample, whose compiled part loads beside one version of PyTorch only, in float64 until the
+    last: left to itself it computes their phases in float32, which is 1e-5 off at 44.1 kHz.
+    """
+    cut = min(orig, new) * ROLL_OFF
+    width = math.ceil(ZEROS * orig / cut)
+    time = cut * (np.arange(-width, width + orig) / orig - np.arange(new)[:, None] / new)
+    time = time.clip(-ZEROS, ZEROS)
+    filters = np.sinc(time) * np.cos(time * np.pi / ZEROS / 2) ** 2 * (cut / orig)
+    return torch.from_numpy(filters).float(), width
 
 
 @functools.lru_cache(maxsize=16)
@@ -346,7 +380,7 @@ def _samples(
     np.multiply(mono, np.float32(2**-15 if is_16_bit else 1), out=out)
 
 
-def _check(samples: np.ndarray, path: Path) -> None:
+def _check(samples: np.ndarray, path: str | Path) -> None:
     """Raise AudioError for values that no recorder writes."""
     loudest = float(np.abs(samples).max(initial=0))
     if not math.isfinite(loudest):

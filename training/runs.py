@@ -21,7 +21,7 @@ from .config import FREE_ON_RESUME, Config, TrainingError, as_dict
 
 RUNS = Path("runs")
 CONFIG = "config.yaml"
-PACKAGES = ("torch", "torchaudio", "numpy", "lightning-fabric", "torchmetrics")
+PACKAGES = ("torch", "numpy", "lightning-fabric", "torchmetrics")
 
 
 class Stopped(Exception):

@@ -6,8 +6,10 @@ from . import dispatch
 from .checkpoint import CheckpointError, from_pretrained, load, save, save_pretrained
 from .detection import detect
 from .dispatch import explain, using
+from .measures import measure
 from .model import DENet, get_denet
 from .models import MODELS, Model, register
+from .plotting import plot
 from .sincnet import SincNet
 
 if importlib.util.find_spec("denet_torch.fast"):  # without it all is there but speed
@@ -26,6 +28,8 @@ __all__ = [
     "from_pretrained",
     "get_denet",
     "load",
+    "measure",
+    "plot",
     "register",
     "save",
     "save_pretrained",

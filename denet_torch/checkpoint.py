@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .architecture import checksum as arrays_checksum
+from .card import model_card
 from .files import UserError, printable, reason, replacing, write_safetensors
 from .models import MODELS, Model
 from .schema import Detection, architecture, shown
@@ -19,6 +20,8 @@ from .schema import Detection, architecture, shown
 MAX_WEIGHTS = 1000  # arrays in a file; DENet has 36
 MAX_ARCHITECTURE, MAX_DETECTION = 10_000, 1_000_000  # characters
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # the names that huggingface_hub's model mixin uses
+CARD_FILE = "README.md"
+RUNS_WEIGHTS = "weights.safetensors"  # in the folder of a run
 
 
 class CheckpointError(UserError):
@@ -49,11 +52,12 @@ def save(model: Model, path: str | Path) -> None:
 def load(path: str | Path, sha256: str | None = None) -> Model:
     """Rebuild the model that `save` or `tools.convert_weights` wrote to `path`: on the CPU, in evaluation mode, in its dtype.
 
+    `path` may also be the folder of a run, or one that `save_pretrained` wrote.
     `sha256`: digest of the whole file, hexadecimal, as its publisher states it. Raises CheckpointError, whose message is one
     line of at most 300 characters, if the file is missing, cut short, altered, another than `sha256` says, or of no model in
     `MODELS`.
     """
-    path = Path(path)
+    path = weight_file(path)
     kind, config, detection, tensors = _read(path, sha256)
     try:
         config = architecture(config, kind.name)
@@ -84,14 +88,23 @@ def load(path: str | Path, sha256: str | None = None) -> Model:
     return model.eval()
 
 
-def save_pretrained(model: Model, folder: str | Path) -> None:
-    """Write `model` to `folder` as model.safetensors and config.json, as the Hugging Face Hub has them.
+def weight_file(path: str | Path) -> Path:
+    """`path`, or of a folder the weights in it, where it has any."""
+    found = [file for name in (RUNS_WEIGHTS, WEIGHTS_FILE) if (file := Path(path) / name).is_file()]
+    return found[0] if found else Path(path)
 
+
+def save_pretrained(model: Model, folder: str | Path, run: str | Path | None = None) -> None:
+    """Write `model` to `folder` as model.safetensors and config.json, as the Hugging Face Hub has them, and README.md.
+
+    `run`: the folder of the run that made it, whose scores and provenance README.md then has. A README.md that is there stays.
     `hf upload NAME FOLDER` publishes the folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save(model, folder / WEIGHTS_FILE)
+    if not (folder / CARD_FILE).exists():  # a person may have written more there
+        (folder / CARD_FILE).write_text(model_card(model, run), encoding="utf-8")
     (folder / CONFIG_FILE).write_text(json.dumps(model.config, indent=2) + "\n")
 
 
@@ -133,7 +146,8 @@ def checksum(text: str, tensors: dict[str, Tensor]) -> str:
 
 def _read(path: Path, sha256: str | None) -> tuple[type[Model], dict, dict | None, dict[str, Tensor]]:
     if not path.is_file():
-        raise CheckpointError(f"{path}: {'is a folder, not a weight file' if path.is_dir() else 'no such file'}")
+        folder = f"is a folder without {RUNS_WEIGHTS} or {WEIGHTS_FILE}"
+        raise CheckpointError(f"{path}: {folder if path.is_dir() else 'no such file'}")
     try:
         if sha256 is not None:
             with open(path, "rb") as file:

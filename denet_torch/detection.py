@@ -6,15 +6,17 @@ the last one where it still fits. A frame's probability is the mean over the seq
 depends on the recording alone and not on how much of it is read or computed at once.
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from . import recorder
+from . import audio, recorder
 from .audio import AudioError, probe, read, resampled_length
 from .models import Model
 from .schema import Decoding, Detection
@@ -24,28 +26,65 @@ EVENT_COLUMNS = ["file", "onset", "offset", "label", "score"]
 
 def detect(
     model: Model,
-    paths: str | Path | Iterable[str | Path],
+    sound: str | Path | np.ndarray | Iterable[str | Path],
+    samplerate: int | None = None,
     *,
     hop: int | None = None,
     batch_size: int | None = None,
     time_expansion: float | None = None,
     **decoding,
 ) -> pd.DataFrame:
-    """Find the calls of one recording or several: a row an event, with file, onset (s), offset (s), label, score.
+    """Find the calls in recordings: a row an event, with file, onset (s), offset (s), label, score.
 
-    `decoding`: fields of `Decoding` that replace those stored with the weights. `time_expansion`: factor by which the
-    recordings were slowed down, by default what the metadata of each tell. The other arguments are those of
-    `frame_probabilities`, labels and scores those of `events`. Raises AudioError for a recording that cannot be used.
+    `sound`: a recording, a folder (searched to the bottom), several of them, or a waveform in memory (`audio.from_array`) at
+    `samplerate` Hz, whose file is called "array". `decoding`: fields of `Decoding` that replace those stored with the weights.
+    `time_expansion`: factor by which the recordings were slowed down, by default what the metadata of each tell. The other
+    arguments are those of `frame_probabilities`, labels and scores those of `events`. It computes where the model is:
+    `model.to("cuda")`.
+
+    Raises AudioError for a recording that cannot be used. Of several, those that cannot be used are named in a warning and in
+    `.attrs["failures"]` of the table (path: reason), unless none can be used.
     """
-    paths = [paths] if isinstance(paths, (str, Path)) else paths
-    chosen = stored_decoding(model, **decoding)
-    tables = []
+    chosen, labels, frame = stored_decoding(model, **decoding), class_names(model), model.samples / model.sr
+    if not isinstance(sound, (str, Path)) and hasattr(sound, "__array__"):
+        waveform, rate = audio.from_array(sound, samplerate, time_expansion or 1)
+        heard = audio.resample(waveform, rate, model.sr)
+        if len(heard) < model.samples:
+            raise AudioError(f"{audio.ARRAY}: is {len(waveform) / rate:.4f} s long, shorter than one frame ({frame:.4f} s)")
+        total = -(-len(heard) // model.samples)
+        read_frames = _framed(lambda start, samples: heard[start : start + samples], model.samples)
+        probabilities = mean_probabilities(model, read_frames, total, hop=hop, batch_size=batch_size)
+        _check_finite(probabilities, audio.ARRAY, 0, frame)
+        return events(probabilities, frame, len(waveform) / rate, labels, chosen, audio.ARRAY)
+    one = isinstance(sound, (str, Path)) and not Path(sound).is_dir()
+    paths = [path for item in ([sound] if isinstance(sound, (str, Path)) else sound) for path in _recordings(item)]
+    tables, failures = [], {}
     for path in paths:
-        factor = recorder.time_expansion([path]) if time_expansion is None else time_expansion
-        probabilities = frame_probabilities(model, path, hop=hop, batch_size=batch_size, time_expansion=factor)
-        duration = probe(path, factor).duration
-        tables.append(events(probabilities, model.samples / model.sr, duration, class_names(model), chosen, path))
-    return pd.concat([event_table([]), *tables], ignore_index=True)
+        try:
+            factor = recorder.time_expansion([path]) if time_expansion is None else time_expansion
+            probabilities = frame_probabilities(model, path, hop=hop, batch_size=batch_size, time_expansion=factor)
+            tables.append(events(probabilities, frame, probe(path, factor).duration, labels, chosen, path))
+        except AudioError as error:
+            if one:
+                raise
+            failures[str(path)] = str(error)
+    if failures and not tables:
+        raise AudioError("; ".join(failures.values()))
+    for reason in failures.values():
+        warnings.warn(f"not searched: {reason}", stacklevel=2)
+    table = pd.concat([event_table([]), *tables], ignore_index=True)
+    table.attrs["failures"] = failures
+    return table
+
+
+def _recordings(path: str | Path) -> list[str | Path]:
+    """A recording, or those in a folder. Raises AudioError if there are none."""
+    if not Path(path).is_dir():
+        return [path]
+    found = audio.find(path)
+    if not found:
+        raise AudioError(f"{path}: no recordings here")
+    return found
 
 
 def count_frames(model: Model, path: str | Path, time_expansion: float = 1) -> int:
@@ -75,22 +114,32 @@ def frame_probabilities(
     GPU); only their samples are held in memory. Raises AudioError.
     """
 
+    total = count_frames(model, path, time_expansion)
+    frames = _framed(partial(read, path, rate=model.sr, time_expansion=time_expansion), model.samples)
+    probabilities = mean_probabilities(model, frames, total, start, stop, hop=hop, batch_size=batch_size)
+    _check_finite(probabilities, path, start, model.samples / model.sr)
+    return probabilities
+
+
+def _framed(read: Callable[[int, int], np.ndarray], samples: int) -> Callable[[int, int], np.ndarray]:
+    """A function of the first frame and the one past the last to their waveforms (frames, samples), the last filled with zeros;
+    `read` gives as many samples from a start as there are."""
+
     def frames(first: int, last: int) -> np.ndarray:
-        waveform = read(
-            path, first * model.samples, (last - first) * model.samples, rate=model.sr, time_expansion=time_expansion
-        )
-        filled = np.zeros((last - first, model.samples), np.float32)
+        waveform = read(first * samples, (last - first) * samples)
+        filled = np.zeros((last - first, samples), np.float32)
         filled.reshape(-1)[: len(waveform)] = waveform
         return filled
 
-    total = count_frames(model, path, time_expansion)
-    probabilities = mean_probabilities(model, frames, total, start, stop, hop=hop, batch_size=batch_size)
+    return frames
+
+
+def _check_finite(probabilities: np.ndarray, name: str | Path, start: int, frame: float) -> None:
     finite = np.isfinite(probabilities).all(axis=1)
     if not finite.all():
-        first = (start + int(finite.argmin())) * model.samples / model.sr
+        first = (start + int(finite.argmin())) * frame
         trouble = "the model's answers are not finite numbers: its samples or the weights are too large"
-        raise AudioError(f"{path}: at {first:.2f} s {trouble}")
-    return probabilities
+        raise AudioError(f"{name}: at {first:.2f} s {trouble}")
 
 
 @torch.inference_mode()

@@ -37,10 +37,13 @@ class Riff:
 
 @dataclass(frozen=True)
 class Metadata:
-    """When a recording began, as the recorder's clock showed it, and its time-expansion factor; None where nothing tells."""
+    """When a recording began, as the recorder's clock showed it, and its time-expansion factor; None where nothing tells.
+
+    date_only: nothing tells the time of the day, which is 0:00 then."""
 
     recorded: datetime | None = None
     time_expansion: float | None = None
+    date_only: bool = False
 
 
 def metadata(path: str | Path) -> Metadata:
@@ -50,10 +53,9 @@ def metadata(path: str | Path) -> Metadata:
     except OSError:
         return Metadata()
     found = [_guano(told.get(b"guan", b"")), _wamd(told.get(b"wamd", b"")), _comments(told)]
-    return Metadata(
-        next((one.recorded for one in found if one.recorded is not None), None),
-        next((one.time_expansion for one in found if one.time_expansion is not None), None),
-    )
+    dated = next((one for one in found if one.recorded is not None), Metadata())
+    factor = next((one.time_expansion for one in found if one.time_expansion is not None), None)
+    return Metadata(dated.recorded, factor, dated.date_only)
 
 
 def time_expansion(paths: Iterable[str | Path]) -> float:
@@ -155,10 +157,13 @@ def _comments(told: dict[bytes, bytes]) -> Metadata:
     if comment and (found := _time(comment.group(1).partition(".")[0], "%H:%M:%S %d/%m/%Y")):
         return Metadata(found)
     if comment and (found := _time(comment.group(1)[-10:], "%d/%m/%Y")):
-        return Metadata(found)
+        return Metadata(found, date_only=True)
     # 10 and 8 bytes after description, originator and its reference.
-    date = told.get(b"bext", b"")[320:338].decode("latin-1")
-    return Metadata(_time(date[:10].replace(":", "-").replace("_", "-").replace("/", "-"), "%Y-%m-%d"))
+    date = re.sub("[:_/.]", "-", told.get(b"bext", b"")[320:338].decode("latin-1"))
+    if found := _time(date, "%Y-%m-%d%H-%M-%S"):
+        return Metadata(found)
+    found = _time(date[:10], "%Y-%m-%d")
+    return Metadata(found, date_only=found is not None)
 
 
 def _time(text: str, form: str) -> datetime | None:

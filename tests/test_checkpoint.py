@@ -188,9 +188,39 @@ def test_a_failed_save_leaves_what_was_there(model, tmp_path, monkeypatch):
 
 def test_pretrained_folder(model, tmp_path):
     denet_torch.save_pretrained(model, tmp_path / "published")
-    assert {p.name for p in (tmp_path / "published").iterdir()} == {"model.safetensors", "config.json"}
+    assert {p.name for p in (tmp_path / "published").iterdir()} == {"model.safetensors", "config.json", "README.md"}
     assert json.loads((tmp_path / "published" / "config.json").read_text()) == model.config
     assert same_weights(denet_torch.from_pretrained(tmp_path / "published"), model)
+
+
+def test_a_model_card_tells_labels_rate_scores_and_provenance(model, tmp_path):
+    run = tmp_path / "first"
+    run.mkdir()
+    scores = {"frames": {"f1": 0.9123, "roc_auc": None}, "events": {"f1": 0.8}}
+    (run / "scores.json").write_text(json.dumps({"test": scores, "validation": {"frames": {"f1": 0.95}}}))
+    (run / "run.json").write_text(json.dumps({"commit": "abc123+", "versions": {"torch": "2.11.0"}, "data_index_sha256": "f00"}))
+    named = [f"kind {i}" for i in range(model.n_classes)]
+    model.detection = Detection(tuple(named), Decoding(0.7, min_gap=0.1))
+    try:
+        denet_torch.save_pretrained(model, tmp_path / "published", run)
+    finally:
+        model.detection = None
+    card = (tmp_path / "published" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: denet-torch\n") and "\n# first\n" in card
+    told = [", ".join(named), f"{model.sr:,} Hz", "0.7 call probability", "| joined below | 0.1 s |"]
+    for part in (*told, "| f1 | 0.950 | 0.912 |", "| roc auc | none | none |", "abc123+", "torch 2.11.0", "f00"):
+        assert part in card, part
+    (tmp_path / "published" / "README.md").write_text("mine")
+    denet_torch.save_pretrained(model, tmp_path / "published")
+    assert (tmp_path / "published" / "README.md").read_text() == "mine"
+
+
+def test_a_runs_folder_is_its_weights(model, tmp_path):
+    denet_torch.save(model, tmp_path / "weights.safetensors")
+    assert same_weights(denet_torch.load(tmp_path), model)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(denet_torch.CheckpointError, match="empty: is a folder without weights.safetensors"):
+        denet_torch.load(tmp_path / "empty")
 
 
 def test_pretrained_from_the_hub(model, tmp_path, monkeypatch):

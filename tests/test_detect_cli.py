@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 import denet_torch
-from denet_torch import detection, get_denet
+from denet_torch import detection, get_denet, measures
 from denet_torch.audio import AudioError
 from denet_torch.schema import Detection
 from tools import detect, detect_batch
@@ -71,9 +71,12 @@ def test_writes_what_the_api_finds(tmp_path, weights, capsys):
     paths = [noise(tmp_path / f"{rate}.wav", rate=rate) for rate in (SR, 16_000, 44_100)]
     assert run(tmp_path, "--weights", weights, "--output", tmp_path / "out") == 0
     table = pd.read_csv(tmp_path / "out" / "events.csv")
-    assert list(table.columns) == ["file", "onset", "offset", "label", "score"]
     model = denet_torch.load(weights)
     expected = denet_torch.detect(model, sorted(paths))
+    assert list(table.columns) == [*expected, *measures.MEASURES, "p call", "clock", "site"]
+    measured = table[measures.MEASURES]
+    pd.testing.assert_frame_equal(measured, denet_torch.measure(expected)[measures.MEASURES], atol=1e-6, check_dtype=False)
+    table = table[list(expected)]
     assert len(table) > 10 and set(table.file) == set(map(str, paths))
     pd.testing.assert_frame_equal(table, expected, atol=1e-6, check_dtype=False)
     recordings = pd.read_csv(tmp_path / "out" / "recordings.csv")

@@ -151,6 +151,75 @@ def test_detect_takes_the_stored_decoding_and_changes_to_it(model, recording):
     assert first.values.tolist() == second.values.tolist()
 
 
+@pytest.mark.parametrize("kind", ["float32", "float64", "channels", "tensor"])
+def test_an_array_is_searched_as_its_file_is(model, recording, kind):
+    sound, rate = soundfile.read(recording)
+    array = {"channels": np.stack([sound, sound], axis=1), "tensor": torch.from_numpy(sound)}.get(kind, sound)
+    found = denet_torch.detect(model, array.astype(kind) if kind.startswith("float") else array, rate)
+    expected = denet_torch.detect(model, recording)
+    assert len(found) > 2 and set(found.file) == {"array"}
+    np.testing.assert_allclose(found.score, expected.score, atol=1e-5)
+    assert found.drop(columns=["file", "score"]).equals(expected.drop(columns=["file", "score"]))
+
+
+def test_an_array_of_integers_is_that_of_floats(model, recording):
+    sound, rate = soundfile.read(recording)
+    whole = (sound * 32768).round().clip(-32768, 32767).astype(np.int16)
+    assert denet_torch.detect(model, whole, rate).equals(denet_torch.detect(model, whole / 32768, rate))
+
+
+@pytest.mark.parametrize(
+    "array, told",
+    [
+        (np.zeros(0), "has no samples"),
+        (np.zeros(10), "shorter than one frame"),
+        (np.zeros((2, 9000)), "transpose it"),
+        (np.zeros((9000, 2, 2)), "expected floats"),
+        (np.full(9000, np.nan), "not finite"),
+        (np.arange(9000.0), "whole numbers"),
+        (np.array(["a"]), "expected floats"),
+    ],
+)
+def test_an_array_that_is_no_sound_is_one_line(model, array, told):
+    with pytest.raises(AudioError, match=f"^array: .*{told}") as error:
+        denet_torch.detect(model, array, 4000)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="samplerate"):
+        denet_torch.detect(model, np.zeros(9000))
+
+
+def test_folders_and_several_recordings_with_bad_ones(model, recording, tmp_path):
+    (tmp_path / "deep").mkdir()
+    good = [tmp_path / "a.wav", tmp_path / "deep" / "b.wav"]
+    for path in good:
+        path.write_bytes(recording.read_bytes())
+    (tmp_path / "bad.wav").write_bytes(b"")
+    with pytest.warns(UserWarning, match="not searched: .*bad.wav: is empty"):
+        found = denet_torch.detect(model, tmp_path)
+    assert list(found.file.unique()) == [str(path) for path in good]
+    assert list(found.attrs["failures"]) == [str(tmp_path / "bad.wav")]
+    assert denet_torch.detect(model, [tmp_path / "deep", recording]).file.nunique() == 2
+    (tmp_path / "empty").mkdir()
+    for nothing in (tmp_path / "bad.wav", [tmp_path / "bad.wav"], tmp_path / "empty"):
+        with pytest.raises(AudioError):
+            denet_torch.detect(model, nothing)
+
+
+def test_a_plot_shows_what_was_found(model, recording):
+    found = denet_torch.measure(denet_torch.detect(model, recording))
+    figure = denet_torch.plot(recording, found, found[:1], start=1, seconds=2)
+    (axes,) = figure.axes
+    shown = found[(found.offset > 1) & (found.onset < 3)]
+    assert len(axes.patches) == len(shown) + (1 if found.offset[0] > 1 else 0)
+    assert axes.get_xlim() == (1, 3) and axes.get_ylim() == (0, 5)
+    box = axes.patches[0]
+    assert box.get_y() * 1000 == pytest.approx(0 if np.isnan(shown.low_hz.iloc[0]) else shown.low_hz.iloc[0])
+    array, rate = soundfile.read(recording)
+    assert denet_torch.plot(array, samplerate=rate).axes
+    with pytest.raises(AudioError, match="ends before 9 s"):
+        denet_torch.plot(recording, start=9)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

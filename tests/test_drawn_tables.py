@@ -211,6 +211,7 @@ def test_what_detect_writes_is_read_back(drawn, expansion):
         formats = ["events.parquet", *event_formats.PROGRAMS]
         event_formats.write(results, Path(scratch) / "out", formats, expansion)
         paths = {"raven": "raven", "audacity": "audacity", "generic": "sequence", "svl": "svl", "ann": "ann"}
+        paths |= {"birdnet": "birdnet", "kaleidoscope": "kaleidoscope"}
         paths |= {"events": "events.csv", "parquet": "events.parquet", "combined": "raven/combined.txt"}
         for name, place in paths.items():
             path = Path(scratch) / "out" / place
@@ -230,7 +231,7 @@ LABELS = ["01", "1.10", "NA", "a b", "a, b", "Größe", 'say "hi"', '"x"', '"a, 
 
 
 @pytest.mark.parametrize("expansion", [1, 10])
-@pytest.mark.parametrize("name", ["raven", "audacity", "sequence", "svl", "ann", "events.csv", "events.parquet"])
+@pytest.mark.parametrize("name", [*event_formats.PROGRAMS, "events.csv", "events.parquet"])
 def test_what_detect_writes_is_indexed(tmp_path, name, expansion):
     """Calls of three recordings, two of the same name, at the rates that their slow files' headers have."""
     rate, files = 250_000, ["a.wav", "sub/a.wav", "sub/c ö.flac"]
@@ -247,7 +248,7 @@ def test_what_detect_writes_is_indexed(tmp_path, name, expansion):
         target = tmp_path / (path.name if written.is_file() else path.relative_to(written))
         if path.is_file():
             path.rename(target)
-    data_format = {"sequence": "generic", "ann": "audacity"}.get(name, name.partition(".")[0])
+    data_format = {"sequence": "generic", "ann": "audacity", "kaleidoscope": "birdnet"}.get(name, name.partition(".")[0])
     found, _ = build_index(tmp_path, data_format=data_format, time_expansion=expansion)
     assert found.rows["Annotations.csv"] == {"read": 30, "kept": 30, "dropped": 0}
     calls = [

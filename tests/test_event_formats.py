@@ -1,5 +1,6 @@
 """Every format that tools.event_formats writes is read back, the programs' by their own libraries."""
 
+from pathlib import Path
 from xml.etree import ElementTree
 
 import crowsetta
@@ -133,6 +134,34 @@ def test_ann(results, tmp_path):
     for name, expected in (("a.ann", OF_A), ("sub/a b.ann", OF_B)):
         found = sed_eval.io.load_event_list(str(folder / name))
         assert [(event.onset, event.offset) for event in found] == [e[:2] for e in expected]
+
+
+def test_birdnet_and_kaleidoscope(results, tmp_path):
+    bands = results.events.assign(low_hz=[2000.0, np.nan, 500.0], high_hz=[4000.5, np.nan, 900.0])
+    began = ["2023-06-01 21:00:00.000", "", "2023-06-02 03:10:00.000"]
+    results = Results(**{**vars(results), "events": bands, "recordings": results.recordings.assign(began=began)})
+    folder = written(results, "birdnet", tmp_path / "out")
+    table = pd.read_csv(folder / "sub" / "a b.BirdNET.results.csv")
+    assert list(table) == ["Start (s)", "End (s)", "Scientific name", "Common name", "Confidence", "File"]
+    assert table.iloc[0].tolist() == [0, 0.017, "call", "call", 0.999, str(tmp_path / FILES[2])]
+    path = written(results, "kaleidoscope", tmp_path / "out") / "kaleidoscope.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    first = table.iloc[0][["IN FILE", "OFFSET", "DURATION", "Fmin", "Fmax"]]
+    assert first.tolist() == ["a.WAV", "0.05", "0.2", "2000.0", "4000.5"]
+    assert table.iloc[2][["DATE", "TIME", "HOUR"]].tolist() == ["2023-06-02", "03:10:00", "03"]
+    assert [Path(row["INDIR"]) / row["FOLDER"] / row["IN FILE"] for _, row in table.iterrows()] == [
+        tmp_path / event[0] for event in EVENTS
+    ]
+    read = event_formats.read_events(path)
+    assert read.label.tolist() == [event[3] for event in EVENTS]
+    assert read.offset.tolist() == pytest.approx([event[2] for event in EVENTS])
+
+
+def test_ravens_boxes_are_those_of_the_events(results, tmp_path):
+    bands = results.events.assign(low_hz=[2000.0, np.nan, 500.0], high_hz=[4000.5, np.nan, 900.0])
+    folder = written(Results(**{**vars(results), "events": bands}), "raven", tmp_path / "out", time_expansion=10)
+    boxes = crowsetta.formats.bbox.Raven.from_file(folder / "a.Table.1.selections.txt").to_bbox()
+    assert [(box.low_freq, box.high_freq) for box in boxes] == [(200, 400.05), (0, 12_500)]
 
 
 def test_programs_get_the_times_and_rates_of_the_slow_file(results, tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from denet_torch import audio, recorder
 from training.collection import CollectionError, build_index, open_collection
-from training.dates import date_in_name
+from training.dates import began, date_in_name, site
 
 SOUND = np.random.default_rng(0).integers(-3000, 3000, 4000).astype(np.int16)
 
@@ -55,12 +55,13 @@ NINE = datetime(2023, 6, 1, 21)
         ([wamd("2023-06-01 21:00:00", 10)], NINE, 10),
         ([(b"wamd", b"\5\0\xff\xff\xff\xff12")], None, None),
         ([(b"LIST", MOTH)], NINE, None),
-        ([(b"bext", bytes(320) + b"2023-06-0121:00:00" + bytes(264))], datetime(2023, 6, 1), None),
+        ([(b"bext", bytes(320) + b"2023-06-0121:00:00" + bytes(264))], NINE, None),
+        ([(b"bext", bytes(320) + b"2023_06_01" + bytes(272))], datetime(2023, 6, 1), None),
     ],
 )
 def test_metadata(tmp_path, chunks, recorded, factor):
     path = write(tmp_path / "a.wav", chunks=chunks)
-    assert recorder.metadata(path) == recorder.Metadata(recorded, factor)
+    assert recorder.metadata(path) == recorder.Metadata(recorded, factor, recorded == datetime(2023, 6, 1))
     assert audio.probe(path).fault == "" and len(audio.read(path)) == len(SOUND)
 
 
@@ -141,7 +142,38 @@ def test_dates_as_recorders_write_them(when, before):
     assert date_in_name(f"{before}{when.strftime('%d-%b-%Y')}.wav") == datetime(when.year, when.month, when.day)
 
 
+@pytest.mark.parametrize(
+    "name, chunks, expected",
+    [
+        ("20230601_210000.wav", [], NINE),
+        ("2023-06-01/rec1.wav", [], None),  # a date without a time of the day
+        ("a.wav", [guan(Timestamp="2023-06-01T21:00:00")], NINE),
+        ("20230601_210000.wav", [(b"bext", bytes(320) + b"2023-06-01" + bytes(272))], NINE),
+        ("a.wav", [], None),
+    ],
+)
+def test_when_a_recording_began(tmp_path, name, chunks, expected):
+    assert began(write(tmp_path / name, chunks=chunks)) == expected
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("SM4_KRAAL-2_20230601_210000.wav", "SM4_KRAAL-2"),
+        ("season/hill 3/20230601_210000.WAV", "hill 3"),
+        ("season/cave/2023-06-01/20230601_210000.WAV", "cave"),
+        ("season/5E23A8F0.WAV", "season"),
+        ("night.wav", ""),
+        ("../20230601_210000.wav", ""),
+        ("a/a.wav", "a"),
+    ],
+)
+def test_site(name, expected):
+    assert site(name) == expected
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_characters="/\0"), max_size=30))
 def test_any_name_has_a_date_or_none(name):
     date_in_name(name)
+    site(name)

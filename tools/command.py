@@ -26,6 +26,7 @@ from tools import (
     index_dataset,
     make_dataset,
     paste_calls,
+    report,
     suggest,
     yolo_config,
 )
@@ -36,6 +37,7 @@ PARSERS: dict[str, Callable[[str], argparse.ArgumentParser]] = {
     "train": lambda prog: get_parser(Config, prog),
     "detect": detect.parser,
     "classify": classify.parser,
+    "report": report.parser,
     "evaluate": evaluate.parser,
     "compare": compare.parser,
     "export-yolo": export_yolo.parser,
@@ -56,6 +58,7 @@ MODULES = {
     "train": "training.run",
     "detect": "tools.detect",
     "classify": "tools.classify",
+    "report": "tools.report",
     "evaluate": "tools.evaluate",
     "compare": "tools.compare",
     "export-yolo": "tools.export_yolo",
@@ -83,6 +86,7 @@ your own calls:
   train         train a model, see its scores on recordings never seen
   detect        find calls in recordings; pages to look, listen and correct
   classify      one label for each file, from a model trained with --mode file
+  report        count calls by site, night, hour and class over a season
   evaluate      score detected events against a reference
   compare       score several tables of events side by side, and see where they disagree
 
@@ -136,9 +140,9 @@ def main(words: list[str] | None = None) -> int:
         sys.stdout.flush()
     except ImportError as error:
         extra = EXTRAS.get(error.name or "")
-        if extra is None and "torchaudio" not in str(error):
+        if extra is None:
             raise  # a fault of ours
-        print(f"error: {error}" + (f"; pip install 'denet-torch[{extra}]'" if extra else ""), file=sys.stderr)
+        print(f"error: {error}; pip install 'denet-torch[{extra}]'", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of a pipe, head or less, has seen enough
         with contextlib.suppress(OSError):
@@ -154,7 +158,7 @@ def module(name: str) -> ModuleType:
 
 # Packages that a subcommand needs beyond the base, and what brings them.
 EXTRAS = {"optuna": "sweep", "tensorflow": "tensorflow", "tf_keras": "tensorflow", "onnx": "onnx", "onnxruntime": "onnx"}
-VERSIONS = ("denet-torch", "torch", "torchaudio", "numpy", "numba", "soundfile", "pandas")
+VERSIONS = ("denet-torch", "torch", "numpy", "numba", "soundfile", "pandas")
 
 
 def _version(package: str) -> str:

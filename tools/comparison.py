@@ -13,7 +13,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from denet_torch import audio
-from tools.detect_report import spectrogram, write_tables_page
+from denet_torch.plotting import spectrogram
+from tools.detect_report import write_tables_page
 from tools.event_formats import match_files, write_csv
 from tools.scores import DRAWS, SCORES, load, ranked_hits, score
 from training.collection import replacing

@@ -3,8 +3,9 @@
 PATH is a recording, a folder (searched to the bottom), a pattern in quotes, or a .txt list of those. The
 results lie in the folder given by --output:
 
-  events.csv      a row an event: file, onset (s), offset (s), label, score (highest frame probability)
-  recordings.csv  a row a recording: file, duration (s), samplerate (Hz), events
+  events.csv      a row an event: file, onset (s), offset (s), label, score (highest frame probability), and what
+                  is measured of it: frequencies, level, interval, clock time, site (docs/detection.md)
+  recordings.csv  a row a recording: file, duration (s), samplerate (Hz), events, began, site
   parts/          the frame probabilities; run the same command again after a stop and only the missing
                   ones are computed, or with another threshold and none are
 
@@ -22,12 +23,13 @@ from pathlib import Path
 
 from training.options import Parser
 
-FORMATS = ("events.parquet", "frames.csv", "frames.parquet", "raven", "audacity", "sequence", "svl", "ann")
+PROGRAMS = ("raven", "audacity", "sequence", "svl", "ann", "birdnet", "kaleidoscope")
+FORMATS = ("events.parquet", "frames.csv", "frames.parquet", *PROGRAMS)
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m tools.detect") -> int:
     args = parser(prog).parse_args(arguments)
-    from denet_torch import recorder  # PyTorch takes seconds
+    from denet_torch import checkpoint, recorder  # PyTorch takes seconds
     from tools import detect_batch, detect_report, event_formats
 
     decoding = {name: getattr(args, name) for name in DECODING if getattr(args, name) is not None}
@@ -37,7 +39,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.detect
         paths, empty = detect_batch.collect_each(args.paths)
         factor = recorder.time_expansion(paths) if args.time_expansion is None else args.time_expansion
         reference = event_formats.read_events(args.reference, factor) if args.reference else None
-        job = detect_batch.Job(args.weights, args.output, args.hop, args.batch_size, factor, device)
+        weights = checkpoint.weight_file(args.weights)
+        job = detect_batch.Job(weights, args.output, args.hop, args.batch_size, factor, device)
         results = detect_batch.run(job, paths, args.jobs, **decoding)
         if results is None:  # not the first of torchrun's ranks
             return 0
@@ -79,7 +82,7 @@ DECODING = {
 def parser(prog: str = "python -m tools.detect") -> Parser:
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a recording, a folder, a pattern in quotes, or a .txt list")
-    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="the model (.safetensors)")
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="the model, or the folder of its run")
     recordings = parser.add_argument_group("recordings")
     recordings.add_argument(
         "--time-expansion",

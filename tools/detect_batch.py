@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -41,7 +41,9 @@ from denet_torch.detection import (
     stored_decoding,
 )
 from denet_torch.files import clear_partial
+from denet_torch.measures import class_probabilities, measure
 from denet_torch.memory import keep_freed_memory
+from training import dates
 from training.annotations import is_text, text_lines
 from training.collection import replacing
 from training.options import counted
@@ -76,7 +78,9 @@ class Part:
 class Results:
     """What was found: events (a row each), the recordings searched and the reasons of the others.
 
-    `recordings` has the columns file, duration (s), samplerate (Hz) and events; `frame` is in seconds; `notes` are what one
+    `events` has the columns of `detect`, `measures.measure` and `class_probabilities`, clock (when the event began, by the
+    recorder's clock) and site; `recordings` has file, duration (s), samplerate (Hz), events, began (by the recorder's clock) and
+    site, "" where nothing tells; `frame` is in seconds; `notes` are what one
     should know of recordings that were searched: headers that disagree, rates below the model's;
     `speed`: seconds of audio computed now in a second, NaN if all was there already.
     """
@@ -203,12 +207,15 @@ def run(job: Job, paths: list[Path], processes: int = 1, **decoding) -> Results 
     tables, rows = [], []
     for path, parts in tqdm(recordings.items(), desc="decode", unit="file", leave=False):
         info = audio.probe(path, job.time_expansion)
-        table = events(_load(parts), frame, info.duration, class_names(model), chosen, path)
-        tables.append(table)
-        rows.append((str(path), info.duration, info.samplerate, len(table)))
+        probabilities, began, site = _load(parts), dates.began(path), dates.site(path)
+        table = events(probabilities, frame, info.duration, class_names(model), chosen, path)
+        means = class_probabilities(table, probabilities, frame, class_names(model))
+        clock = [clock_time(began, onset) for onset in table.onset]
+        tables.append(pd.concat([measure(table, job.time_expansion), means], axis=1).assign(clock=clock, site=site))
+        rows.append((str(path), info.duration, info.samplerate, len(table), clock_time(began), site))
     return Results(
-        pd.concat([event_table([]), *tables], ignore_index=True),
-        pd.DataFrame(rows, columns=["file", "duration", "samplerate", "events"]),
+        pd.concat(tables, ignore_index=True) if tables else event_table([]),
+        pd.DataFrame(rows, columns=["file", "duration", "samplerate", "events", "began", "site"]),
         failures,
         recordings,
         class_names(model),
@@ -217,6 +224,11 @@ def run(job: Job, paths: list[Path], processes: int = 1, **decoding) -> Results 
         speed,
         notes,
     )
+
+
+def clock_time(began: datetime | None, seconds: float = 0) -> str:
+    """The time `seconds` after `began`, to the millisecond; "" of None."""
+    return "" if began is None else (began + timedelta(seconds=seconds)).isoformat(" ", "milliseconds")
 
 
 @lru_cache(maxsize=1)

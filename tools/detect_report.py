@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import denet_torch
 from denet_torch import audio
+from denet_torch.plotting import spectrogram
 from tools.detect_batch import Results
 from tools.event_formats import match_files
 from training.collection import replacing
@@ -68,20 +69,6 @@ def write(
         decisions += parts
     _write_index(results, folder / "index.html", pages, reference, decisions)
     return folder / "index.html"
-
-
-def spectrogram(waveform: np.ndarray, rate: int, columns: int, rows: int = 320) -> np.ndarray:
-    """Levels of a waveform (samples,) in dB below a full-scale sine, (rows, columns), from 0 Hz up; fewer where there are fewer.
-
-    Each point is the largest of those it stands for, so that short calls stay visible.
-    """
-    size = max(256, 2 ** round(np.log2(rate * 0.004)))
-    padded = torch.nn.functional.pad(torch.from_numpy(waveform), (0, max(0, size - len(waveform))))
-    window = torch.hann_window(size)
-    power = torch.stft(padded, size, size // 4, window=window, return_complex=True).abs().mul(4 / size).square()
-    level = 10 * torch.log10(power + 1e-12)  # (size // 2 + 1, steps)
-    shape = min(rows, level.shape[0]), min(columns, level.shape[1])
-    return torch.nn.functional.adaptive_max_pool2d(level[None], shape)[0].numpy()
 
 
 @torch.inference_mode()

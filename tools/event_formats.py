@@ -65,7 +65,7 @@ def _write(results: Results, folder: Path, names: list[str], time_expansion: flo
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table with times to the microsecond."""
     with replacing(path) as file:
-        table.to_csv(file, index=False, float_format="%.6f")
+        table.round(6).to_csv(file, index=False)
 
 
 def read_events(path: Path, time_expansion: float = 1, label_column: str | None = None) -> pd.DataFrame:
@@ -247,6 +247,37 @@ def ann(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> None:
     _write_tracks(events, recordings, folder, ".ann")
 
 
+def birdnet(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> None:
+    """BirdNET-Analyzer's CSV, a table a recording."""
+    names = {"Start (s)": "onset", "End (s)": "offset", "Scientific name": "label", "Common name": "label", "Confidence": "score"}
+    for file, rows in events.groupby("file"):
+        table = pd.DataFrame({name: rows[column] for name, column in names.items()}).assign(File=os.path.abspath(file))
+        write_csv(table, _place(folder, recordings.place[file], ".BirdNET.results.csv"))
+
+
+def kaleidoscope(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> None:
+    """One table of all recordings with the columns by which Kaleidoscope finds a call; date and time are the recording's."""
+    began, path = pd.to_datetime(events.file.map(recordings.began)), events.file.map(os.path.abspath)
+    table = pd.DataFrame(
+        {
+            "INDIR": path.map(os.path.dirname),
+            "FOLDER": "",
+            "IN FILE": path.map(os.path.basename),
+            "CHANNEL": 0,
+            "OFFSET": events.onset,
+            "DURATION": events.offset - events.onset,
+            "Fmin": events.get("low_hz"),
+            "Fmax": events.get("high_hz"),
+            "DATE": began.dt.strftime("%Y-%m-%d"),
+            "TIME": began.dt.strftime("%H:%M:%S"),
+            "HOUR": began.dt.strftime("%H"),
+            "AUTO ID": events.label.map(_one_line),
+            "MATCH RATIO": events.score,
+        }
+    )
+    write_csv(table, folder / "kaleidoscope.csv")
+
+
 def _write_tracks(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path, suffix: str) -> None:
     """Lines of onset, offset and label. Unlike crowsetta's they have no quotes, which Audacity shows as part of a label."""
     for file, rows in events.groupby("file"):
@@ -263,7 +294,15 @@ TABLES = {
     "frames.csv": frames_csv,
     "frames.parquet": frames_parquet,
 }
-PROGRAMS = {"raven": raven, "audacity": audacity, "sequence": sequence, "svl": svl, "ann": ann}
+PROGRAMS = {
+    "raven": raven,
+    "audacity": audacity,
+    "sequence": sequence,
+    "svl": svl,
+    "ann": ann,
+    "birdnet": birdnet,
+    "kaleidoscope": kaleidoscope,
+}
 
 
 def _recordings(results: Results, time_expansion: float) -> pd.DataFrame:
@@ -277,6 +316,7 @@ def _recordings(results: Results, time_expansion: float) -> pd.DataFrame:
         {
             "rate": results.recordings.samplerate.to_numpy() / time_expansion,
             "duration": results.recordings.duration.to_numpy() * time_expansion,
+            "began": results.recordings["began"].to_numpy() if "began" in results.recordings else "",
             "place": [stem if first[stem := os.path.splitext(place)[0]] == place else place for place in places],
         },
         index=results.recordings.file,

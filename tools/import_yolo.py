@@ -13,6 +13,7 @@ Examples:
 import sys
 from pathlib import Path
 
+from tools.detect import PROGRAMS
 from training.options import Parser, counted
 
 
@@ -31,7 +32,7 @@ def parser(prog: str = "python -m tools.import_yolo") -> Parser:
         choices=("train", "validation", "test"),
         help="sides whose images were searched (default: those with a file)",
     )
-    formats = ("events.parquet", "raven", "audacity", "sequence", "svl", "ann")
+    formats = ("events.parquet", *PROGRAMS)
     parser.add_argument("--formats", nargs="*", default=[], choices=formats, help="further results, as of denet detect")
     return parser
 

@@ -135,7 +135,7 @@ LAYOUTS = {
     "birdnet": Layout(
         ("start (s)", "start", "offset"),
         ("end (s)", "end"),
-        ("common name", "common_name", "scientific name", "scientific_name"),
+        ("common name", "common_name", "scientific name", "scientific_name", "auto id"),
         ("file", "filepath", "in file"),
         ("confidence",),
         duration=("duration",),

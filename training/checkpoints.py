@@ -19,12 +19,6 @@ from denet_torch.schema import Decoding, shown
 from .config import TrainingError
 
 PARTIAL = ".partial.ckpt"
-WEIGHTS = "weights.safetensors"
-
-
-def weights_of(run: Path) -> Path:
-    """The weights that a run left in its folder; a file is taken as it is."""
-    return run / WEIGHTS if run.is_dir() else run
 
 
 class TrainingState:

@@ -6,10 +6,11 @@ date, the folders that it lies in may have one.
 """
 
 import re
+from collections.abc import Iterator
 from datetime import datetime, timedelta
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from denet_torch.recorder import plausible
+from denet_torch.recorder import metadata, plausible
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _YEAR, _MONTH, _DAY = r"(?P<year>19[89]\d|20\d\d)", r"(?P<month>0[1-9]|1[0-2])", r"(?P<day>0[1-9]|[12]\d|3[01])"
@@ -36,15 +37,48 @@ _HEXADECIMAL = re.compile(r"(?=.*[A-F])[56][0-9A-F]{7}")
 
 def date_in_name(file: str) -> datetime | None:
     """The date, and time where there is one, in a path; None if there is none that a recorder can have meant."""
-    path = PurePosixPath(file)
+    found = _found(PurePosixPath(file))
+    return found and found[0]
+
+
+def began(path: str | Path) -> datetime | None:
+    """When a recording began, by its recorder's clock: from the file's metadata, else from its name. None where neither tells the
+    time of the day."""
+    told = metadata(path)
+    if told.recorded and not told.date_only:
+        return told.recorded
+    found = _found(PurePosixPath(Path(path).as_posix()))
+    return found[0] if found and found[1] else None
+
+
+def site(path: str | Path) -> str:
+    """Where a recorder stood: what its file's name has before the date, else the nearest folder whose name is no date."""
+    path = PurePosixPath(Path(path).as_posix())
+    for folder, name in enumerate((path.stem, *reversed(path.parent.parts))):
+        starts = [match.start() for _, match in _matches(name)]
+        before = name[: min(starts)] if starts else name if folder else ""
+        if before.strip("-_. /"):
+            return before.strip("-_. /")
+    return ""
+
+
+def _found(path: PurePosixPath) -> tuple[datetime, bool] | None:
+    """The date in a path, and whether it has a time of the day."""
     if _HEXADECIMAL.fullmatch(path.stem):
-        return plausible(datetime(1970, 1, 1) + timedelta(seconds=int(path.stem, 16)))
+        found = plausible(datetime(1970, 1, 1) + timedelta(seconds=int(path.stem, 16)))
+        return (found, True) if found else None
     for name in (path.stem, *reversed(path.parent.parts)):
-        for pattern in _PATTERNS:
-            for match in pattern.finditer(name):
-                if found := _as_date(match.groupdict()):
-                    return found
+        for found, match in _matches(name):
+            return found, bool(match.groupdict().get("hour"))
     return None
+
+
+def _matches(name: str) -> Iterator[tuple[datetime, re.Match]]:
+    """The dates in a name, and where they stand."""
+    for pattern in _PATTERNS:
+        for match in pattern.finditer(name):
+            if found := _as_date(match.groupdict()):
+                yield found, match
 
 
 def _as_date(parts: dict[str, str | None]) -> datetime | None:

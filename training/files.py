@@ -276,7 +276,7 @@ def train_files(config: Config, fabric: Fabric, out: Path, root: Path, check=lam
     if config.init_from is None:
         model = get_model(config.model, config, len(files.classes))
     else:
-        model = checkpoint.load(checkpoints.weights_of(config.init_from))
+        model = checkpoint.load(config.init_from)
         if model.n_classes != len(files.classes):
             raise TrainingError(f"{config.init_from}: has {model.n_classes} classes, the data have {len(files.classes)}")
         model.follow(config)

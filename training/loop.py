@@ -32,7 +32,6 @@ from denet_torch.schema import Decoding, Detection
 
 from . import checkpoints, guards, self_training
 from .bfloat16 import cpu_has_bfloat16, emulated
-from .checkpoints import WEIGHTS, weights_of
 from .collection import INDEX_NAME, open_collection, recording_facts, replacing, row_counts
 from .config import Config, TrainingError, reading
 from .evaluation import Predictions, choose_decoding, collate, predict, scores
@@ -47,6 +46,7 @@ from .splits import write_split
 from .synthetic import make_dataset
 from .windows import Datasets, ExhaustiveWindows, Sampling, open_datasets
 
+WEIGHTS = checkpoint.RUNS_WEIGHTS
 MAX_UNREADABLE = 0.25  # of all recordings: more that cannot be read any more end the run
 SKIPS_IN_A_ROW = 50  # more steps left out one after another than this end the run
 
@@ -269,7 +269,7 @@ class Trainer:
         config = self.config
         if config.init_from is None:
             return get_model(config.model, config, len(self.data.classes))
-        model = checkpoint.load(weights_of(config.init_from))
+        model = checkpoint.load(config.init_from)
         samples = round(config.frame_seconds * config.sample_rate)
         if (model.samples, model.sr) != (samples, config.sample_rate):
             raise TrainingError(

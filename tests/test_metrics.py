@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.labels import IGNORE
-from training.metrics import choose_threshold, confusion, event_scores, frame_scores, predict, rates, segment_scores
+from training.metrics import choose_threshold, class_scores, confusion, event_scores, frame_scores, predict, rates, segment_scores
 
 COLUMNS = ["file", "onset", "offset", "label"]
 DURATION = 12.0
@@ -156,3 +156,24 @@ def test_nothing_found_and_nothing_there():
     assert np.isnan(event_scores(nothing, nothing)["f1"])
     assert segment_scores(nothing, some, {"a.wav": 3.0})["precision"] == 0
     assert np.isnan(rates(nothing, nothing, 0)["recognition_rate"])
+
+
+def test_scores_of_each_class_and_the_threshold_at_which_its_f1_is_best():
+    rng = np.random.default_rng(3)
+    labels = torch.from_numpy(rng.choice([IGNORE, 0, 1, 2], 400))
+    probabilities = torch.from_numpy(rng.dirichlet([1, 1, 1], 400)).float()
+    found = class_scores(probabilities, labels, ["background", "a", "b"], 0.6)
+    assert list(found) == ["class a", "class b"]
+    kept = labels != IGNORE
+    own, predicted = labels[kept], predict(probabilities, 0.6)[kept]
+    for number, scores in enumerate(found.values(), 1):
+        hits = int(((predicted == number) & (own == number)).sum())
+        assert scores["recall"] == pytest.approx(hits / int((own == number).sum()))
+        assert scores["precision"] == pytest.approx(hits / int((predicted == number).sum()))
+        column = probabilities[kept][:, number]
+        chosen = column[:, None] >= column  # (frames, thresholds)
+        right = (chosen & (own == number)[:, None]).sum(dim=0)
+        f1 = 2 * right / (chosen.sum(dim=0) + (own == number).sum())
+        at = (column - scores["threshold"]).abs().argmin()
+        assert float(f1[at]) == pytest.approx(float(f1.max()))
+    assert class_scores(probabilities, labels * 0, ["background", "a", "b"]) == {}

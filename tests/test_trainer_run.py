@@ -1,12 +1,17 @@
 """The command line of a run: what it writes and prints, its guards, and one clear line for whatever is wrong."""
 
+import importlib.machinery
+import importlib.util
 import json
 import math
 import multiprocessing
 import shutil
+import sys
+import types
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -15,7 +20,7 @@ from trainer_cases import as_options, tiny
 import denet_torch
 from denet_torch.detection import frame_probabilities
 from training import checkpoints, guards, loop
-from training.config import Config, as_dict, parse
+from training.config import Config, TrainingError, as_dict, parse
 from training.labels import IGNORE
 from training.loop import WEIGHTS, get_fabric, train
 from training.run import main
@@ -45,6 +50,8 @@ def test_run_writes_what_it_says(finished, collection, capsys):
         "config.yaml",
         "run.json",
         "scores.json",
+        "steps.csv",
+        "epochs.csv",
         "tensorboard",
         f"split-{finished.data.split.version}.csv",
         WEIGHTS,
@@ -56,10 +63,85 @@ def test_run_writes_what_it_says(finished, collection, capsys):
     found = json.loads((out / "scores.json").read_text())
     assert set(found["test"]) == {"frames", "events", "segments", "rates"}
     assert found["decoding"]["threshold"] == finished.progress.decoding["threshold"]
+    assert found["best_by"] == "frames.f1"
+    rows = finished.data.collection.recordings
+    seconds = (rows["frames"] / rows["samplerate"]).iloc[finished.data.test.recordings].sum()
+    assert found["data"]["test"]["seconds"] == pytest.approx(seconds, abs=1e-3)
+    assert found["data"]["train"]["recordings"] == len(finished.data.split.train) and found["data"]["train"]["calls"]["call"] > 0
+    steps, epochs = pd.read_csv(out / "steps.csv"), pd.read_csv(out / "epochs.csv")
+    np.testing.assert_allclose(steps["loss"], finished.progress.losses)
+    assert list(steps) == ["step", "loss", "learning_rate"] and steps["step"].tolist() == list(range(1, 7))
+    assert epochs["validation.frames.f1"].tolist() == [one["validation"]["frames"]["f1"] for one in finished.progress.epochs]
     model = denet_torch.load(out / WEIGHTS)
     assert model.config == finished.model.config
     assert len(finished.progress.losses) == 6 and np.isfinite(finished.progress.losses).all()
     assert len(finished.progress.epochs) == 2
+
+
+def test_several_classes_are_scored_each_and_the_best_weights_are_by_a_score_of_choice(collection, tmp_path, capsys):
+    config = tiny(collection, tmp_path / "out", task="context", best_by="frames.average_precision", loggers=[])
+    result = train(config)
+    assert not (result.out / "tensorboard").exists()
+    by_class = {name: values for name, values in result.test.items() if name.startswith("class ")}
+    told = {"precision", "recall", "f1", "average_precision", "threshold"}
+    assert by_class and all(set(one) == told for one in by_class.values())
+    best = [one["validation"]["frames"]["average_precision"] for one in result.progress.epochs]
+    assert result.progress.best_epoch == 1 + int(np.argmax(best)) and result.progress.best == max(best)
+    said = capsys.readouterr().out
+    assert f"test: {len(result.data.test.recordings)} recordings, " in said and "calls: " in said
+    assert "frames.macro_f1: is of several classes" in error_of(
+        capsys, as_options(tiny(collection, tmp_path / "one", best_by="frames.macro_f1"))
+    )
+
+
+def test_patience_ends_a_run_that_gets_no_better_and_a_resumed_one_where_it_ended(collection, tmp_path, capsys):
+    still = tiny(collection, tmp_path / "out", epochs=9, patience=2, learning_rate=1e-12, warmup_steps=0)
+    result = train(still)
+    assert result.progress.best_epoch == 1 and result.progress.epoch == 3
+    assert "no better frames.f1 since epoch 1: ended after epoch 3" in capsys.readouterr().out
+    assert train(replace(still, resume=True)).progress.epoch == 3
+
+
+def test_more_epochs_go_on_from_the_end_of_a_run_by_its_folder_alone(finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished.out, out)
+    assert main(["--resume", str(out), "--epochs", "3"]) == 0
+    assert "resuming from" in capsys.readouterr().out
+    assert yaml.safe_load((out / "config.yaml").read_text())["epochs"] == 3
+    assert len(pd.read_csv(out / "epochs.csv")) == 3 and len(pd.read_csv(out / "steps.csv")) == 9
+    assert "was started with epochs 3, not 2" in error_of(capsys, ["--resume", str(out), "--epochs", "2"])
+    assert "no config.yaml there" in error_of(capsys, ["--resume", str(tmp_path / "none")])
+
+
+@pytest.mark.parametrize("mode", ["frame", "file"])
+def test_a_failed_start_leaves_no_folder(collection, tmp_path, capsys, monkeypatch, mode):
+    monkeypatch.chdir(tmp_path)
+    wrong = ["--loss", "none"] if mode == "frame" else ["--model", "sincnet", "--sample-rate", "100", "--mode", "file"]
+    for place in (["--out", str(tmp_path / "new")], []):
+        error_of(capsys, ["--data-dir", str(collection), "--accelerator", "cpu", *wrong, *place])
+        assert not (tmp_path / "new").exists() and not (tmp_path / "runs").exists()
+    (tmp_path / "mine").mkdir()
+    error_of(capsys, ["--data-dir", str(collection), "--accelerator", "cpu", *wrong, "--out", str(tmp_path / "mine")])
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_weights_and_biases_gets_what_tensorboard_gets(collection, tmp_path, monkeypatch):
+    logged = []
+    run = types.SimpleNamespace(log=lambda values, step: logged.append((step, values)))
+    began = {}
+    spec = importlib.machinery.ModuleSpec("wandb", None)
+    fake = types.SimpleNamespace(init=lambda **settings: began.update(settings) or run, __spec__=spec)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    result = train(tiny(collection, tmp_path / "out", loggers=["wandb", "tensorboard"], epochs=1))
+    assert began["name"] == "out" and began["resume"] == "allow" and began["config"]["epochs"] == 1
+    assert [step for step, values in logged if "loss" in values] == [1, 2, 3]
+    (scores,) = [values for _, values in logged if "validation/frames/f1" in values]
+    assert scores["validation/frames/f1"] == result.progress.epochs[0]["validation"]["frames"]["f1"]
+    assert list((tmp_path / "out" / "tensorboard").glob("events*"))
+    monkeypatch.delitem(sys.modules, "wandb")
+    if importlib.util.find_spec("wandb") is None:
+        with pytest.raises(TrainingError, match=r"pip install 'denet-torch\[wandb\]'"):
+            train(tiny(collection, tmp_path / "none", loggers=["wandb"]))
 
 
 def test_test_recordings_are_never_seen(finished):

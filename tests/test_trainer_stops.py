@@ -22,6 +22,7 @@ from training.loop import WEIGHTS, train
 from training.run import main
 
 ROOT = Path(__file__).resolve().parents[1]
+MOMENTS = int(os.environ.get("DENET_MOMENTS", 2))
 SEED = int(os.environ.get("DENET_SEED", random.SystemRandom().randrange(2**32)))
 
 
@@ -52,17 +53,49 @@ def test_a_signal_to_the_whole_group_saves_and_says_how_to_go_on(whole, tmp_path
     os.killpg(process.pid, number)
     assert process.wait(60) == code, log.read_text()
     said = log.read_text()
-    assert "Traceback" not in said and "--resume goes on" in said, said
+    assert "Traceback" not in said and f"--resume {out} goes on" in said, said
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # no worker is left
     assert main([*options, "--workers", "0", "--resume"]) == 0
     assert_same_end(whole.out, out)
 
 
+def test_ctrl_c_at_any_moment_is_one_line_and_loses_nothing(collection, tmp_path):
+    """MOMENTS drawn from the whole of a run, its imports and its end too; `nox -s nightly` draws ten."""
+    print(f"seed {SEED}")
+    settings = tiny(collection, tmp_path / "whole", epochs=6, epoch_windows=100, checkpoint_steps=3)
+
+    def run(out: str, *words: str) -> subprocess.Popen:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "tools.command", "train", *words]
+        how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment, "cwd": tmp_path}
+        return subprocess.Popen(command, start_new_session=True, **how)
+
+    began = time.monotonic()
+    whole = run("whole", *as_options(settings))
+    assert whole.wait(300) == 0
+    length, chance = time.monotonic() - began, random.Random(SEED)
+    for number in range(MOMENTS):
+        out = tmp_path / f"run{number}"
+        words = as_options(replace(settings, out=out))
+        process = run(out.name, *words)
+        time.sleep(chance.uniform(0.5, length))  # before, not even Python runs
+        process.send_signal(signal.SIGINT)
+        said, err = process.communicate(timeout=300)
+        assert process.returncode in (130, 0), (said, err)  # 0: it had ended
+        assert "Traceback" not in err, err
+        if process.returncode == 130:
+            told = [line for line in (said + err.replace("\r", "\n")).splitlines() if line.startswith("stopped")]
+            assert len(told) == 1, (said, err)
+        again = run(out.name, *(["--resume", str(out)] if (out / runs.CONFIG).exists() else words))
+        assert again.wait(300) == 0, again.stderr.read()
+        assert_same_end(settings.out, out)
+
+
 def test_a_signal_before_the_first_step_ends_at_once(whole, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(loop, "open_data", lambda config: os.kill(os.getpid(), signal.SIGINT))
     assert main(as_options(replace(whole, out=tmp_path / "run"))) == 130
-    assert capsys.readouterr().out.strip().splitlines()[-1] == "stopped before there was anything to save"
+    assert capsys.readouterr().out.strip().splitlines()[-1] == "stopped before there was anything to save; start it again"
 
 
 def test_a_signal_while_the_report_is_written_lets_it_be_written(whole, tmp_path, monkeypatch):

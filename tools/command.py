@@ -144,6 +144,9 @@ def main(words: list[str] | None = None) -> int:
             raise  # a fault of ours
         print(f"error: {error}; pip install 'denet-torch[{extra}]'", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # while modules were imported; those that work say more
+        print("stopped before anything was done", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of a pipe, head or less, has seen enough
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,6 +6,7 @@ weights or a changed recording never mix with it. Events are decoded from the pa
 threshold costs no computation.
 """
 
+import contextlib
 import glob
 import hashlib
 import io
@@ -46,7 +47,7 @@ from denet_torch.memory import keep_freed_memory
 from training import dates
 from training.annotations import is_text, text_lines
 from training.collection import replacing
-from training.options import counted
+from training.options import COMPILING, counted, explained_if_slow
 
 PART_SECONDS = 180
 SHOWN = 20  # notes, and names in one
@@ -301,7 +302,9 @@ def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, st
     try:
         outcomes = (executor.map if executor else map)(partial(_work, job), todo)
         started = time.perf_counter()
-        for part, failure in zip(todo, outcomes, strict=True):
+        for i, part in enumerate(todo):
+            with explained_if_slow(COMPILING) if i == 0 and job.device == "cpu" else contextlib.nullcontext():
+                failure = next(outcomes)
             if failure:
                 failures[part.path] = failure
             seconds = frame * (part.stop - part.start)

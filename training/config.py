@@ -36,6 +36,11 @@ TASKS = (
 SEARCHED = (
     "learning_rate", "dropout", "weight_decay", "call_share", "batch_size", "loss", "optimizer", "before_pooling"
 )  # fmt: skip
+# By what the best weights of a run can be chosen: group and name of a score on the validation split.
+BEST_BY = (
+    "frames.f1", "frames.macro_f1", "frames.average_precision", "frames.roc_auc", "frames.accuracy", "events.f1", "segments.f1"
+)  # fmt: skip
+LOGGERS = ("tensorboard", "wandb")
 FINE_TUNING = 0.25  # of the learning rate, for weights that were trained already: measured in docs/few_examples.md
 # What a study can compare.
 VARIANTS = {
@@ -133,6 +138,12 @@ class Config:
 
     # training
     epochs: int = option(4, "passes over the training windows")
+    patience: int = option(0, "end after so many epochs without a better score on the validation split; 0 trains all --epochs")
+    best_by: str | None = option(
+        None,
+        f"the validation score that the best weights have: {', '.join(BEST_BY)}; by default frames.f1, of several classes "
+        "frames.macro_f1",
+    )
     epoch_windows: int = option(480, "sequences drawn in an epoch")
     batch_size: int = option(8, "sequences in a batch of one device")
     accumulate: int = option(1, "batches whose gradients are summed before a step of the optimizer")
@@ -173,12 +184,16 @@ class Config:
     )
     resume: bool = option(
         False,
-        "go on from the newest undamaged checkpoint in the folder; start afresh where there is none",
+        "go on from the newest undamaged checkpoint in the folder; start afresh where there is none. --resume RUN takes folder "
+        "and settings of the run in RUN, and more --epochs if you give them",
     )
     checkpoint_steps: int = option(
         0, "save a checkpoint also after every so many steps; 0 only after epochs"
     )
     keep: int = option(2, "checkpoints kept beside the best weights")
+    loggers: list[str] = option(
+        ["tensorboard"], f"where the course of the run is written besides steps.csv and epochs.csv: {', '.join(LOGGERS)}, or none"
+    )
     profile: bool = option(False, "write a torch profiler trace of the first steps")
     report: bool = option(True, "write report.html at the end")
     detect: list[Path] = option([], "recordings whose events are printed at the end")
@@ -200,6 +215,11 @@ class Config:
         if self.data_format is not None and self.data_format not in FORMATS:
             near = did_you_mean(self.data_format, FORMATS)
             raise TrainingError(f"--data-format {self.data_format}: there are {', '.join(FORMATS)}{near}")
+        if self.best_by is not None and self.best_by not in BEST_BY:
+            raise TrainingError(f"--best-by {self.best_by}: there are {', '.join(BEST_BY)}{did_you_mean(self.best_by, BEST_BY)}")
+        for name in self.loggers:
+            if name not in LOGGERS:
+                raise TrainingError(f"--loggers {name}: there are {', '.join(LOGGERS)}{did_you_mean(name, LOGGERS)}")
         if self.time_expansion is not None and not (math.isfinite(self.time_expansion) and self.time_expansion > 0):
             raise TrainingError(f"--time-expansion is {self.time_expansion}; it must be a number above 0")
         if self.self_train and not 0.5 < self.self_train < 1:
@@ -300,7 +320,7 @@ AT_LEAST = {
         1,
     ),
     **dict.fromkeys(
-        ["few", "overfit", "workers", "warmup_steps", "checkpoint_steps", "threads", "weight_decay"], 0
+        ["few", "overfit", "patience", "workers", "warmup_steps", "checkpoint_steps", "threads", "weight_decay"], 0
     ),
 }
 ABOVE_0 = ("learning_rate", "rate_factor", "clip_norm", "frame_seconds", "sample_rate", "subset")
@@ -310,6 +330,8 @@ FREE_ON_RESUME = (
     "resume",
     "checkpoint_steps",
     "keep",
+    "loggers",
+    "patience",
     "profile",
     "report",
     "detect",
@@ -411,7 +433,8 @@ def _in_words(default, name: str) -> str:
 def parse(argv: list[str] | None, config_class: type = Config, prog: str | None = None):
     """An instance of `config_class` from command line words; TrainingError says which option is wrong."""
     parser = get_parser(config_class, prog)
-    _check_files(sys.argv[1:] if argv is None else argv)
+    argv = _resumed(sys.argv[1:] if argv is None else argv)
+    _check_files(argv)
     if told := unknown_option(parser, argv):
         raise TrainingError(f"{told}; --help lists all")
     try:
@@ -428,6 +451,17 @@ def parse(argv: list[str] | None, config_class: type = Config, prog: str | None 
         raise TrainingError(" ".join(str(error).split())) from None
     values.pop("config")
     return config_class(**values)
+
+
+def _resumed(argv: list[str]) -> list[str]:
+    """`argv` with --resume RUN written out: the run's settings, its folder, --resume. Raises TrainingError for what is no run."""
+    for i, (word, run) in enumerate(zip(argv, argv[1:], strict=False)):
+        if word == "--resume" and not run.startswith("-"):
+            settings = Path(run) / "config.yaml"
+            if not settings.is_file():
+                raise TrainingError(f"--resume {run}: no config.yaml there; name the folder of a run")
+            return ["--config", str(settings), *argv[:i], *argv[i + 2 :], "--out", run, "--resume"]
+    return argv
 
 
 def _check_files(argv: list[str]) -> None:

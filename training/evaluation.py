@@ -16,7 +16,7 @@ from denet_torch.detection import EVENT_COLUMNS, Decoding, events, mean_probabil
 
 from .collection import Collection
 from .labels import BACKGROUND, IGNORE, Labeller
-from .metrics import choose_threshold, event_scores, frame_scores, rates, segment_scores
+from .metrics import choose_threshold, class_scores, event_scores, frame_scores, rates, segment_scores
 from .runs import ignore_signals
 from .windows import ExhaustiveWindows
 
@@ -133,17 +133,20 @@ def estimated_events(
 def scores(
     predictions: Predictions, labeller: Labeller, collection: Collection, decoding: Decoding
 ) -> dict[str, dict[str, float]]:
-    """Scores of frames, events and segments, and the paper's rates; see training/metrics.py."""
+    """Scores of frames, events and segments, the paper's rates, and of more than two classes each; see training/metrics.py."""
     reference = reference_events(predictions, labeller, collection)
     estimated = estimated_events(predictions, labeller, collection, decoding)
     durations = {file: duration for _, file, duration in _recordings(predictions, collection)}
     background_frames = int((predictions.labels == 0).sum())
+    by_class = {}
+    if len(labeller.classes) > 2:
+        by_class = class_scores(predictions.probabilities, predictions.labels, labeller.classes, decoding.threshold)
     return {
         "frames": frame_scores(predictions.probabilities, predictions.labels, decoding.threshold),
         "events": event_scores(reference, estimated),
         "segments": segment_scores(reference, estimated, durations),
         "rates": rates(reference, estimated, background_frames * predictions.frame),
-    }
+    } | by_class
 
 
 def _recordings(predictions: Predictions, collection: Collection) -> list[tuple[int, str, float]]:

@@ -9,8 +9,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import sys
-import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.loggers import TensorBoardLogger
 from lightning_fabric.plugins import MixedPrecision
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -37,9 +34,11 @@ from .config import Config, TrainingError, reading
 from .evaluation import Predictions, choose_decoding, collate, predict, scores
 from .files import FileResult, train_files
 from .labels import IGNORE
+from .loggers import check_loggers, open_loggers, write_csv
 from .losses import frame_weights
 from .metrics import predict as answers
 from .mixing import Mixer, find_backgrounds
+from .options import COMPILING, explained_if_slow
 from .registry import freeze_front_end, get_loss, get_model, get_optimizer, get_schedule
 from .runs import Stop, Stopped, describe, ignore_signals, on_zero, run_folder, stop_signals
 from .splits import write_split
@@ -88,6 +87,7 @@ class Result:
     progress: Progress
     test: dict[str, dict[str, float]]
     predictions: Predictions
+    best_by: str = "frames.f1"
 
 
 def train(
@@ -122,7 +122,7 @@ def _train_files(config: Config, fabric: Fabric, out: Path, stop: Stop) -> FileR
     def check() -> None:
         stop.later = True
         if stop.code is not None:
-            raise Stopped(f"stopped; --out {out} --resume goes on from the last epoch", stop.code)
+            raise Stopped(f"stopped; --resume {out} goes on from the last epoch", stop.code)
 
     prepare_data(config)
     root = data_root(config)
@@ -211,9 +211,14 @@ class Trainer:
         self.stop, self.on_epoch = stop, on_epoch
         self.unreadable: set[int] = set()  # recordings
         self.loss = get_loss(config.loss)  # names are looked up before any work is done
+        check_loggers(config)
         on_zero(fabric, prepare_data, config)
         self.data = open_data(config)
         n_classes = len(self.data.classes)
+        several = n_classes > 2
+        self.best_by = config.best_by or ("frames.macro_f1" if several else "frames.f1")
+        if self.best_by == "frames.macro_f1" and not several:
+            raise TrainingError("--best-by frames.macro_f1: is of several classes, and there is one; frames.f1 is its score")
         if config.class_weights and len(config.class_weights) != n_classes:
             raise TrainingError(f"--class-weights has {len(config.class_weights)} numbers; there are {n_classes} classes")
         self.class_weights = torch.tensor(config.class_weights, device=fabric.device) if config.class_weights else None
@@ -251,17 +256,15 @@ class Trainer:
                 "--amp-dtype bfloat16 emulates them, which is slower"
             )
         collection = self.data.collection
-        for line in [*row_counts(collection, lossy=True), *recording_facts(collection), self.data.described_split]:
+        facts = [*row_counts(collection, lossy=True), *recording_facts(collection), self.data.described_split]
+        for line in [*facts, *self.data.described_sides()]:
             self.say(line)
         if config.self_train:
             self.say(self_training.described(out / self_training.TABLE, self.data))
         for warning in guards.data_warnings(self.data.collection, self.data.labeller, config.sample_rate, config.frame_seconds):
             self.warn(warning)
         on_zero(fabric, self._describe)
-        if fabric.is_global_zero:
-            # TensorBoard imports TensorFlow where it is installed, for seconds, unless this module exists.
-            sys.modules["tensorboard.compat.notf"] = types.ModuleType("notf")
-            self.logger = TensorBoardLogger(out, name="tensorboard", version="", purge_step=self.progress.step)
+        self.loggers = open_loggers(config, out, self.progress.step) if fabric.is_global_zero else []
 
     # set-up
 
@@ -330,13 +333,14 @@ class Trainer:
             raise
 
     def _train(self) -> None:
-        progress = self.progress
+        progress, first = self.progress, self.progress.step
         bar = tqdm(total=self.steps, initial=progress.step, desc="training", unit="step", disable=not self.fabric.is_global_zero)
         with bar, self._profiler() as profiler:
-            while progress.epoch < self.config.epochs:
+            while progress.epoch < self.config.epochs and not self._patience_is_over():
                 self.module.train()
                 for batches in self._epoch_batches():
-                    loss = self._step(batches)
+                    with explained_if_slow(COMPILING) if progress.step == first else contextlib.nullcontext():
+                        loss = self._step(batches)
                     if profiler:
                         profiler.step()
                     bar.set_postfix(loss=f"{loss:.3f}", epoch=progress.epoch + 1, refresh=False)
@@ -348,6 +352,14 @@ class Trainer:
                 score = self._validate()
                 self._save()
                 self.on_epoch(progress.epoch, score)
+
+    def _patience_is_over(self) -> bool:
+        """Whether the validation score has not become better for as many epochs as --patience says."""
+        waited = self.progress.epoch - self.progress.best_epoch
+        over = 0 < self.config.patience <= waited
+        if over:
+            self.say(f"no better {self.best_by} since epoch {self.progress.best_epoch}: ended after epoch {self.progress.epoch}")
+        return over
 
     def _epoch_batches(self) -> Iterator[list[dict[str, Tensor]]]:
         """For each step of the epoch that is left: this rank's batches, whose gradients are summed."""
@@ -468,7 +480,8 @@ class Trainer:
             {f"validation/{group}/{name}": value for group, values in found.items() for name, value in values.items()}
             | {"validation/loss": record["validation_loss"]}
         )
-        score = float(np.nan_to_num(frames.get("macro_f1", frames["f1"])))
+        group, name = self.best_by.split(".")
+        score = float(np.nan_to_num(found[group][name]))
         if score > progress.best:
             progress.best, progress.best_epoch = score, record["epoch"]
             progress.decoding = dataclasses.asdict(decoding)
@@ -476,6 +489,7 @@ class Trainer:
             on_zero(self.fabric, self._save_weights)
         progress.epochs.append(record)
         progress.epoch, progress.epoch_step, progress.single_class = progress.epoch + 1, 0, 0
+        on_zero(self.fabric, write_csv, self.out, progress.losses, progress.rates, progress.epochs)
         return score
 
     def _predict(self, windows: ExhaustiveWindows, title: str, save: bool = True) -> Predictions:
@@ -498,7 +512,7 @@ class Trainer:
         if code is not None:
             if save:
                 self._save()
-            raise Stopped(f"stopped at step {self.progress.step} of {self.steps}; --out {self.out} --resume goes on", code)
+            raise Stopped(f"stopped at step {self.progress.step} of {self.steps}; --resume {self.out} goes on", code)
 
     def _save(self) -> None:
         on_zero(self.fabric, checkpoints.save, self.out, self.state, self.progress.step, self.config.keep)
@@ -520,6 +534,8 @@ class Trainer:
         validation = progress.epochs[progress.best_epoch - 1]["validation"]
         record = {
             "best_epoch": progress.best_epoch,
+            "best_by": self.best_by,
+            "data": data.sides(),
             "decoding": progress.decoding,
             "validation": validation,
             "test": test,
@@ -527,7 +543,7 @@ class Trainer:
             "warnings": progress.warnings,
         }
         on_zero(self.fabric, _write_json, self.out / "scores.json", record)
-        return Result(self.out, weights, self.model.eval(), data, progress, test, predictions)
+        return Result(self.out, weights, self.model.eval(), data, progress, test, predictions, self.best_by)
 
     def _check_splits(self) -> None:
         """Name classes without a frame in a split."""
@@ -550,8 +566,8 @@ class Trainer:
         )
 
     def _log(self, values: dict[str, float]) -> None:
-        if self.fabric.is_global_zero:
-            self.logger.log_metrics(values, self.progress.step)
+        for logger in self.loggers:
+            logger.log_metrics(values, self.progress.step)
 
     # talk
 

@@ -5,7 +5,7 @@ polyphonic sound event detection", Applied Sciences 6(6), 2016, and equal those 
 with columns file, onset, offset (s), label.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -47,6 +47,30 @@ def frame_scores(probabilities: Tensor, labels: Tensor, threshold: float = 0.5) 
             tm.classification.multiclass_f1_score(predicted, labels, probabilities.shape[1], average="macro")
         )
     return scores
+
+
+def class_scores(
+    probabilities: Tensor, labels: Tensor, classes: Sequence[str], threshold: float = 0.5
+) -> dict[str, dict[str, float]]:
+    """Scores of the frames of each class that occurs but the background, by "class NAME"; arguments as of `frame_scores`.
+
+    precision, recall, f1 of the classes that `predict` gives; average_precision, and the threshold, of the class's own
+    probability: the one at which its frames are found with the best F1.
+    """
+    probabilities, labels = seen(probabilities, labels)
+    predicted, found = predict(probabilities, threshold), {}
+    for number, name in enumerate(classes):
+        own = labels == number
+        if number == BACKGROUND or not own.any():
+            continue
+        hits, answered = int((predicted[own] == number).sum()), int((predicted == number).sum())
+        precision, recall, thresholds = tm.classification.binary_precision_recall_curve(probabilities[:, number], own.long())
+        f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+        found[f"class {name}"] = _precision_recall(hits, answered, int(own.sum())) | {
+            "average_precision": float(tm.classification.binary_average_precision(probabilities[:, number], own.long())),
+            "threshold": float(thresholds[f1[:-1].argmax()]),
+        }
+    return found
 
 
 def predict(probabilities: Tensor, threshold: float = 0.5) -> Tensor:

@@ -4,7 +4,23 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+COMPILING = "the first step takes long: kernels are being compiled for this processor, which later runs find done"
+
+
+@contextmanager
+def explained_if_slow(line: str, seconds: float = 5) -> Iterator[None]:
+    """Print `line` on stderr if the block takes longer than so many seconds."""
+    timer = threading.Timer(seconds, lambda: print(f"\n{line}", file=sys.stderr))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Parser(argparse.ArgumentParser):

@@ -32,6 +32,7 @@ def write_report(result: Result) -> Path:
     """Write report.html to the run's folder."""
     sections = [
         _summary(result),
+        _sides(result),
         figures(result),
         *_examples(result),
         _section("Configuration", f"<pre>{html.escape((result.out / CONFIG).read_text())}</pre>"),
@@ -60,7 +61,7 @@ def _summary(result: Result) -> str:
     validation = progress.epochs[progress.best_epoch - 1]["validation"]
     rows = [
         f"<tr><td>{group}</td><td>{html.escape(name.replace('_', ' '))}</td>"
-        f'<td class="number">{validation[group][name]:.3f}</td><td class="number">{value:.3f}</td></tr>'
+        f'<td class="number">{validation.get(group, {}).get(name, np.nan):.3f}</td><td class="number">{value:.3f}</td></tr>'
         for group, values in test.items()
         for name, value in values.items()
     ]
@@ -68,14 +69,30 @@ def _summary(result: Result) -> str:
     warnings = "".join(f'<p class="warning">{html.escape(line)}</p>' for line in progress.warnings)
     skipped = f" {progress.skipped} steps were left out: their gradients were not finite." if progress.skipped else ""
     return (
-        f"<p>{progress.step} steps, {progress.epoch} epochs; weights of epoch {progress.best_epoch}, the best on the validation "
-        f"split.{skipped} A frame is a call from probability {decoding.threshold:g} on; calls less than {decoding.min_gap:g} s "
-        f"apart are one, shorter than {decoding.min_duration:g} s none (both chosen on the validation split).</p>{warnings}"
+        f"<p>{progress.step} steps, {progress.epoch} epochs; weights of epoch {progress.best_epoch}, the best by "
+        f"{result.best_by} on the validation split.{skipped} A frame is a call from probability {decoding.threshold:g} on; calls "
+        f"less than {decoding.min_gap:g} s apart are one, shorter than {decoding.min_duration:g} s none (both chosen on the "
+        f"validation split).</p>{warnings}"
         + _scrolling(
             "<table><thead><tr><th>of</th><th>score</th><th>validation</th><th>test</th></tr></thead><tbody>"
             f"{''.join(rows)}</tbody></table>"
         )
     )
+
+
+def _sides(result: Result) -> str:
+    """What there was to learn from and to score on."""
+    sides = result.data.sides()
+    labels = result.data.classes[1:]
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("side", "recordings", "seconds", *labels))
+    rows = [
+        f'<tr><td>{name}</td><td class="number">{side["recordings"]}</td><td class="number">{side["seconds"]:.0f}</td>'
+        + "".join(f'<td class="number">{side["calls"][label]}</td>' for label in labels)
+        + "</tr>"
+        for name, side in sides.items()
+    ]
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return _section("Data", _scrolling(table), "Recordings used on each side, and the calls of each class in them.")
 
 
 def _curves(result: Result) -> dict[str, Figure]:

@@ -71,7 +71,8 @@ def summary(result: Result) -> str:
     return "\n".join(
         [
             result.data.described_split,
-            f"recordings never seen ({len(result.data.test.recordings)}), weights of epoch {result.progress.best_epoch}:",
+            f"recordings never seen ({len(result.data.test.recordings)}), weights of epoch {result.progress.best_epoch}, "
+            f"the best by {result.best_by} on the validation side:",
             f"  frame F1 of calls {frames['f1']:.3f} (precision {frames['precision']:.3f}, recall {frames['recall']:.3f}), "
             f"accuracy {frames['accuracy']:.3f}",
             f"  always answering the commonest class: F1 {frames['majority_f1']:.3f}, accuracy {frames['majority_accuracy']:.3f}",

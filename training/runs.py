@@ -3,6 +3,7 @@
 import fcntl
 import json
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from .config import FREE_ON_RESUME, Config, TrainingError, as_dict
 
 RUNS = Path("runs")
 CONFIG = "config.yaml"
+KEPT = ("*.ckpt", "*.damaged", "*.safetensors", "*.pt")  # a folder that holds any of these is worth keeping
 PACKAGES = ("torch", "numpy", "lightning-fabric", "torchmetrics")
 
 
@@ -49,11 +51,12 @@ class Stop:
         """The signals' handler."""
         again, self.code = self.code == 130, self.CODES[number]
         if not self.later:
-            raise Stopped("stopped before there was anything to save", self.code)
+            raise Stopped("stopped before there was anything to save; start it again", self.code)
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
         if number == signal.SIGINT:
-            print("\nstopping after this step; Ctrl-C once more stops at once and saves nothing", file=sys.stderr)
+            # The line that says where it stopped follows on this one.
+            print("\rstopping after this step (Ctrl-C again: at once, without saving) ... ", end="", file=sys.stderr, flush=True)
 
 
 def ignore_signals(worker: int = 0) -> None:
@@ -80,12 +83,16 @@ def on_zero(fabric: Fabric, function: Callable, *arguments) -> Any:
 
 @contextmanager
 def run_folder(fabric: Fabric, config: Config) -> Iterator[Path]:
-    """The run's folder, locked against a second run. Raises TrainingError if it cannot be used."""
-    out, lock = None, None
+    """The run's folder, locked against a second run. Raises TrainingError if it cannot be used.
+
+    A folder that was made here is removed again if the run fails before there is anything in it to go on from.
+    """
+    out, lock, new = None, None, False
 
     def claim() -> Path:
-        nonlocal lock
+        nonlocal lock, new
         folder = _choose(config)
+        new = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = open(folder / ".lock", "w")
@@ -103,6 +110,12 @@ def run_folder(fabric: Fabric, config: Config) -> Iterator[Path]:
     try:
         out = on_zero(fabric, claim)
         yield out
+    except BaseException:
+        if new and out is not None and not any(path for kind in KEPT for path in out.glob(kind)):
+            shutil.rmtree(out)
+            if out.parent == RUNS and not any(RUNS.iterdir()):
+                RUNS.rmdir()
+        raise
     finally:
         if lock is not None:
             lock.close()
@@ -172,8 +185,10 @@ def _check_same(folder: Path, config: Config) -> None:
     except (yaml.YAMLError, ValueError, RecursionError):
         raise TrainingError(f"{folder / CONFIG}: is damaged; --resume goes on without it if it is deleted") from None
     for name in now:
-        if name not in FREE_ON_RESUME and before.get(name) != now[name]:
+        if name == "epochs" and now[name] > before.get(name, now[name]):
+            continue  # the schedule goes on as that of the longer run
+        if name not in FREE_ON_RESUME and before.get(name, now[name]) != now[name]:
             raise TrainingError(
                 f"{folder}: was started with {name} {before.get(name)}, not {now[name]}; resume with the same settings "
-                f"(--config {folder / CONFIG} --resume)"
+                f"(--resume {folder})"
             )

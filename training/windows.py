@@ -23,9 +23,9 @@ from torch.utils.data import Dataset
 
 from denet_torch import audio
 from training.collection import INDEX_NAME, Collection, open_collection, report_path
-from training.labels import IGNORE, Labeller, Spans, quiet_spans
+from training.labels import BACKGROUND, IGNORE, Labeller, Spans, quiet_spans
 from training.mixing import Mixer
-from training.splits import Split, draw_few, offers, split_collection
+from training.splits import SIDES, Split, draw_few, offers, split_collection
 from training.tables import CollectionError
 
 STRETCH = 8  # sequences, side by side, in a window for evaluation
@@ -284,6 +284,28 @@ class Datasets:
             f"Split by {' and '.join(self.split.by)}: {sides[0]} recordings to train{only}, {sides[1]} to validate, "
             f"{sides[2]} to test, of {len(self.usable)}{alone}; --split-by offers {others}"
         )
+
+
+    def sides(self) -> dict[str, dict]:
+        """Of each side: recordings that are used, their seconds, and the calls of each class."""
+        rows, spans, found = self.collection.recordings, self.labeller.spans, {}
+        for name in SIDES:
+            mine = np.unique(getattr(self, name).recordings)
+            label = spans.label[np.isin(spans.recording, mine)]
+            found[name] = {
+                "recordings": len(mine),
+                "seconds": round(float((rows["frames"] / rows["samplerate"]).iloc[mine].sum()), 3),
+                "calls": {named: int((label == i).sum()) for i, named in enumerate(self.classes) if i != BACKGROUND},
+            }
+        return found
+
+    def described_sides(self) -> list[str]:
+        """`sides` as a line each."""
+        lines = []
+        for name, side in self.sides().items():
+            calls = ", ".join(f"{count} {label}" for label, count in side["calls"].items())
+            lines.append(f"{name}: {side['recordings']} recordings, {side['seconds']:.0f} s, calls: {calls}")
+        return lines
 
 
 def open_datasets(

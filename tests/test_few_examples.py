@@ -17,7 +17,7 @@ from denet_torch import audio
 from tools import command
 from training import loop, self_training
 from training.collection import open_collection
-from training.config import Config, FewStudyConfig, parse
+from training.config import Config, FewStudyConfig, TrainingError, parse
 from training.few_study import WAYS, study, summary
 from training.labels import IGNORE, Labeller, Spans
 from training.pasting import Paster, Pasting, quiet_recordings
@@ -173,6 +173,23 @@ def test_what_the_model_is_unsure_of_does_not_count(first, tmp_path):
     assert data.labeller.known[rows].sum() == 0  # the labels that are scored are as they were
 
 
+@pytest.mark.parametrize(
+    "text, line",
+    [
+        ("file,onset,offset\na.wav,0,1\n", "cannot be read"),
+        ("file,onset,offset,label\na.wav,0,x,call\n", "cannot be read"),
+        ("", "cannot be read"),
+        ("file,onset,offset,label\nother.wav,0,1,call\n", "is of another collection"),
+        ("file,onset,offset,label\n20230601_210000.wav,0,1,moon\n", "is of another collection"),
+    ],
+)
+def test_a_table_of_answers_that_was_changed_is_refused(first, tmp_path, text, line):
+    (tmp_path / "pseudo_labels.csv").write_text(text)
+    data = loop.open_data(Config(data_dir=first / "data"))
+    with pytest.raises(TrainingError, match=rf"pseudo_labels.csv: .*{line}.*delete it and it is written anew"):
+        self_training.read(tmp_path / "pseudo_labels.csv", data)
+
+
 def test_taught_labels_take_the_place_of_others(collection):
     labeller = Labeller(open_collection(collection))
     recording = int(labeller.spans.recording[0])
@@ -264,6 +281,20 @@ def test_the_truth_of_a_mix_is_what_was_put_there(tmp_path, capsys, rate):
             margin = round(fade * at)
             free[max(0, start - margin) : stop + margin] = False
         np.testing.assert_allclose(rest[free], 0, atol=1e-5)  # and nothing elsewhere
+
+
+def test_calls_that_were_slowed_down_are_pasted_at_their_true_speed(tmp_path, capsys):
+    wav(tmp_path / "calls" / "a.wav", 5, 8000, [(1, 3)], tone=1000)  # a tenth of the speed: 0.2 s of 10 kHz
+    (tmp_path / "calls" / "a.txt").write_text("1\t3\tbat\n")
+    noise(tmp_path / "street" / "0.wav", 2, 40_000)
+    line = f"paste-calls {tmp_path / 'calls'} {tmp_path / 'street'} {tmp_path / 'pasted'} --recordings 2 --snr-db 30 30"
+    denet(f"{line} --time-expansion 10", capsys)
+    for row in pd.read_csv(tmp_path / "pasted" / "mix.csv").itertuples():
+        assert (row.source_onset, row.source_offset) == (0.1, 0.3) and row.offset - row.onset == pytest.approx(0.2)
+        sound, rate = soundfile.read(tmp_path / "pasted" / row.file)
+        piece = sound[round(row.onset * rate) : round(row.offset * rate)]
+        assert rate == 40_000
+        assert np.fft.rfftfreq(len(piece), 1 / rate)[np.abs(np.fft.rfft(piece)).argmax()] == pytest.approx(10_000, abs=10)
 
 
 def test_the_same_seed_gives_the_same_recordings(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """What a few labelled recordings, self-training and pasted calls bring at a new site, over seeds. The command's options are those
 of `training.config.FewStudyConfig`."""
 
+import json
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -26,15 +27,15 @@ from .synthetic import make_dataset
 LOUD, QUIET = (10.0, 20.0), (-5.0, 10.0)  # dB, of the first collection's calls and of the new site's
 FEW = 5
 SURE = 0.95
-NOTHING = {"few": 0, "self_train": 0.0}
-# Of each way: the run that it starts from, the collection that it is trained on, and its settings.
+SCORES = "test_scores.json"  # a run's, in its folder
+# Of each way: the run that it starts from, the collection that it is trained on, and its settings; learning_rate is a factor.
 WAYS = {
     "first": (None, "loud", {}),
     "few alone": (None, "site", {"few": FEW}),
     "few": ("first", "site", {"few": FEW}),
+    "few, full rate": ("first", "site", {"few": FEW, "learning_rate": 1.0}),
     "few, frozen": ("first", "site", {"few": FEW, "freeze": True}),
     "few + self": ("few", "site", {"few": FEW, "self_train": SURE}),
-    "self": ("first", "site", {"few": 1, "self_train": SURE}),
     "pasted": ("first", "pasted", {}),
     "pasted, few": ("pasted", "site", {"few": FEW}),
     "pasted, few + self": ("pasted, few", "site", {"few": FEW, "self_train": SURE}),
@@ -50,15 +51,19 @@ def study(config: FewStudyConfig) -> pd.DataFrame:
     rows = []
     for seed in config.seeds:
         for way, (start, data, settings) in WAYS.items():
-            run = {"out": _folder(config, way, seed), "data_dir": folders[data], "seed": seed, "resume": True, "report": False}
+            settings = settings | {"out": _folder(config, way, seed), "data_dir": folders[data], "seed": seed}
             if start is None:
-                run |= {"epochs": config.first_epochs}
+                settings["epochs"] = config.first_epochs
             else:
-                run |= {"init_from": _folder(config, start, seed), "learning_rate": FINE_TUNING * config.learning_rate}
-            run = replace(shared, **run, **settings)
+                settings["init_from"] = _folder(config, start, seed)
+                settings["learning_rate"] = settings.get("learning_rate", FINE_TUNING) * config.learning_rate
+            run = replace(shared, resume=True, report=False, **settings)
             if not (run.out / "scores.json").exists():
                 train(run)
-            rows.append({"way": way, "seed": seed} | score(run, test))
+            if not (run.out / SCORES).exists():
+                with replacing(run.out / SCORES) as path:
+                    path.write_text(json.dumps(score(run, test)) + "\n")
+            rows.append({"way": way, "seed": seed} | json.loads((run.out / SCORES).read_text()))
     table = pd.DataFrame(rows)
     with replacing(config.out / "scores.csv") as path:
         table.to_csv(path, index=False)

@@ -14,6 +14,7 @@ import pandas as pd
 from lightning_fabric import Fabric
 
 from denet_torch import Model
+from denet_torch.files import reason
 
 from .collection import replacing
 from .config import TrainingError
@@ -108,12 +109,20 @@ def _write(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(partial, index=False)
 
 
+def _table(path: Path) -> pd.DataFrame:
+    kinds = {"file": "str", "onset": "float", "offset": "float", "label": "str"}
+    try:
+        return pd.read_csv(path, usecols=list(kinds), dtype=kinds, keep_default_na=False)
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise TrainingError(f"{path}: cannot be read ({reason(error)}); delete it and it is written anew") from None
+
+
 def read(path: Path, data: Datasets) -> tuple[np.ndarray, Spans]:
     """Recordings of a TABLE, and the spans in which they are not background, IGNORE where the model was unsure."""
-    table = pd.read_csv(path, dtype={"file": "str", "label": "str"}, keep_default_na=False)
+    table = _table(path)
     row = pd.Index(data.collection.recordings["file"]).get_indexer(table["file"])
     code = pd.Index([*data.classes, UNSURE]).get_indexer(table["label"])
-    if (row < 0).any() or (code < 0).any():
+    if (row < 0).any() or (code < 0).any() or not np.isfinite(table[["onset", "offset"]]).all(axis=None):
         raise TrainingError(f"{path}: is of another collection; delete it and it is written anew")
     rate = data.collection.recordings["samplerate"].to_numpy(np.float64)[row]
     start, stop = ((table[end].to_numpy() * rate).round().astype(np.int64) for end in ("onset", "offset"))
@@ -124,7 +133,7 @@ def read(path: Path, data: Datasets) -> tuple[np.ndarray, Spans]:
 
 def described(path: Path, data: Datasets) -> str:
     """How much of what the model was asked it was sure of, in a line."""
-    table = pd.read_csv(path, dtype={"file": "str", "label": "str"}, keep_default_na=False)
+    table = _table(path)
     seconds = (table["offset"] - table["onset"]).groupby(table["label"]).sum().sort_values(ascending=False)
     shares = ", ".join(f"{label or 'unsure, passed over'} {share:.1%}" for label, share in (seconds / seconds.sum()).items())
     calls = {*seconds.index} - {UNSURE, data.classes[BACKGROUND]}

@@ -19,8 +19,7 @@ from .labels import Labeller
 from .loop import WEIGHTS, get_fabric, train
 from .metrics import event_scores, frame_scores
 from .pasting import Paster, Pasting, quiet_recordings
-from .run import USER_ERRORS, one_line
-from .runs import Stopped
+from .run import exit_code
 from .study import answers
 from .synthetic import make_dataset
 
@@ -106,20 +105,13 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 def main(argv: list[str] | None = None, prog: str = "python -m training.few_study") -> int:
     """Study and print; 0, or 2 after a one-line error."""
-    try:
+
+    def work() -> None:
         config = parse(argv, FewStudyConfig, prog)
         print(summary(study(config)).to_string())
         print(f"results in {config.out}: scores.csv and a folder for each run")
-    except Stopped as stopped:
-        print(stopped)
-        return stopped.code
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except USER_ERRORS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
@@ -45,6 +46,22 @@ def main(argv: list[str] | None = None, prog: str = "python -m training.run") ->
         return stopped.code
     except KeyboardInterrupt:
         print("stopped; what was saved before is there", file=sys.stderr)
+        return 130
+    except USER_ERRORS as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def exit_code(work: Callable[[], None]) -> int:
+    """Call what goes on where it was when it is called again; 0, or after a line: 2 for an error, what stopped it otherwise."""
+    try:
+        work()
+    except Stopped as stopped:
+        print(stopped)
+        return stopped.code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     except USER_ERRORS as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

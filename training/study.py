@@ -23,8 +23,7 @@ from .evaluation import Predictions, estimated_events, predict, reference_events
 from .labels import Labeller
 from .loop import WEIGHTS, get_fabric, train
 from .metrics import event_scores, frame_scores
-from .run import USER_ERRORS, one_line
-from .runs import Stopped
+from .run import exit_code
 from .synthetic import make_dataset
 from .windows import STRETCH, ExhaustiveWindows
 
@@ -151,20 +150,13 @@ def _band(config: StudyConfig, band: tuple[int, int], number: int) -> Collection
 
 def main(argv: list[str] | None = None, prog: str = "python -m training.study") -> int:
     """Study and print; 0, or 2 after a one-line error."""
-    try:
+
+    def work() -> None:
         config = parse(argv, StudyConfig, prog)
         print(summary(study(config)).to_string())
         print(f"results in {config.out}: {', '.join(path.name for path in sorted(config.out.glob('*.*')) if path.is_file())}")
-    except Stopped as stopped:
-        print(stopped)
-        return stopped.code
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except USER_ERRORS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from optuna.trial import TrialState
 from .collection import replacing
 from .config import Config, SweepConfig, parse
 from .loop import prepare_data, train
-from .run import USER_ERRORS, one_line
-from .runs import Stopped
+from .run import exit_code
 
 SPACE: dict[str, Callable[[Trial], object]] = {
     "learning_rate": lambda trial: trial.suggest_float("learning_rate", 1e-5, 3e-3, log=True),
@@ -95,21 +94,14 @@ def table(study: Study) -> pd.DataFrame:
 
 def main(argv: list[str] | None = None, prog: str = "python -m training.sweep") -> int:
     """Sweep and print; 0, or 2 after a one-line error."""
-    try:
+
+    def work() -> None:
         config = parse(argv, SweepConfig, prog)
         study = sweep(config)
         print(table(study).to_string(index=False))
         print(f"results in {config.out}: trials.csv, history.png, importances.png, best run trial-{study.best_trial.number:03d}")
-    except Stopped as stopped:
-        print(stopped)
-        return stopped.code
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except USER_ERRORS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -423,6 +423,21 @@ def test_pasted_calls_train_a_model_that_finds_calls_at_another_site(tmp_path, c
     assert scores["overall"]["event_f1"]["value"] > 0.5
 
 
+def test_every_command_of_the_page_but_the_study(first, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(first / "data", "new_site")
+    shutil.copytree(first / "first", "runs/first")
+    annotated(Path("my_recordings"), range(1, 6))
+    noise(Path("street_sounds", "a.wav"), 5, 16_000)
+    page = Path(__file__).parents[1] / "docs" / "few_examples.md"
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = [line.removeprefix("denet ") for block in blocks for line in block.splitlines() if "study-few" not in line]
+    assert len(lines) == 4
+    for line in lines:
+        denet(line, capsys)
+    assert {path.name for path in Path("runs").iterdir()} == {"first", "second", "third", "pasted"}
+
+
 # the study
 
 

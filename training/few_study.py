@@ -37,7 +37,6 @@ WAYS = {
     "few + self": ("few", "site", {"few": FEW, "self_train": SURE}),
     "pasted": ("first", "pasted", {}),
     "pasted, few": ("pasted", "site", {"few": FEW}),
-    "pasted, few + self": ("pasted, few", "site", {"few": FEW, "self_train": SURE}),
     "all": ("first", "site", {}),
 }
 

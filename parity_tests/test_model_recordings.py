@@ -16,7 +16,7 @@ import denet_torch
 import reference_tf
 from denet_torch import dispatch, using
 from parity_tests import weights
-from parity_tests.checks import GRADIENT_BAR, OUTPUT_BAR, error
+from parity_tests.checks import GRADIENT_BAR, OUTPUT_BAR, WORST_RATIO, error
 from parity_tests.golden.recipe import sample
 from parity_tests.recordings import read_model
 
@@ -84,11 +84,35 @@ def compare_activations(found, recording, report, column):
         assert value <= OUTPUT_BAR, f"DENet: output of {name} is off by {value:.1e}"
 
 
+def recorded_loss(model, recording):
+    """The loss of the recorded sequence, in the model's own type."""
+    x, target = (torch.tensor(recording.arrays[name]).to(model.dense3.weight.dtype) for name in ("x", "target"))
+    return -(target * torch.log_softmax(model(x), dim=-1)).sum(dim=-1).mean()
+
+
+def port_gradients(model):
+    """By the port's names, in Keras's layout, without those that are decided elsewhere."""
+    parameters = model.named_parameters()
+    return {name: weights.to_keras(name, p.grad.numpy()) for name, p in parameters if not name.startswith(DECIDED_ELSEWHERE)}
+
+
+def largest_error(found, exact):
+    """Largest error of sampled gradients by name, `exact` whole."""
+    scales = {name: exact[weight] for name, weight in ZERO_GRADIENTS.items()}
+    return max(error(sampled, sample(exact[name]), scales.get(name)) for name, sampled in found.items())
+
+
+@pytest.fixture(scope="module")
+def exact(recording):
+    """The gradients in float64, by the plain text."""
+    model = build_port(recording).train().double()
+    with using("plain"):
+        recorded_loss(model, recording).backward()
+    return port_gradients(model)
+
+
 def compare_gradients(gradients, recording, report, column):
-    """`gradients` by the port's names, in Keras's layout."""
     for name, gradient in gradients.items():
-        if name.startswith(DECIDED_ELSEWHERE):
-            continue
         recorded = recording.arrays[f"grad/{recording.keys[name]}"]
         scale = gradients[ZERO_GRADIENTS[name]] if name in ZERO_GRADIENTS else None
         value = error(sample(gradient), recorded, scale)
@@ -124,7 +148,7 @@ def test_reference(recording, report):
     off = np.abs(model.predict_proba(x).numpy() - recording.arrays["y"]).max()
     assert off <= PROBABILITY_BAR
 
-    names = [name for name in recording.keys if "moving_" not in name]
+    names = [name for name in recording.keys if "moving_" not in name and not name.startswith(DECIDED_ELSEWHERE)]
     with tf.GradientTape() as tape:
         log_proba = tf.nn.log_softmax(model(x, training=True))
         loss = -tf.reduce_mean(tf.reduce_sum(recording.arrays["target"] * log_proba, axis=-1))
@@ -133,21 +157,30 @@ def test_reference(recording, report):
     compare_gradients({name: g.numpy() for name, g in zip(names, found, strict=True)}, recording, report, "tensorflow recording")
 
 
-def test_port_trains(recording, backend, report):
-    """Five SGD steps as recorded: the attention branch left alone, and the running statistics, too (its updates were not run)."""
+def test_port_has_the_recorded_gradients(recording, exact, report):
+    """In float64: what is left is the original's rounding, whatever the machine."""
+    compare_gradients(exact, recording, report, "recording")
+
+
+def test_port_trains(recording, exact, backend, report):
+    """Five SGD steps as recorded: the attention branch left alone, and the running statistics, too (its updates were not run).
+
+    The first gradients are no farther from float64 than a float32 program's may be, measured by the original's own. (Beside the
+    recording itself they would be two roundings: 0.8e-5 to 2.1e-5 on one machine, as memory happened to be aligned.)
+    """
     model = build_port(recording).train()
-    x, target = torch.tensor(recording.arrays["x"]), torch.tensor(recording.arrays["target"])
     statistics = {name: value.clone() for name, value in model.named_buffers()}
     start = {name: weights.to_keras(name, p.detach().numpy().copy()) for name, p in model.named_parameters()}
     losses = []
     for step in range(5):
         model.zero_grad()
-        loss = -(target * torch.log_softmax(model(x), dim=-1)).sum(dim=-1).mean()
+        loss = recorded_loss(model, recording)
         loss.backward()
         losses.append(loss.item())
         if step == 0:
-            gradients = {name: weights.to_keras(name, p.grad.numpy()) for name, p in model.named_parameters()}
-            compare_gradients(gradients, recording, report, "recording")
+            own = largest_error({name: recording.arrays[f"grad/{recording.keys[name]}"] for name in exact}, exact)
+            value = largest_error({name: sample(gradient) for name, gradient in port_gradients(model).items()}, exact)
+            assert value <= WORST_RATIO * own, f"DENet: gradients are off by {value:.1e} in float32, the original's by {own:.1e}"
         with torch.no_grad():
             for name, p in model.named_parameters():
                 if not name.startswith("attention."):
@@ -165,4 +198,5 @@ def test_port_trains(recording, backend, report):
         off = sample(weights.to_keras(name, p.detach().numpy())) - begun - went
         assert np.linalg.norm(off) <= 0.5 * np.linalg.norm(went), f"DENet: {name} went elsewhere"
     model.load_state_dict(statistics, strict=False)
-    assert np.abs(model.predict_proba(x).numpy() - recording.arrays["y_after"]).max() <= 0.02
+    proba = model.predict_proba(torch.tensor(recording.arrays["x"])).numpy()
+    assert np.abs(proba - recording.arrays["y_after"]).max() <= 0.02

@@ -92,6 +92,19 @@ def conv_pool(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.max_pool1d(F.conv1d(x, weight, bias), POOL)
 
 
+@operation
+def conv_layers(x: Tensor, filters: Tensor, slope: float, *weights: Tensor) -> Tensor:
+    """Sinc filters and convolutions, each with pool, norm and leaky ReLU: (batch, samples) -> (batch, channels, steps).
+
+    `weights`: gamma and beta of the filters' norm; weight, bias, gamma and beta of each convolution.
+    """
+    gamma, beta, *others = weights
+    x = norm(sinc_pool(x, filters), gamma, beta, slope)
+    for weight, bias, gamma, beta in zip(*[iter(others)] * 4, strict=True):
+        x = norm(conv_pool(x, weight, bias), gamma, beta, slope)
+    return x
+
+
 class BatchNorm(nn.Module):
     """PyTorch's batch norm with a momentum of 0.05, over the rows (batch, features) of all ranks."""
 
@@ -222,10 +235,10 @@ class SincNet(Model):
     def features(self, x: Tensor) -> Tensor:
         """Chunks (batch, samples) -> (batch, last filters * steps), channels outer, steps inner."""
         first, *others = self.norms
-        x = sinc_pool(self.input_norm(x), self.sinc.filters())
-        x = norm(x, first.gamma, first.beta, SLOPE)
+        weights = [first.gamma, first.beta]
         for conv, after in zip(self.convs, others, strict=True):
-            x = norm(conv_pool(x, conv.weight, conv.bias), after.gamma, after.beta, SLOPE)
+            weights += [conv.weight, conv.bias, after.gamma, after.beta]
+        x = conv_layers(self.input_norm(x), self.sinc.filters(), SLOPE, *weights)
         return x.flatten(1)
 
     def classify(self, x: Tensor) -> Tensor:

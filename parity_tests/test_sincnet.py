@@ -150,6 +150,8 @@ def test_silence_has_gradients():
     ("_norm_back", "- middle", ""),
     ("_norm_back", "g * x.dtype.type(slope)", "g"),
     ("_conv_pool", "third = c > a", "third = c < a"),
+    ("_sinc_pool", "abs(twos[j])", "twos[j]"),
+    ("_conv_pool", "c if c > a or", "c if c < a or"),
 ], ids=lambda edit: f"{edit[0]}-{edit[1]}")  # fmt: skip
 def test_planted_fault_in_what_is_compiled(edit, monkeypatch):
     """The same checks go through the compiled text."""
@@ -182,8 +184,8 @@ MUTATIONS = [
     ]),
     ("no absolute value after the filters", [("sincnet.sinc_pool", ".abs()", "")]),
     ("activation before the norm", [
-        ("sincnet.SincNet.features", "norm(conv_pool(x, conv.weight, conv.bias), after.gamma, after.beta, SLOPE)",
-         "norm(leaky_relu(conv_pool(x, conv.weight, conv.bias)), after.gamma, after.beta)")
+        ("sincnet.conv_layers", "norm(conv_pool(x, weight, bias), gamma, beta, slope)",
+         "norm(F.leaky_relu(conv_pool(x, weight, bias), slope), gamma, beta)")
     ]),
     ("a mean for a maximum", [("sincnet.sinc_pool", "F.max_pool1d", "F.avg_pool1d")]),
     ("no norm of the input", [("sincnet.SincNet.features", "self.input_norm(x)", "x")]),

@@ -20,6 +20,7 @@ OPERATIONS = {name: getattr(layers, name) for name in ("convolve_waveform", "ban
 OPERATIONS |= {name: getattr(sincnet, name) for name in ("norm", "conv_pool")}
 # Its filters are symmetric, and the fast path makes gradients of one half: here both are of what they are mirrored from.
 OPERATIONS["sinc_pool"] = lambda x, filters: sincnet.sinc_pool(x, filters + filters.flip(1))
+OPERATIONS["conv_layers"] = lambda x, filters, *others: sincnet.conv_layers(x, filters + filters.flip(1), *others)
 
 
 def drawn(*shape: int, scale: float = 1.0) -> Tensor:
@@ -29,6 +30,12 @@ def drawn(*shape: int, scale: float = 1.0) -> Tensor:
 def attention_weights() -> list[Tensor]:
     shapes = (30, 1, 7), (30,), (30, 30, 7), (30,), (10, 30, 7), (10,)
     return [drawn(*shape, scale=0.3) for shape in shapes]
+
+
+def conv_weights(channels: int, steps: int, inputs: int = 0) -> list[Tensor]:
+    """Gamma and beta of SincNet's first layer, or weights of five taps, bias, gamma and beta of a further one."""
+    conv = [drawn(channels, inputs, 5, scale=0.2), drawn(channels)] if inputs else []
+    return [*conv, drawn(channels, steps), drawn(channels, steps)]
 
 
 # Arguments of each operation at drawn, odd sizes that some backend takes: (a name, their makers). Sizes that nobody takes are the
@@ -59,9 +66,14 @@ CASES = {
     },
     "norm": {
         "channels": lambda: [drawn(5, 10, 33), drawn(10, 33), drawn(10, 33), 0.2],
+        "chunks": lambda: [drawn(6, 101), drawn(101), drawn(101)],
         "a constant row": lambda: [torch.cat([drawn(4, 10, 33), torch.ones(1, 10, 33).double()]), drawn(10, 33), drawn(10, 33)],
     },
     "sinc_pool": {"usual": lambda: [drawn(4, 3200), drawn(80, 251)], "odd": lambda: [drawn(5, 301), drawn(10, 51)]},
+    "conv_layers": {
+        "two": lambda: [drawn(5, 520), drawn(10, 51), 0.2, *conv_weights(10, 156), *conv_weights(20, 50, 10)],
+        "the filters alone": lambda: [drawn(9, 301), drawn(10, 51), 0.2, *conv_weights(10, 83)],
+    },
     "conv_pool": {
         "usual": lambda: [drawn(4, 80, 327), drawn(60, 80, 5), drawn(60)],
         "odd": lambda: [drawn(5, 10, 32), drawn(20, 10, 4), drawn(20)],
@@ -80,6 +92,7 @@ def arguments(name: str, case: str, dtype: torch.dtype = torch.float64, gradient
     made = CASES[name][case]()
     tensors = [t.to(dtype) if isinstance(t, Tensor) else t for t in made]
     first = name in ("convolve_waveform",)  # nobody wants gradients of a waveform, and the fast path has none
+    gradients = gradients and name != "conv_layers"  # whose fast path is for evaluation
     return [
         t.requires_grad_(gradients and not (first and i == 0)) if isinstance(t, Tensor) and t.is_leaf else t
         for i, t in enumerate(tensors)

@@ -40,9 +40,11 @@ def run(args: argparse.Namespace) -> list[str]:
     import denet_torch
     from denet_torch.audio import AudioError
     from denet_torch.classification import BATCH, classify
+    from denet_torch.memory import keep_freed_memory
     from tools.detect_batch import collect, device
     from training.collection import replacing
 
+    keep_freed_memory()
     paths = collect(args.paths)
     model = denet_torch.load(args.weights).to(device(args.device))
     options = {"hop": args.hop, "batch_size": args.batch_size or BATCH, "time_expansion": args.time_expansion}

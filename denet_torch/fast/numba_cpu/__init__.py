@@ -90,7 +90,7 @@ def chunks_not_for(x: Tensor, *channels: int) -> str | None:
 
 
 def norm_not_for(x: Tensor, *others) -> str | None:
-    return chunks_not_for(x) if x.dim() == 3 else "not the norm of channels"
+    return chunks_not_for(x)
 
 
 def sinc_pool_not_for(x: Tensor, filters: Tensor) -> str | None:
@@ -99,6 +99,12 @@ def sinc_pool_not_for(x: Tensor, filters: Tensor) -> str | None:
 
 def conv_pool_not_for(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
     return chunks_not_for(x, *weight.shape[:2])
+
+
+def conv_layers_not_for(x: Tensor, filters: Tensor, slope: float, *weights: Tensor) -> str | None:
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, filters, *weights)):
+        return "gradients are wanted"
+    return chunks_not_for(x, len(filters), *(count for weight in weights[2::4] for count in weight.shape[:2]))
 
 
 def convolve_waveform(x: Tensor, filters: Tensor) -> Tensor:
@@ -143,6 +149,12 @@ def conv_pool(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return ConvPool.apply(x, weight, bias)
 
 
+def conv_layers(x: Tensor, filters: Tensor, slope: float, *weights: Tensor) -> Tensor:
+    from .sincnet import conv_layers
+
+    return conv_layers(x, filters[:, filters.shape[1] // 2 :], slope, *weights)
+
+
 OPERATIONS = {
     "convolve_waveform": (waveform_not_for, convolve_waveform),
     "band_convolutions": (bands_not_for, band_convolutions),
@@ -151,4 +163,5 @@ OPERATIONS = {
     "norm": (norm_not_for, norm),
     "sinc_pool": (sinc_pool_not_for, sinc_pool),
     "conv_pool": (conv_pool_not_for, conv_pool),
+    "conv_layers": (conv_layers_not_for, conv_layers),
 }

@@ -18,6 +18,7 @@ from .threads import LANES, share_out
 
 COLUMNS = 384  # of a chunk in one go, whole vectors and whole pools
 CHUNKS = 16  # gradients of weights of so many are added up, then those of all
+AT_ONCE = 4  # chunks that go through all layers while a core's cache holds them
 _multiply, _add = product(), product(added=True)  # a row in two tiles would be added twice: rows are multiples of ROWS
 
 
@@ -71,19 +72,27 @@ def _fold(phases, middle, folded):
 def _sinc_pool(first, last, x, half, y, code):
     count, taps = half.shape
     steps, columns = y.shape[2], COLUMNS // 3
+    row = columns + LANES  # of a power of two, few places of the cache would hold them all
     phases = np.zeros((3, 1, x.shape[1] // 3 + 1), x.dtype)
-    folded, bands = np.empty((taps, columns), x.dtype), np.empty((3, count, columns), x.dtype)
+    folded, bands = np.empty((taps, row), x.dtype), np.empty((3, count, columns), x.dtype)
     for chunk in range(first, last):
         _phases(x[chunk : chunk + 1], phases)
         for start in range(0, steps, columns):
             for p in range(3):
-                _fold(phases, 3 * start + p + taps - 1, folded)
+                _fold(phases, 3 * start + p + taps - 1, folded[:, :columns])
                 place = (p * count * columns, columns)
-                _multiply(bands, place, half, (0, taps, 0, 1), folded, (0, columns), (count, columns, 1, taps), bands)
+                _multiply(bands, place, half, (0, taps, 0, 1), folded, (0, row), (count, columns, 1, taps), bands)
             width = min(columns, steps - start)
             for f in range(count):
                 ones, twos, threes = bands[0, f, :width], bands[1, f, :width], bands[2, f, :width]
-                out, places = y[chunk, f, start : start + width], code[chunk, f, start : start + width]
+                out = y[chunk, f, start : start + width]
+                if code is None:
+                    for j in range(width):
+                        a, b, c = abs(ones[j]), abs(twos[j]), abs(threes[j])
+                        a = b if b > a or b != b else a
+                        out[j] = c if c > a or c != c else a
+                    continue
+                places = code[chunk, f, start : start + width]
                 for j in range(width):
                     a, b, c = ones[j], twos[j], threes[j]
                     second = abs(b) > abs(a) or b != b  # NaN stays NaN
@@ -178,7 +187,14 @@ def _conv_pool(first, last, x, weight, bias, y, code):
                 _add(bands, (p * count * columns, columns), weight, a, sound, b, shape, bands)
         for f in range(count):
             ones, twos, threes = bands[0, f, :steps], bands[1, f, :steps], bands[2, f, :steps]
-            out, places = y[chunk, f], code[chunk, f]
+            out = y[chunk, f]
+            if code is None:
+                for j in range(steps):
+                    a, b, c = ones[j], twos[j], threes[j]
+                    a = b if b > a or b != b else a
+                    out[j] = c if c > a or c != c else a
+                continue
+            places = code[chunk, f]
             for j in range(steps):
                 a, b, c = ones[j], twos[j], threes[j]
                 second = b > a or b != b  # NaN stays NaN
@@ -297,3 +313,25 @@ def _norm_back(first, last, x, gamma, y, statistics, grad, slope, to_x):
     return to_gamma, to_beta
 
 
+
+
+def conv_layers(x: Tensor, half: Tensor, slope: float, *weights: Tensor) -> Tensor:
+    """`sincnet.conv_layers` without gradients: what the pools decide is not kept."""
+    gamma, beta, *others = (weight.detach().contiguous().numpy() for weight in weights)
+    stages = [(_sinc_pool, (half.detach().contiguous().numpy(),), gamma, beta)]
+    for weight, bias, gamma, beta in zip(*[iter(others)] * 4, strict=True):
+        taps = np.ascontiguousarray(weight.transpose(2, 0, 1))  # (taps, out, in)
+        stages.append((_conv_pool, (taps, bias), gamma, beta))
+    y = x.new_empty(len(x), *gamma.shape)
+    share_out(_conv_layers, len(x), AT_ONCE, F.pad(x, (0, COLUMNS + 2 * LANES)), stages, slope, y)
+    return y
+
+
+def _conv_layers(first, last, x, stages, slope, y):
+    sound, count = x[first:last], last - first
+    for pool, weights, gamma, beta in stages:
+        pooled, statistics = np.empty((count, *gamma.shape), x.dtype), np.empty((count, len(gamma), 2), x.dtype)
+        pool(0, count, sound, *weights, pooled, None)
+        sound = np.empty_like(pooled)
+        _norm(0, count, pooled, gamma, beta, slope, sound, statistics)
+    y[first:last] = sound

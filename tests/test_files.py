@@ -3,7 +3,10 @@
 import copy
 import csv
 import io
+import json
 import math
+import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,8 +20,8 @@ from denet_torch.audio import AudioError
 from denet_torch.classification import classify, count_windows, default_hop, file_log_posteriors
 from tools import classify as classify_tool
 from tools import detect
-from training import run
-from training.files import file_labels
+from training import files, loop, registry, run
+from training.files import file_labels, filters_moved, original_reach
 from training.labels import TASKS
 from training.synthetic import make_dataset
 
@@ -100,18 +103,34 @@ def test_files_with_several_classes_are_left_out_and_counted():
         assert len(file_labels(collection, task)[0]) == 6
 
 
-def test_from_a_collection_to_answers(tmp_path, capsys):
-    data = make_dataset(tmp_path / "data", 40, snr_db=(15, 20), one_caller=True)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("files") / "data", 40, snr_db=(15, 20), one_caller=True)
+
+
+def tiny_sincnet(data, out, **changes):
     sizes = {"model": "sincnet", "mode": "file", "task": "context", "seq_len": 4, "n_filters": 6, "hidden_units": [16]}
-    config = tiny(data, tmp_path / "run", **sizes)
+    return tiny(data, out, **sizes, **changes)
+
+
+def test_from_a_collection_to_answers(data, tmp_path, capsys):
+    config = tiny_sincnet(data, tmp_path / "run", report=True)
     assert run.main(as_options(config)) == 0
     said = capsys.readouterr().out
     assert "accuracy" in said and "commonest class" in said and "files left out" in said and "cuts moved by" in said
+    answers = list(csv.DictReader(open(config.out / "answers.csv")))
+    wrong = [row for row in answers if row["label"] != row["answer"]]
+    scores = json.loads((config.out / "scores.json").read_text())
+    assert scores["files"] == len(answers) and scores["accuracy"] == pytest.approx(1 - len(wrong) / len(answers))
+    page = (config.out / "report.html").read_text()
+    for heading in ("Course", "Confusion", "Sinc filters", "Files named otherwise", "Configuration"):
+        assert f"<h2>{heading}</h2>" in page
+    assert all(row["file"] in page for row in wrong) and "optimizer would have moved them" in page
     weights = config.out / "weights.safetensors"
     first = denet_torch.load(weights).state_dict()
 
     # Stopped after an epoch and resumed: the same weights.
-    again = tiny(data, tmp_path / "again", **sizes)
+    again = tiny_sincnet(data, tmp_path / "again", report=True)
     from training.loop import checkpoints
 
     original, saved = checkpoints.save, []
@@ -133,7 +152,7 @@ def test_from_a_collection_to_answers(tmp_path, capsys):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
     capsys.readouterr()
-    bad = tmp_path / "data" / "files101" / "bad.wav"
+    bad = tmp_path / "bad.wav"
     bad.write_bytes(b"no sound")
     good = sorted((data / "files101").glob("1206*.WAV"))[:3]
     assert classify_tool.main([*map(str, good), str(bad), "--weights", str(weights)]) == 2
@@ -150,6 +169,42 @@ def test_from_a_collection_to_answers(tmp_path, capsys):
 
     assert detect.main([str(good[0]), "--weights", str(weights), "--output", str(tmp_path / "d")]) == 2
     assert "tools.classify" in capsys.readouterr().err
+
+
+def test_filters_move_at_least_5_times_as_far_as_by_the_originals_optimizer(data, tmp_path, monkeypatch):
+    own = loop.train(tiny_sincnet(data, tmp_path / "own"))
+    monkeypatch.setattr(denet_torch.SincNet, "rate_factors", lambda self: {})
+    monkeypatch.setitem(registry.OPTIMIZERS, "rmsprop", partial(torch.optim.RMSprop, alpha=0.95, eps=1e-8))
+    original = loop.train(tiny_sincnet(data, tmp_path / "original", optimizer="rmsprop"))
+    moved = {name: filters_moved(run.model, run.progress) for name, run in (("own", own), ("original", original))}
+    assert 0 < moved["original"].max() <= original_reach(original.progress)
+    assert moved["own"].mean() > 5 * original_reach(own.progress) and moved["own"].mean() > 5 * moved["original"].mean()
+
+
+def test_stopped_within_an_epoch_and_resumed(data, tmp_path, monkeypatch, capsys):
+    whole, parts = tiny_sincnet(data, tmp_path / "whole"), tiny_sincnet(data, tmp_path / "parts")
+    assert run.main(as_options(whole)) == 0
+    draw, drawn = files.Chunks.draw, []
+
+    def stop(self, *args):
+        drawn.append(1)
+        if len(drawn) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return draw(self, *args)
+
+    monkeypatch.setattr(files.Chunks, "draw", stop)
+    capsys.readouterr()
+    assert run.main(as_options(parts)) == 0
+    assert "goes on" in capsys.readouterr().out and len(drawn) == 2
+    parts.resume = True
+    assert run.main(as_options(parts)) == 0
+    first, second = (denet_torch.load(config.out / "weights.safetensors").state_dict() for config in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first) and len(drawn) == 6
+
+
+def test_options_of_frames_are_refused(data, tmp_path, capsys):
+    assert run.main(as_options(tiny_sincnet(data, tmp_path / "run", loss="focal"))) == 2
+    assert capsys.readouterr().err == "error: --loss: is of no use with --mode file\n"
 
 
 def test_empty_recordings_are_said(sincnet, tmp_path):

@@ -8,7 +8,7 @@ A training step draws files, then a chunk of each; a file's class is decided by 
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from pandas import DataFrame
 from tqdm import tqdm
 
 from denet_torch import Model, audio, checkpoint
@@ -24,11 +25,18 @@ from denet_torch.schema import Detection
 
 from . import checkpoints
 from .collection import Collection, open_collection, replacing
-from .config import Config, TrainingError, reading
+from .config import Config, TrainingError, as_dict, flag, reading
 from .labels import Labeller
-from .registry import freeze_front_end, get_model, get_optimizer, get_schedule
+from .registry import current_rate, freeze_front_end, get_model, get_optimizer, get_schedule
+from .runs import Stopped
 from .splits import SIDES, draw_few, split_collection, write_split
 
+ANSWERS = "answers.csv"
+# Options that have no use here: they are refused rather than passed over.
+OF_FRAMES = (
+    "labels", "boundary_share", "backgrounds", "subset", "overfit", "workers", "accumulate", "loss", "class_weights",
+    "on_nonfinite", "compile", "profile", "detect", "best_by", "loggers",
+)  # fmt: skip
 CACHED = 2**28  # samples, at the model's rate, held in memory; of larger sets chunks are read from the files
 
 
@@ -152,6 +160,7 @@ class Progress:
     best_epoch: int = 0
     initial_filters: list[list[float]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
     epochs: list[dict] = field(default_factory=list)
 
     def state_dict(self) -> dict:
@@ -166,7 +175,8 @@ def fit(
 ) -> Progress:
     """Train, keep in `out` the weights with the best accuracy on the validation files, and go on from a checkpoint in `out`.
 
-    What a step draws depends on the seed and the step alone. `check` is called after each step and may raise.
+    What a step draws depends on the seed and the step alone. `check` is called after each step and each file, and may raise
+    Stopped: what was done is saved.
     """
     chunks = Chunks(train, model, config.call_share)
     epoch_steps = max(1, config.epoch_windows // config.batch_size)
@@ -176,51 +186,75 @@ def fit(
     progress = Progress(initial_filters=[cut.tolist() for cut in model.pass_bands() or ()])
     state = {"model": model, "optimizer": optimizer, "schedule": schedule, "progress": progress}
     module, optimizer = fabric.setup(model, optimizer)
-    path, _ = checkpoints.find(out)
+    path, damaged = checkpoints.find(out)
+    for bad in damaged:
+        tqdm.write(f"warning: {bad} is damaged; using the one before")
     if path is not None:
         checkpoints.load(path, state)
+        tqdm.write(f"resuming from {path}")
+
+    def save() -> None:
+        checkpoints.save(out, state, progress.step, config.keep)
+
+    def step() -> None:
+        rng = np.random.default_rng([config.seed, progress.step])
+        torch.manual_seed(int(rng.integers(2**63)))
+        sound, labels = (fabric.to_device(part) for part in chunks.draw(rng, config.batch_size))
+        logits = module(sound)  # (batch, answers, n_classes)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
+        fabric.backward(loss)
+        value = loss.item()
+        norm = fabric.clip_gradients(module, optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
+        if not (math.isfinite(value) and math.isfinite(float(norm))):
+            raise TrainingError(f"step {progress.step}: the loss is {value}; try a lower --learning-rate")
+        progress.rates.append(current_rate(schedule, config.learning_rate))
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        progress.step += 1
+        progress.losses.append(value)
+
+    def validate() -> None:
+        accuracy = evaluate(model, validation, "validation", check)["accuracy"]
+        mean = float(np.mean(progress.losses[-epoch_steps:]))
+        progress.epoch += 1
+        progress.epochs.append({"epoch": progress.epoch, "step": progress.step, "train_loss": mean, "accuracy": accuracy})
+        tqdm.write(f"epoch {progress.epoch}: loss {mean:.3f}, validation accuracy of files {accuracy:.3f}")
+        if accuracy > progress.best:
+            progress.best, progress.best_epoch = accuracy, progress.epoch
+            model.detection = Detection(tuple(train.classes), per="file")
+            checkpoint.save(model, out / "weights.safetensors")
+
     bar = tqdm(total=epoch_steps * config.epochs, initial=progress.step, desc="training", unit="step")
     with bar:
-        while progress.epoch < config.epochs:
-            module.train()
-            while progress.step < epoch_steps * (progress.epoch + 1):
-                rng = np.random.default_rng([config.seed, progress.step])
-                torch.manual_seed(int(rng.integers(2**63)))
-                sound, labels = (fabric.to_device(part) for part in chunks.draw(rng, config.batch_size))
-                logits = module(sound)  # (batch, answers, n_classes)
-                loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
-                fabric.backward(loss)
-                value = loss.item()
-                norm = fabric.clip_gradients(module, optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
-                if not (math.isfinite(value) and math.isfinite(float(norm))):
-                    raise TrainingError(f"step {progress.step}: the loss is {value}; try a lower --learning-rate")
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
-                progress.step += 1
-                progress.losses.append(value)
-                bar.set_postfix(loss=f"{value:.3f}", epoch=progress.epoch + 1, refresh=False)
-                bar.update()
-                check()
-            progress.epoch += 1
-            accuracy = evaluate(model, validation, "validation")["accuracy"]
-            mean = float(np.mean(progress.losses[-epoch_steps:]))
-            progress.epochs.append({"epoch": progress.epoch, "train_loss": mean, "accuracy": accuracy})
-            tqdm.write(f"epoch {progress.epoch}: loss {mean:.3f}, validation accuracy of files {accuracy:.3f}")
-            if accuracy > progress.best:
-                progress.best, progress.best_epoch = accuracy, progress.epoch
-                model.detection = Detection(tuple(train.classes), per="file")
-                checkpoint.save(model, out / "weights.safetensors")
-            checkpoints.save(out, state, progress.step, config.keep)
+        try:
+            while progress.epoch < config.epochs and not 0 < config.patience <= progress.epoch - progress.best_epoch:
+                module.train()
+                while progress.step < epoch_steps * (progress.epoch + 1):
+                    step()
+                    bar.set_postfix(loss=f"{progress.losses[-1]:.3f}", epoch=progress.epoch + 1, refresh=False)
+                    bar.update()
+                    if config.checkpoint_steps and progress.step % config.checkpoint_steps == 0:
+                        save()
+                    check()
+                validate()
+                save()
+        except Stopped:
+            save()
+            raise
     return progress
 
 
-def evaluate(model: Model, files: Files, title: str = "test") -> dict:
-    """Accuracy of file decisions, the majority's beside it, and the answers; files that are shorter than asked are read whole."""
+def evaluate(model: Model, files: Files, title: str = "test", check: Callable[[], None] = lambda: None) -> dict:
+    """Accuracy of file decisions, the majority's beside it, and the answers; files that are shorter than asked are read whole.
+
+    `check` is called after each file, and may raise.
+    """
     answers = []
     for path in tqdm(files.paths, desc=title, unit="file", leave=False):
         total = file_log_posteriors(model, path, time_expansion=files.time_expansion, seconds=files.seconds)
         answers.append(int(total.argmax()))
+        check()
     right = np.array(answers) == files.labels
     return {"accuracy": float(right.mean()), "majority": files.majority(), "files": len(files), "answers": answers}
 
@@ -236,6 +270,12 @@ class FileResult:
     progress: Progress
     test: dict
 
+    def answers(self) -> DataFrame:
+        """The test files: file, label, answer."""
+        files, names = self.files["test"], np.array(self.files["test"].classes)
+        columns = {"file": map(str, files.paths), "label": names[files.labels], "answer": names[self.test["answers"]]}
+        return DataFrame({name: list(values) for name, values in columns.items()})
+
     def summary(self) -> str:
         """Accuracy beside the majority's, what was left out, how far the filters moved."""
         left_out = ", ".join(f"{count} ({reason})" for reason, count in self.excluded.items()) or "none"
@@ -244,21 +284,47 @@ class FileResult:
             f"  accuracy {self.test['accuracy']:.3f}; always answering the commonest class: {self.test['majority']:.3f}",
             f"  files left out: {left_out}",
         ]
-        if (moved := filters_moved(self.model, self.progress)) is not None:
-            lines.append(f"  the sinc filters' cuts moved by {moved:.3g} Hz in the mean")
+        if self.progress.initial_filters:
+            lines.append(f"  the sinc filters' cuts {described_move(self.model, self.progress)}")
         return "\n".join([*lines, f"results in {self.out}"])
 
 
-def filters_moved(model: Model, progress: Progress) -> float | None:
-    """Mean way (Hz) of the cuts of the filters since the start; None of a model without."""
+def filters_moved(model: Model, progress) -> np.ndarray | None:
+    """Ways (2, filters) in Hz of the low and high cuts of the filters since the start; None of a model without."""
     bands = model.pass_bands()
     if bands is None:
         return None
-    return float(np.abs(np.array([cut.cpu().numpy() for cut in bands]) - np.array(progress.initial_filters)).mean())
+    return np.abs(np.array([cut.cpu().numpy() for cut in bands]) - np.array(progress.initial_filters))
+
+
+def original_reach(progress) -> float:
+    """Hz that the original's RMSprop (alpha 0.95) can move a cut at most by the learning rates of the weights.
+
+    A step is the gradient over the root of a mean of squares in which its own weighs 0.05.
+    """
+    return sum(progress.rates) / math.sqrt(0.05)
+
+
+def described_move(model: Model, progress) -> str:
+    """How far the cuts moved, and beside it, if they have a learning rate of their own, how far they would without."""
+    moved = filters_moved(model, progress)
+    line = f"moved by {moved.mean():.3g} Hz in the mean, {moved.max():.3g} at most"
+    if max(model.rate_factors().values(), default=1) <= 1:
+        return line
+    return f"{line}; the original's optimizer would have moved them by {original_reach(progress):.2g} Hz at most"
+
+
+def refuse_options_of_frames(config: Config) -> None:
+    """Raise TrainingError if an option is set that is of no use here."""
+    usual = as_dict(Config())
+    for name in OF_FRAMES:
+        if as_dict(config)[name] != usual[name]:
+            raise TrainingError(f"{flag(name)}: is of no use with --mode file")
 
 
 def train_files(config: Config, fabric: Fabric, out: Path, root: Path, check=lambda: None) -> FileResult:
     """A run in file mode on the collection in `root`: split, train, evaluate the best weights once on the test side."""
+    refuse_options_of_frames(config)
     collection = open_collection(root, **reading(config))
     files, rows = files_of(collection, config.task)
     usable = np.isin(np.arange(len(collection.recordings)), rows)
@@ -284,11 +350,14 @@ def train_files(config: Config, fabric: Fabric, out: Path, root: Path, check=lam
             freeze_front_end(model)
     progress = fit(fabric, model, sides["train"], sides["validation"], config, out, check)
     best = checkpoint.load(out / "weights.safetensors").to(fabric.device)
-    test = evaluate(best, sides["test"])
+    test = evaluate(best, sides["test"], check=check)
     result = FileResult(out, best, sides, files.excluded, progress, test)
     record = {key: value for key, value in test.items() if key != "answers"}
     record |= {"best_epoch": progress.best_epoch, "validation": progress.best, "excluded": files.excluded}
-    record["filters_moved_hz"] = filters_moved(best, progress)
+    if (moved := filters_moved(best, progress)) is not None:
+        record |= {"filters_moved_hz": float(moved.mean()), "original_reach_hz": original_reach(progress)}
+    with replacing(out / ANSWERS) as path:
+        result.answers().to_csv(path, index=False)
     with replacing(out / "scores.json") as path:
         path.write_text(json.dumps(record, indent=2) + "\n")
     return result

@@ -39,7 +39,7 @@ from .losses import frame_weights
 from .metrics import predict as answers
 from .mixing import Mixer, find_backgrounds
 from .options import COMPILING, explained_if_slow
-from .registry import freeze_front_end, get_loss, get_model, get_optimizer, get_schedule
+from .registry import current_rate, freeze_front_end, get_loss, get_model, get_optimizer, get_schedule
 from .runs import Stop, Stopped, describe, ignore_signals, on_zero, run_folder, stop_signals
 from .splits import write_split
 from .synthetic import make_dataset
@@ -122,7 +122,7 @@ def _train_files(config: Config, fabric: Fabric, out: Path, stop: Stop) -> FileR
     def check() -> None:
         stop.later = True
         if stop.code is not None:
-            raise Stopped(f"stopped; --resume {out} goes on from the last epoch", stop.code)
+            raise Stopped(f"stopped; --resume {out} goes on", stop.code)
 
     prepare_data(config)
     root = data_root(config)
@@ -398,7 +398,7 @@ class Trainer:
     def _step(self, batches: list[dict[str, Tensor]]) -> float:
         """One step of the optimizer; returns the mean loss of all ranks."""
         fabric, config, progress = self.fabric, self.config, self.progress
-        progress.rates.append(self.schedule.get_last_lr()[0])
+        progress.rates.append(current_rate(self.schedule, config.learning_rate))
         weight = sum(frame_weights(batch["labels"], self.class_weights).sum() for batch in batches)
         weight = fabric.all_reduce(weight, reduce_op="sum").clamp(min=1e-9)
         total = torch.zeros((), device=fabric.device)

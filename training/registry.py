@@ -80,6 +80,11 @@ def get_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
+def current_rate(schedule: torch.optim.lr_scheduler.LRScheduler, learning_rate: float) -> float:
+    """The rate that a highest `learning_rate` has come to, whatever the factors of single layers."""
+    return learning_rate * schedule.get_last_lr()[0] / schedule.base_lrs[0]
+
+
 def _find(kind: str, registry: dict, name: str):
     if name not in registry:
         raise TrainingError(f"no {kind} is called {name!r}; there are {', '.join(sorted(registry))}")

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from denet_torch.detection import Decoding
 
 from .collection import replacing
 from .evaluation import estimated_events, reference_events
+from .files import ANSWERS, FileResult, described_move
 from .labels import BACKGROUND, IGNORE
 from .loop import Result
 from .metrics import confusion, seen
@@ -28,15 +30,10 @@ AUDIBLE = 25_000  # Hz; recordings at higher rates are played at about this one
 REFERENCE, ESTIMATE = "#1d6b2a", "#0b57a4"
 
 
-def write_report(result: Result) -> Path:
+def write_report(result: Result | FileResult) -> Path:
     """Write report.html to the run's folder."""
-    sections = [
-        _summary(result),
-        _sides(result),
-        figures(result),
-        *_examples(result),
-        _section("Configuration", f"<pre>{html.escape((result.out / CONFIG).read_text())}</pre>"),
-    ]
+    sections = _of_files(result) if isinstance(result, FileResult) else _of_frames(result)
+    sections.append(_section("Configuration", f"<pre>{html.escape((result.out / CONFIG).read_text())}</pre>"))
     template = string.Template((Path(__file__).parent / "report.html").read_text(encoding="utf-8"))
     page = template.substitute(title=html.escape(f"Training run {result.out.name}"), body="\n".join(sections))
     path = result.out / "report.html"
@@ -45,15 +42,42 @@ def write_report(result: Result) -> Path:
     return path
 
 
-def figures(result: Result) -> str:
-    """Course, precision and recall, confusion and filters of a run, as HTML."""
-    sections = [
-        _section("Course", _panels(_curves(result)), "Losses of steps and epochs, scores on the validation split."),
+def _of_frames(result: Result) -> list[str]:
+    """Scores, course, precision and recall, confusion, filters, and examples to listen to."""
+    progress, predictions = result.progress, result.predictions
+    scored = (("frames", "f1"), ("frames", "average_precision"), ("events", "f1"))
+    scores = {
+        f"{group}: {name.replace('_', ' ')}": [epoch["validation"][group][name] for epoch in progress.epochs]
+        for group, name in scored
+    }
+    counts = confusion(predictions.probabilities, predictions.labels, progress.decoding["threshold"])
+    return [
+        _summary(result),
+        _sides(result),
+        _course(progress, scores),
         _section("Precision and recall", _panels(_precision_recall(result)), "Frames of the test split, call or not."),
-        _section("Confusion", _scrolling(_picture(_confusion(result), "confusion matrix")), "Frames of the test split."),
+        _confusion(counts, result.data.classes, "Frames of the test split."),
         *_filters(result),
+        *_examples(result),
     ]
-    return "\n".join(sections)
+
+
+def _of_files(result: FileResult) -> list[str]:
+    """Accuracy, course, confusion and the files that were named otherwise than annotated."""
+    files, answers = result.files["test"], result.answers()
+    counts = np.zeros((len(files.classes),) * 2, int)
+    np.add.at(counts, (files.labels, result.test["answers"]), 1)
+    wrong = answers[answers["label"] != answers["answer"]]
+    rows = "".join(f"<tr>{''.join(f'<td>{html.escape(value)}</td>' for value in row)}</tr>" for row in wrong.to_numpy())
+    table = f"<table><thead><tr><th>file</th><th>annotated</th><th>answer</th></tr></thead><tbody>{rows}</tbody></table>"
+    note = f"{len(wrong)} of {len(answers)} files of the test split; all are in {ANSWERS}."
+    return [
+        f"<pre>{html.escape(result.summary())}</pre>",
+        _course(result.progress, {"accuracy of files": [epoch["accuracy"] for epoch in result.progress.epochs]}),
+        _confusion(counts, files.classes, "Files of the test split."),
+        *_filters(result),
+        _section("Files named otherwise", _scrolling(table), note),
+    ]
 
 
 def _summary(result: Result) -> str:
@@ -95,23 +119,23 @@ def _sides(result: Result) -> str:
     return _section("Data", _scrolling(table), "Recordings used on each side, and the calls of each class in them.")
 
 
-def _curves(result: Result) -> dict[str, Figure]:
-    progress = result.progress
+def _course(progress, scores: dict[str, list[float]]) -> str:
+    """Losses, learning rate, and scores of each epoch on the validation split."""
     drawn, (loss, rate, score) = _figures("loss", "learning rate", "validation scores")
     steps = np.arange(1, len(progress.losses) + 1)
     loss.plot(steps, progress.losses, color="#999", linewidth=0.8, label="training")
     ends = [epoch["step"] for epoch in progress.epochs]
-    loss.plot(ends, [epoch["validation_loss"] for epoch in progress.epochs], "o-", color=ESTIMATE, label="validation")
+    validation = [epoch["validation_loss"] for epoch in progress.epochs if "validation_loss" in epoch]
+    loss.plot(ends[: len(validation)], validation, "o-", color=ESTIMATE, label="validation" if validation else None)
     loss.set(title="loss", xlabel="step", ylim=(0, None))
     loss.legend()
     rate.plot(steps, progress.rates)
     rate.set(title="learning rate", xlabel="step")
-    for group, name in (("frames", "f1"), ("frames", "average_precision"), ("events", "f1")):
-        values = [epoch["validation"][group][name] for epoch in progress.epochs]
-        score.plot(ends, values, "o-", label=f"{group}: {name.replace('_', ' ')}")
+    for name, values in scores.items():
+        score.plot(ends, values, "o-", label=name)
     score.set(title="validation scores", xlabel="step", ylim=(0, 1))
     score.legend()
-    return drawn
+    return _section("Course", _panels(drawn), "Losses of steps and epochs, scores on the validation split.")
 
 
 def _precision_recall(result: Result) -> dict[str, Figure]:
@@ -131,9 +155,7 @@ def _precision_recall(result: Result) -> dict[str, Figure]:
     return drawn
 
 
-def _confusion(result: Result) -> Figure:
-    classes, predictions = result.data.classes, result.predictions
-    counts = confusion(predictions.probabilities, predictions.labels, result.progress.decoding["threshold"])
+def _confusion(counts: np.ndarray, classes: Sequence[str], note: str) -> str:
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     size = 2.5 + 0.55 * len(classes)
     figure = Figure(figsize=(size, size * 0.8), layout="constrained")
@@ -145,10 +167,10 @@ def _confusion(result: Result) -> Figure:
     axes.set_xticks(range(len(classes)), classes, rotation=90)
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="answer", ylabel="reference")
-    return figure
+    return _section("Confusion", _scrolling(_picture(figure, "confusion matrix")), note)
 
 
-def _filters(result: Result) -> list[str]:
+def _filters(result: Result | FileResult) -> list[str]:
     """The pass bands before and after training, and how far they moved; nothing of a model without such filters."""
     after = result.model.pass_bands()
     if after is None:
@@ -160,8 +182,7 @@ def _filters(result: Result) -> list[str]:
     for axis, (when, (low, high)) in zip(axes, {"before": before, "after": after}.items(), strict=True):
         axis.vlines(range(len(low)), low / 1000, high / 1000, linewidth=2)
         axis.set(title=when, xlabel="filter", ylabel="pass band (kHz)", ylim=(0, top))
-    moved = np.abs(after - before)
-    note = f"Pass band of each, before and after training: moved by {moved.mean():.2g} Hz in the mean, {moved.max():.2g} at most."
+    note = f"Pass band of each, before and after training: {described_move(result.model, result.progress)}."
     return [_section("Sinc filters", _panels(drawn), note)]
 
 

@@ -29,11 +29,11 @@ def main(argv: list[str] | None = None, prog: str = "python -m training.run") ->
             result = train(config, stop=stop)
             if rank_zero_only.rank != 0:
                 return 0
-            if config.mode == "file":
-                print(result.summary())
-                return 0
             if config.report:
                 write_report(result)  # also if a signal comes: a few seconds, after hours
+            if config.mode == "file":
+                print(result.summary())
+                return stop.code or 0
             print(summary(result))
             if stop.code is not None:
                 return stop.code

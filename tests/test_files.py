@@ -177,8 +177,9 @@ def test_filters_move_at_least_5_times_as_far_as_by_the_originals_optimizer(data
     monkeypatch.setitem(registry.OPTIMIZERS, "rmsprop", partial(torch.optim.RMSprop, alpha=0.95, eps=1e-8))
     original = loop.train(tiny_sincnet(data, tmp_path / "original", optimizer="rmsprop"))
     moved = {name: filters_moved(run.model, run.progress) for name, run in (("own", own), ("original", original))}
-    assert 0 < moved["original"].max() <= original_reach(original.progress)
-    assert moved["own"].mean() > 5 * original_reach(own.progress) and moved["own"].mean() > 5 * moved["original"].mean()
+    rounding = original.progress.step * np.spacing(np.float32(2000))  # of cuts of up to 2000 Hz
+    assert 0 < moved["original"].max() <= original_reach(original.progress) + rounding
+    assert moved["own"].mean() > 5 * moved["original"].mean()
 
 
 def test_stopped_within_an_epoch_and_resumed(data, tmp_path, monkeypatch, capsys):

@@ -300,9 +300,9 @@ def filters_moved(model: Model, progress) -> np.ndarray | None:
 def original_reach(progress) -> float:
     """Hz that the original's RMSprop (alpha 0.95) can move a cut at most by the learning rates of the weights.
 
-    A step is the gradient over the root of a mean of squares in which its own weighs 0.05.
+    A step is the gradient over the root of a mean of squares in which its own weighs 0.05; upper cuts are sums of two parameters.
     """
-    return sum(progress.rates) / math.sqrt(0.05)
+    return 2 * sum(progress.rates) / math.sqrt(0.05)
 
 
 def described_move(model: Model, progress) -> str:

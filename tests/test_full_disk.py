@@ -11,6 +11,8 @@ import torch
 import denet_torch
 from tools import convert_weights, make_dataset
 from tools.weights.convert import WRITERS
+from training import checkpoints, guards
+from training.config import TrainingError
 
 SEED = int(os.environ.get("DENET_SEED", random.SystemRandom().randrange(2**32)))
 
@@ -54,6 +56,17 @@ def test_models(model, tmp_path):
     with files_of_at_most(1000), pytest.raises(denet_torch.CheckpointError, match="a.safetensors: cannot be written"):
         denet_torch.save(model, tmp_path / "a.safetensors")
     assert not any(tmp_path.iterdir())
+
+
+def test_checkpoints_and_batches(tmp_path):
+    (tmp_path / "before").write_bytes(b"")
+    for limit in (0, 1000, 5000):
+        with files_of_at_most(limit):
+            with pytest.raises(TrainingError, match="checkpoint of step 2 cannot be written \\(File too large\\)"):
+                checkpoints.save(tmp_path, {"model": torch.nn.Linear(100, 100)}, 2, 3)
+            with pytest.raises(OSError, match="batch.pt"):
+                guards.save_batch(tmp_path / "batch.pt", {"waveform": torch.zeros(4000)}, 0.0, 0.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["before"]
 
 
 @pytest.mark.parametrize("limit", [0, 100_000])

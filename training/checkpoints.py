@@ -50,22 +50,28 @@ def save(folder: Path, state: dict[str, Any], step: int, keep: int) -> None:
     state = {name: item.state_dict() if hasattr(item, "state_dict") else item for name, item in state.items()}
     partial = folder / PARTIAL
     try:
-        with open(partial, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
+        write(state, partial)
         path = folder / f"step-{step:09d}-{_digest(partial)}.ckpt"
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-            error = error.__context__  # torch's writer hides a full disk behind an error of its own
         raise TrainingError(f"{folder}: the checkpoint of step {step} cannot be written ({reason(error)})") from None
     others = [other for other in newest_first(folder) if other != path]
     same_step = [other for other in others if other.name.startswith(f"step-{step:09d}-")]
     earlier = [other for other in others if other not in same_step]
     for other in same_step + earlier[keep - 1 :]:
         other.unlink()
+
+
+def write(values: dict[str, Any], path: Path) -> None:
+    """torch.save that raises OSError where the disk is full."""
+    with open(path, "wb") as file:
+        try:
+            torch.save(values, file)
+        except RuntimeError as error:  # of torch's writer, which hides it
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load(path: Path, state: dict[str, Any]) -> None:

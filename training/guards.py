@@ -4,10 +4,10 @@ import math
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from .collection import Collection
+from .checkpoints import write
+from .collection import Collection, replacing
 from .config import TrainingError
 from .labels import IGNORE, Labeller, short_calls
 
@@ -16,7 +16,8 @@ SHOWN = 5  # recordings named in a warning
 
 def save_batch(path: Path, batch: dict[str, Tensor], loss: float, norm: float) -> None:
     """Write a batch that gave a loss or gradient that is not finite, for torch.load."""
-    torch.save({"loss": loss, "gradient_norm": norm} | {k: v.cpu() for k, v in batch.items()}, path)
+    with replacing(path) as partial:
+        write({"loss": loss, "gradient_norm": norm} | {k: v.cpu() for k, v in batch.items()}, partial)
 
 
 def nonfinite(step: int, loss: float, norm: float, path: Path) -> TrainingError:

@@ -16,12 +16,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -300,7 +301,8 @@ def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, st
         bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s {remaining} left{postfix}",
     )
     try:
-        outcomes = (executor.map if executor else map)(partial(_work, job), todo)
+        with _interrupted_later():  # the workers are started here
+            outcomes = (executor.map if executor else map)(partial(_work, job), todo)
         started = time.perf_counter()
         for i, part in enumerate(todo):
             with explained_if_slow(COMPILING) if i == 0 and job.device == "cpu" else contextlib.nullcontext():
@@ -318,11 +320,27 @@ def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, st
     return failures, speed
 
 
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Ctrl-C, which reaches all processes, waits: here until the block ends, in workers started in it until they are set up."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # which would end it
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+
+
 def _start(threads: int) -> None:
     """Set up a worker: its share of the threads, a quiet end at Ctrl-C and when the parent ends."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
     parent = parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 

@@ -263,7 +263,7 @@ def band_convolutions(draw: Draw) -> None:
 
     x = draw.tensor(draw.to(3) if draw.to(9) > 1 else bands.BANDS + draw.to(3), draw.to(330, 217), strided=True)
     if draw.to(3) == 1:
-        x.view(-1)[draw.to(x.numel()) - 1] = torch.nan if x.is_contiguous() else 0
+        x[draw.to(len(x)) - 1, draw.to(x.shape[1]) - 1] = torch.nan
     tensors = draw.wanted(x, *band_weights(draw))[draw.to(1, 0) :]  # with the gradient of x, or without
     room = draw.to(len(x) + 1, 0) * bands.second_layer(attention_steps(x.shape[1]))
     y, _ = bands.band_convolutions(x, *tensors[-6:], draw.rounded, room)

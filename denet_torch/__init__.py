@@ -3,6 +3,7 @@
 import importlib.util
 
 from . import dispatch
+from .boxes import Boxes
 from .checkpoint import CheckpointError, from_pretrained, load, save, save_pretrained
 from .detection import detect
 from .dispatch import explain, using
@@ -19,6 +20,7 @@ if importlib.util.find_spec("denet_torch.fast"):  # without it all is there but 
 
 __all__ = [
     "MODELS",
+    "Boxes",
     "CheckpointError",
     "DENet",
     "Model",

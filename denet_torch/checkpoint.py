@@ -63,6 +63,8 @@ def load(path: str | Path, sha256: str | None = None) -> Model:
         config = architecture(config, kind.name)
         with torch.device("meta"):  # no memory and no time for initial weights
             model = kind(**config)
+    except ImportError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{path}: its architecture is not a {kind.__name__}'s ({reason(error)})") from None
     expected = model.state_dict()

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import audio, recorder
+from . import audio, boxes, recorder
 from .audio import AudioError, probe, read, resampled_length
 from .models import Model
 from .schema import Decoding, Detection
@@ -34,7 +34,8 @@ def detect(
     time_expansion: float | None = None,
     **decoding,
 ) -> pd.DataFrame:
-    """Find the calls in recordings: a row an event, with file, onset (s), offset (s), label, score.
+    """Find the calls in recordings: a row an event, with file, onset (s), offset (s), label, score; of a model
+    that answers with boxes also low_hz and high_hz.
 
     `sound`: a recording, a folder (searched to the bottom), several of them, or a waveform in memory (`audio.from_array`) at
     `samplerate` Hz, whose file is called "array". `decoding`: fields of `Decoding` that replace those stored with the weights.
@@ -45,25 +46,32 @@ def detect(
     Raises AudioError for a recording that cannot be used. Of several, those that cannot be used are named in a warning and in
     `.attrs["failures"]` of the table (path: reason), unless none can be used.
     """
-    chosen, labels, frame = stored_decoding(model, **decoding), class_names(model), model.samples / model.sr
+    chosen, frame = stored_decoding(model, **decoding), model.samples / model.sr
     if not isinstance(sound, (str, Path)) and hasattr(sound, "__array__"):
         waveform, rate = audio.from_array(sound, samplerate, time_expansion or 1)
         heard = audio.resample(waveform, rate, model.sr)
         if len(heard) < model.samples:
             raise AudioError(f"{audio.ARRAY}: is {len(waveform) / rate:.4f} s long, shorter than one frame ({frame:.4f} s)")
+        duration = len(waveform) / rate
+
+        def part(start: int, samples: int) -> np.ndarray:
+            return heard[start : start + samples]
+
+        if model.answers_with_boxes:
+            return decode(model, model.find_in(part, duration, batch_size=batch_size), duration, chosen, audio.ARRAY)
         total = -(-len(heard) // model.samples)
-        read_frames = _framed(lambda start, samples: heard[start : start + samples], model.samples)
+        read_frames = _framed(part, model.samples)
         probabilities = mean_probabilities(model, read_frames, total, hop=hop, batch_size=batch_size)
         _check_finite(probabilities, audio.ARRAY, 0, frame)
-        return events(probabilities, frame, len(waveform) / rate, labels, chosen, audio.ARRAY)
+        return events(probabilities, frame, duration, class_names(model), chosen, audio.ARRAY)
     one = isinstance(sound, (str, Path)) and not Path(sound).is_dir()
     paths = [path for item in ([sound] if isinstance(sound, (str, Path)) else sound) for path in _recordings(item)]
     tables, failures = [], {}
     for path in paths:
         try:
             factor = recorder.time_expansion([path]) if time_expansion is None else time_expansion
-            probabilities = frame_probabilities(model, path, hop=hop, batch_size=batch_size, time_expansion=factor)
-            tables.append(events(probabilities, frame, probe(path, factor).duration, labels, chosen, path))
+            found = search(model, path, hop=hop, batch_size=batch_size, time_expansion=factor)
+            tables.append(decode(model, found, probe(path, factor).duration, chosen, path))
         except AudioError as error:
             if one:
                 raise
@@ -72,7 +80,7 @@ def detect(
         raise AudioError("; ".join(failures.values()))
     for reason in failures.values():
         warnings.warn(f"not searched: {reason}", stacklevel=2)
-    table = pd.concat([event_table([]), *tables], ignore_index=True)
+    table = joined(model, tables)
     table.attrs["failures"] = failures
     return table
 
@@ -85,6 +93,39 @@ def _recordings(path: str | Path) -> list[str | Path]:
     if not found:
         raise AudioError(f"{path}: no recordings here")
     return found
+
+
+def search(model: Model, path: str | Path, start: int = 0, stop: int | None = None, *, hop: int | None = None, **options):
+    """What `decode` makes events of: frame probabilities (see `frame_probabilities`), or boxes of a model that answers with such
+    (see `Boxes.find`), of the frames or images `start` to `stop`. Raises AudioError, and ValueError for a `hop` of images."""
+    if not model.answers_with_boxes:
+        return frame_probabilities(model, path, start, stop, hop=hop, **options)
+    if hop is not None:
+        raise ValueError("a hop is of models that answer frame by frame; these weights find boxes in images")
+    return model.find(path, start, stop, **options)
+
+
+def decode(model: Model, found: np.ndarray, duration: float, decoding: Decoding, file: str | Path) -> pd.DataFrame:
+    """Events of what `search` found in a recording of `duration` seconds; those of boxes have low_hz and high_hz too."""
+    if model.answers_with_boxes:
+        return boxes.events(model.layout, found, duration, class_names(model), decoding, file)
+    return events(found, model.samples / model.sr, duration, class_names(model), decoding, file)
+
+
+def joined(model: Model, tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """The events of several recordings as one table."""
+    empty = boxes.event_table([]) if model.answers_with_boxes else event_table([])
+    return pd.concat([empty, *tables], ignore_index=True)
+
+
+def count_answers(model: Model, path: str | Path, time_expansion: float = 1) -> int:
+    """Number of frames, or of a model that answers with boxes of images, of a recording. Raises AudioError."""
+    return (boxes.count_images if model.answers_with_boxes else count_frames)(model, path, time_expansion)
+
+
+def answer_seconds(model: Model) -> float:
+    """Seconds from one of these to the next."""
+    return model.layout.step if model.answers_with_boxes else model.samples / model.sr
 
 
 def count_frames(model: Model, path: str | Path, time_expansion: float = 1) -> int:

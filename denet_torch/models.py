@@ -35,6 +35,7 @@ class Model(nn.Module):
     """
 
     name: ClassVar[str]
+    answers_with_boxes: ClassVar[bool] = False  # of whole images instead, as denet_torch.boxes.Boxes
     DEFAULTS: ClassVar[dict[str, Any]] = {}  # settings (training.config.Config) that suit this model better than the general ones
     FRONT_END: ClassVar[tuple[str, ...]] = ()  # parameters that make features of the waveform have names that begin so
     seq_len: int

@@ -196,6 +196,7 @@ OWN = {
         "dense_units": (_pair, "two whole numbers above 0"),
     },
     "sincnet": {"n_filters": COUNTS, "taps": COUNTS, "hidden": COUNTS},
+    "boxes": {"columns": COUNT, "rows": COUNT, "channels": COUNT},
 }
 DEFAULTS = {
     "denet": {

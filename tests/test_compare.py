@@ -109,3 +109,42 @@ def test_boxes_are_right_by_their_overlap_in_time_and_frequency():
     assert scores.box_hits(true, found, 0.5) == 2
     with pytest.raises(ValueError, match="more than 0"):
         scores.score(true, found, {"a.wav": 2.0}, min_iou=0)
+
+
+@pytest.mark.parametrize("factor", [1, 10])
+def test_a_recording_that_was_slowed_down_is_shown_at_its_true_times(tmp_path, monkeypatch, factor):
+    """A tone at 2.0 to 2.2 s of 2.5, at a quarter of the true rate: the picture is drawn of that second."""
+    rate, shown = 16_000, []
+    time = np.arange(round(2.5 * rate)) / rate
+    sound = 0.01 * np.random.default_rng(0).normal(size=len(time))
+    sound += ((time >= 2) & (time < 2.2)) * np.sin(np.pi * rate / 4 * time)
+    soundfile.write(tmp_path / "a.wav", 0.5 * sound, rate // factor)
+    file = [str(tmp_path / "a.wav")]
+    names = {name: write(tmp_path / name, rows, file) for name, rows in {
+        "truth": [(*file, 2.0, 2.2)], "one": [(*file, 2.0, 2.2)], "two": []}.items()}  # fmt: skip
+    result = comparison.compare(names["truth"], {name: names[name] for name in ("one", "two")})
+    original = comparison.spectrogram
+
+    def spy(waveform, rate, columns):
+        shown.append((len(waveform), rate, original(waveform, rate, columns)))
+        return shown[-1][2]
+
+    monkeypatch.setattr(comparison, "spectrogram", spy)
+    comparison.write(result, tmp_path / "out")
+    (length, true_rate, level), = shown
+    assert true_rate == rate and length == 2.5 * rate
+    row, column = np.unravel_index(level.argmax(), level.shape)
+    assert row / level.shape[0] == pytest.approx(0.25, abs=0.02) and 2.0 <= 2.5 * column / level.shape[1] <= 2.2
+
+
+def test_the_reference_may_be_of_slow_recordings(tmp_path):
+    """Raven's seconds are those of the file that was slowed down."""
+    (tmp_path / "a.Table.1.selections.txt").write_text(
+        "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tKind\tBegin File\n1\tWaveform 1\t1\t5.0\t7.0\tcall\ta.wav\n"
+    )
+    names = [f"{name}={write(tmp_path / name, [('a.wav', 0.5, 0.7)], ['a.wav'])}" for name in ("one", "two")]
+    words = ["--reference", tmp_path / "a.Table.1.selections.txt", "--estimated", *names, "--collar", "0.01"]
+    words += ["--output", tmp_path / "o"]
+    assert compare.main([str(word) for word in words] + ["--time-expansion", "10", "--label-column", "Kind"]) == 0
+    overall = pd.read_csv(tmp_path / "o" / "comparison.csv")
+    assert overall.loc[overall["score"] == "event_f1", "value"].eq(1).all()

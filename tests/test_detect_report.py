@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 import urllib.parse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -610,3 +611,37 @@ def test_one_file_has_the_corrections_of_the_whole_season(page, folder, tmp_path
     assert [Path(file).name for file in found.file] == [Path(NAME).name] * 3 + ["quiet.wav"]
     assert found.onset.tolist() == pytest.approx([1.55, 2.0, 3.9, 1.0], abs=0.01)
     assert page.complaints == []
+
+
+def test_events_with_frequencies_are_boxes_in_the_spectrogram(browser, tmp_path):
+    """Of another program: no model, no probabilities, no scores."""
+    results, _ = made(tmp_path)
+    bands = {"score": float("nan"), "low_hz": [11_000.0, 6_000, float("nan")], "high_hz": [13_000.0, 9_000, float("nan")]}
+    reference = pd.DataFrame(TRUE, columns=["onset", "offset", "label"]).assign(file=results.recordings.file[0])
+    reference = reference.assign(low_hz=[11_500.0, float("nan")], high_hz=[12_500.0, float("nan")])
+    other = replace(results, events=results.events.assign(**bands), parts={}, decoding=None)
+    detect_report.write(other, None, tmp_path / "report", reference=reference)
+    assert "3 events in 2 recordings, 8.0 s" in re.sub(r"\s+", " ", (tmp_path / "report" / "index.html").read_text("utf-8"))
+    browser.complaints.clear()
+    browser.open(next((tmp_path / "report").rglob("*#1.WAV.html")))
+    browser.js("localStorage.clear()")
+    browser.open(next((tmp_path / "report").rglob("*#1.WAV.html")))
+    browser.wait("document.body.dataset.ready")
+    place = "(r => [r.left, r.right, r.bottom, r.top])(ELEMENT.getBoundingClientRect())"
+    lane = browser.js(place.replace("ELEMENT", "document.querySelector('.lane.spectrogram')"))
+    found = "[...document.querySelectorAll('.box:not(.reference)')]"
+    boxes = browser.js(f"{found}.map(b => b.hidden ? null : {place.replace('ELEMENT', 'b')})")
+    assert boxes[2] is None and len(boxes) == 3
+    for box, event in zip(boxes[:2], other.events.itertuples(), strict=False):
+        shares = [event.onset / SECONDS, event.offset / SECONDS, event.low_hz / RATE * 2, event.high_hz / RATE * 2]
+        ends = [lane[0] + (lane[1] - lane[0]) * share for share in shares[:2]]
+        ends += [lane[2] - (lane[2] - lane[3]) * share for share in shares[2:]]
+        assert box == pytest.approx(ends, abs=2)
+    assert browser.js("document.querySelectorAll('.box.reference').length") == 1
+    assert browser.js("document.querySelector('.lane.probability')") is None
+    browser.press("ArrowRight", "r", "ArrowRight", "a", "4")
+    assert browser.js(f"{found}.map(b => b.className)") == ["box rejected", "box accepted chosen", "box"]
+    lines = browser.js("corrected()").splitlines()
+    assert lines[0] == "file,onset,offset,label,score,review,low_hz,high_hz" and lines[1].endswith(",,accepted,6000,9000")
+    assert lines[2].endswith(",,,,") and len(lines) == 3
+    assert browser.complaints == []

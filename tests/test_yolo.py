@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,8 +16,8 @@ import yolo_rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools import evaluate, export_yolo, import_yolo, yolo, yolo_config
-from training.boxes import Layout
+from denet_torch.boxes import EVENT_COLUMNS, Layout, group
+from tools import evaluate, export_yolo, import_yolo, yolo_config
 from training.config import Config
 from training.loop import open_data
 from training.splits import SIDES
@@ -69,14 +70,17 @@ def collections(draw):
     return rate, recordings
 
 
-@settings(max_examples=12, deadline=None)
-@given(collections(), st.booleans())
-def test_labels_read_back_are_the_calls(drawn, scored):
+STRATEGIES = ("annotation", "voice", "intersection", "union")
+
+
+@settings(max_examples=16, deadline=None)
+@given(collections(), st.booleans(), st.sampled_from(["context", "call"]), st.sampled_from(STRATEGIES))
+def test_labels_read_back_are_the_calls(drawn, scored, task, strategy):
     rate, recordings = drawn
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         truth = make_collection(folder / "in", rate, recordings)
-        options = ["--task", "context", "--labels", "annotation", "--completely-annotated"]
+        options = ["--task", task, "--labels", strategy, "--completely-annotated"]
         code, told = run(export_yolo, folder / "in", folder / "out", *options)
         if "no call on the training side" in told:
             return
@@ -90,7 +94,32 @@ def test_labels_read_back_are_the_calls(drawn, scored):
         assert code == 0, told
         found = pd.read_csv(folder / "found" / "events.csv")
         found["file"] = found["file"].map(lambda name: str(folder / "in" / Path(name).name))
-        compare(truth, found, Layout(2.0, 0.5, 640, 320, rate / 2), recordings)
+        layout = Layout(2.0, 0.5, 640, 320, rate / 2)
+        if strategy in ("annotation", "voice"):
+            truth = truth if task == "context" else truth.assign(label="call")
+            compare(truth, found, layout, recordings)
+        else:
+            compare(pd.read_csv(folder / "out" / "reference.csv")[truth.columns], found, layout, recordings)
+        data = open_data(Config(data_dir=folder / "in", task=task, labels=strategy, completely_annotated=True))
+        cover_what_is_trained(data, found, layout.seconds / layout.width)
+
+
+def cover_what_is_trained(data, found, pixel):
+    """Read back, the boxes of a class lie where the trainer's labels have it, to a pixel at each end."""
+    rate = data.collection.recordings["samplerate"].to_numpy(float)
+    for recording in np.unique(data.labeller.spans.recording):
+        spans = data.labeller.spans.of(recording)
+        events = found[found["file"] == str(data.collection.path(recording))]
+        for label in np.unique(spans.label):
+            times = np.arange(0, 6, pixel / 4)
+            ours, theirs = np.zeros(len(times), bool), np.zeros(len(times), bool)
+            for start, stop in zip(spans.start[spans.label == label], spans.stop[spans.label == label], strict=True):
+                ours |= (times >= start / rate[recording]) & (times < stop / rate[recording])
+            for event in events[events["label"] == data.classes[label]].itertuples():
+                theirs |= (times >= event.onset) & (times < event.offset)
+            edges = np.flatnonzero(np.diff(ours.astype(int))) * pixel / 4
+            for time in times[ours != theirs]:
+                assert len(edges) and np.abs(edges - time).min() <= 1.5 * pixel, (label, time)
 
 
 def compare(truth, found, layout, recordings):
@@ -232,12 +261,62 @@ def test_boxes_outside_are_cut_or_left_out_and_counted(made, tmp_path):
     assert set(pd.read_csv(tmp_path / "recordings.csv")["file"]) > {image["file"]}
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["manifest.csv", "recordings.csv", "export.json"]),
+    st.sampled_from(["cut", "gone", "nan", "minus", "line twice", "line gone", "other"]),
+    st.floats(0, 1),
+)
+def test_a_damaged_export_is_named(made, name, damage, place):
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        for table in ("manifest.csv", "recordings.csv", "export.json", "reference.csv"):
+            shutil.copy(made / "out" / table, folder / table)
+        shutil.copytree(made / "out" / "labels", folder / "found")
+        text = (folder / name).read_text()
+        lines, at = text.splitlines(keepends=True), int(place * len(text))
+        line = 1 + int(place * (len(lines) - 2))
+        if damage == "gone":
+            (folder / name).unlink()
+        else:
+            first, last = "".join(lines[:line]), "".join(lines[line + 1 :])
+            new = {"cut": text[:at], "line twice": first + 2 * lines[line] + last, "line gone": first + last}
+            new |= {"nan": text.replace("2", "nan", 3), "minus": text.replace(",2", ",-2"), "other": text.replace("t", "x")}
+            (folder / name).write_text(new[damage])
+        code, told = run(import_yolo, folder, folder / "found", "--sides", "train", "--report")
+        if code:
+            assert code == 2 and told.splitlines()[-1].startswith(("error: ", "usage")), told
+            assert not (folder / "found" / "events.csv").exists()
+        else:
+            pd.read_csv(folder / "found" / "events.csv")
+
+
+def test_pages_and_tables_of_what_was_imported(made, tmp_path):
+    """Without a model and without scores: events with their boxes in the pages, frequencies in Raven's tables."""
+    shutil.copytree(made / "out" / "labels", tmp_path / "found")
+    words = ["--sides", "train", "--call-gap", "0.02", "--report", "--formats", "raven"]
+    code, told = run(import_yolo, made / "out", tmp_path / "found", *words)
+    assert code == 0 and "report/index.html" in told
+    events = pd.read_csv(tmp_path / "found" / "events.csv")
+    pages = [json.loads(re.search(r'json">(.*)</script>', page.read_text("utf-8"))[1])
+             for page in (tmp_path / "found" / "report").rglob("*.WAV*.html")]
+    shown = pd.DataFrame([event for page in pages for event in page["events"]])
+    assert len(shown) == len(events) and shown["score"].isna().all()
+    assert sorted(shown["low_hz"]) == sorted(events["low_hz"].round(1))
+    assert all(page["probabilities"] is None and page["attention"] is None for page in pages)
+    assert any(page["reference"] for page in pages)
+    raven = pd.concat([pd.read_csv(path, sep="\t") for path in (tmp_path / "found" / "raven").rglob("*.txt")])
+    raven = raven[raven["View"].str.startswith("Spectrogram")]
+    np.testing.assert_allclose(sorted(raven["Low Freq (Hz)"]), sorted(events["low_hz"]), atol=0.1)
+    np.testing.assert_allclose(sorted(raven["High Freq (Hz)"]), sorted(events["high_hz"]), atol=0.1)
+
+
 def test_phonemes_become_calls_by_their_gaps():
     rows = [("a", 0.0, 0.1, "x", 0.5, 10, 20), ("a", 0.14, 0.2, "y", 0.9, 5, 15), ("a", 0.5, 0.6, "x", 0.4, 1, 2)]
-    phonemes = pd.DataFrame(rows, columns=yolo.EVENT_COLUMNS)
-    calls = yolo.group(phonemes, 0.05)
+    phonemes = pd.DataFrame(rows, columns=EVENT_COLUMNS)
+    calls = group(phonemes, 0.05)
     assert calls.to_numpy().tolist() == [["a", 0.0, 0.2, "y", 0.9, 5, 20], ["a", 0.5, 0.6, "x", 0.4, 1, 2]]
-    assert len(yolo.group(phonemes, 0.03)) == 3
+    assert len(group(phonemes, 0.03)) == 3
 
 
 CONFIG = """[net]

@@ -161,6 +161,7 @@ def module(name: str) -> ModuleType:
 
 # Packages that a subcommand needs beyond the base, and what brings them.
 EXTRAS = {"optuna": "sweep", "tensorflow": "tensorflow", "tf_keras": "tensorflow", "onnx": "onnx", "onnxruntime": "onnx"}
+EXTRAS |= {"torchvision": "boxes"}
 VERSIONS = ("denet-torch", "torch", "numpy", "numba", "soundfile", "pandas")
 
 

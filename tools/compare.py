@@ -17,6 +17,8 @@ from training.options import Parser, counted
 def parser(prog: str = "python -m tools.compare") -> Parser:
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("--reference", type=Path, required=True, metavar="FILE", help="what is right, as of denet evaluate")
+    parser.add_argument("--label-column", metavar="NAME", help="of the reference, as of denet evaluate")
+    parser.add_argument("--time-expansion", type=float, default=1, metavar="X", help="of the reference, as of denet evaluate")
     parser.add_argument("--estimated", nargs="+", required=True, metavar="[NAME=]FILE", help="two or more tables of events")
     parser.add_argument(
         "--recordings", type=Path, metavar="FILE", help="file and duration of all searched (default: recordings.csv beside each)"
@@ -35,8 +37,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.compar
 
     try:
         tables = named(args.estimated)
+        how = {"min_iou": args.iou, "time_expansion": args.time_expansion, "label_column": args.label_column}
         result = comparison.compare(
-            args.reference, tables, args.recordings, args.collar, args.resolution, args.any_label, min_iou=args.iou
+            args.reference, tables, args.recordings, args.collar, args.resolution, args.any_label, **how
         )
         page = comparison.write(result, args.output)
     except (ValueError, OSError) as error:

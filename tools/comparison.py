@@ -20,6 +20,7 @@ from tools.scores import DRAWS, SCORES, load, ranked_hits, score
 from training.collection import replacing
 
 PLACES = 12  # recordings that a page shows
+SLOW = 0.05  # share by which a file may be longer than a table says without being slowed down
 SHOWN_SECONDS = 10.0  # of a recording, around what the tables disagree on
 
 
@@ -46,12 +47,16 @@ def compare(
     any_label: bool = False,
     seed: int = 0,
     min_iou: float | None = None,
+    time_expansion: float = 1,
+    label_column: str | None = None,
 ) -> Comparison:
     """Score `tables` (by name) against `reference` on the recordings that all of them searched.
 
-    recordings: file and duration of these; without it each table's own recordings.csv. Raises ValueError.
+    recordings: file and duration of these; without it each table's own recordings.csv. time_expansion, label_column: of the
+    reference (see `event_formats.read_events`). Raises ValueError.
     """
-    loaded = {name: load(reference, path, recordings, any_label) for name, path in tables.items()}
+    how = (recordings, any_label, time_expansion, label_column)
+    loaded = {name: load(reference, path, *how) for name, path in tables.items()}
     first = next(iter(loaded))
     given, _, durations = loaded[first]
     events = {"reference": given}
@@ -145,8 +150,11 @@ def _places(files: list[str], counts: dict[str, np.ndarray], events: dict[str, p
 def _picture(comparison: Comparison, file: str) -> str:
     """Spectrogram of a recording with the events of all tables below it, the boxes of those with frequencies in it."""
     try:
-        info = audio.probe(file)
-    except audio.AudioError as error:
+        # The file of a recording that was slowed down is longer than what the tables say.
+        slow = audio.probe(file).duration / comparison.durations[file]
+        factor = 1 if abs(slow - 1) < SLOW else slow
+        info = audio.probe(file, factor)
+    except (audio.AudioError, ZeroDivisionError) as error:
         return f"<p>{html.escape(str(error))}</p>"
     tables = {name: table[table["file"] == file] for name, table in comparison.events.items()}
     onsets = pd.concat([table["onset"] for table in tables.values()])
@@ -154,7 +162,8 @@ def _picture(comparison: Comparison, file: str) -> str:
     start = float(np.clip(middle - SHOWN_SECONDS / 2, 0, max(0.0, info.duration - SHOWN_SECONDS)))
     stop = min(info.duration, start + SHOWN_SECONDS)
     try:
-        sound = audio.read(file, round(start * info.samplerate), round((stop - start) * info.samplerate))
+        place = round(start * info.samplerate), round((stop - start) * info.samplerate)
+        sound = audio.read(file, *place, time_expansion=factor)
     except audio.AudioError as error:
         return f"<p>{html.escape(str(error))}</p>"
     level = spectrogram(sound, info.samplerate, 1200)

@@ -35,11 +35,12 @@ import denet_torch
 from denet_torch import audio
 from denet_torch.detection import (
     Decoding,
+    answer_seconds,
     class_names,
-    count_frames,
-    event_table,
-    events,
-    frame_probabilities,
+    count_answers,
+    decode,
+    joined,
+    search,
     stored_decoding,
 )
 from denet_torch.files import clear_partial
@@ -56,7 +57,7 @@ SHOWN = 20  # notes, and names in one
 
 @dataclass(frozen=True)
 class Job:
-    """How probabilities are computed, and the folder that keeps them; see `frame_probabilities`."""
+    """How answers are computed, and the folder that keeps them; see `denet_torch.detection.search`."""
 
     weights: Path
     folder: Path
@@ -68,7 +69,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Part:
-    """The frames `start` to `stop` of a recording; `file` holds their probabilities once computed."""
+    """The frames, or images, `start` to `stop` of a recording; `file` holds the answers once computed."""
 
     path: Path
     start: int
@@ -110,7 +111,10 @@ class Results:
 
     def probabilities(self, path: str | Path) -> np.ndarray:
         """Class probabilities (frames, n_classes) of a recording."""
-        return _load(self.parts[Path(path)])
+        answers = _load(self.parts[Path(path)])
+        if answers.ndim == 2 and answers.shape[1] == len(self.labels):
+            return answers
+        raise ValueError("these weights find boxes and do not answer frame by frame: there are no frame probabilities")
 
 
 def collect(paths: Iterable[str]) -> list[Path]:
@@ -205,23 +209,27 @@ def run(job: Job, paths: list[Path], processes: int = 1, **decoding) -> Results 
     if rank > 0:
         return None
     recordings = {path: parts for path, parts in recordings.items() if path not in failures}
-    frame = model.samples / model.sr
     tables, rows = [], []
     for path, parts in tqdm(recordings.items(), desc="decode", unit="file", leave=False):
         info = audio.probe(path, job.time_expansion)
-        probabilities, began, site = _load(parts), dates.began(path), dates.site(path)
-        table = events(probabilities, frame, info.duration, class_names(model), chosen, path)
-        means = class_probabilities(table, probabilities, frame, class_names(model))
+        found, began, site = _load(parts), dates.began(path), dates.site(path)
+        table = decode(model, found, info.duration, chosen, path)
+        measured = measure(table, job.time_expansion)
+        if model.answers_with_boxes:  # which tell the band themselves
+            measured = measured.assign(low_hz=table.low_hz, high_hz=table.high_hz, bandwidth_hz=table.high_hz - table.low_hz)
+        else:
+            means = class_probabilities(table, found, model.samples / model.sr, class_names(model))
+            measured = pd.concat([measured, means], axis=1)
         clock = [clock_time(began, onset) for onset in table.onset]
-        tables.append(pd.concat([measure(table, job.time_expansion), means], axis=1).assign(clock=clock, site=site))
+        tables.append(measured.assign(clock=clock, site=site))
         rows.append((str(path), info.duration, info.samplerate, len(table), clock_time(began), site))
     return Results(
-        pd.concat(tables, ignore_index=True) if tables else event_table([]),
+        pd.concat(tables, ignore_index=True) if tables else joined(model, []),
         pd.DataFrame(rows, columns=["file", "duration", "samplerate", "events", "began", "site"]),
         failures,
         recordings,
         class_names(model),
-        frame,
+        model.samples / model.sr,
         chosen,
         speed,
         notes,
@@ -252,14 +260,14 @@ def _plan(
     """Parts of each recording, the reasons why there are none, and notes."""
     with open(job.weights, "rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
-    length = round(PART_SECONDS * model.sr / model.samples)
+    length = max(1, round(PART_SECONDS / answer_seconds(model)))
     recordings, failures, faults, low = {}, {}, [], []
     for path in tqdm(paths, desc="headers", unit="file", leave=False):
         try:
             if not is_text(str(path)):
                 shown = os.fsencode(path).decode(errors="backslashreplace")
                 raise audio.AudioError(f"{shown}: has a name that is not in UTF-8; rename it")
-            total = count_frames(model, path, job.time_expansion)
+            total = count_answers(model, path, job.time_expansion)
             info = audio.probe(path, job.time_expansion)
         except audio.AudioError as error:
             failures[path] = str(error)
@@ -286,7 +294,7 @@ def _more(lines: list[str]) -> str:
 def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, str], float]:
     """Compute the parts that have no file yet; the reasons of those that fail, and the seconds of audio computed in a second."""
     keep_freed_memory()
-    frame = load_model(job).samples / load_model(job).sr
+    step = answer_seconds(load_model(job))
     clear_partial(job.folder / "parts")
     todo = [part for part in parts if not _intact(part)]
     failures, speed = {}, float("nan")
@@ -296,8 +304,8 @@ def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, st
         executor = ProcessPoolExecutor(processes, get_context("spawn"), _start, (threads,))
     bar = tqdm(
         desc="detect",
-        total=frame * sum(part.stop - part.start for part in parts),
-        initial=frame * sum(part.stop - part.start for part in set(parts) - set(todo)),
+        total=step * sum(part.stop - part.start for part in parts),
+        initial=step * sum(part.stop - part.start for part in set(parts) - set(todo)),
         bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s {remaining} left{postfix}",
     )
     try:
@@ -309,7 +317,7 @@ def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, st
                 failure = next(outcomes)
             if failure:
                 failures[part.path] = failure
-            seconds = frame * (part.stop - part.start)
+            seconds = step * (part.stop - part.start)
             speed = (bar.n - bar.initial + seconds) / (time.perf_counter() - started)
             bar.set_postfix_str(pace(speed), refresh=False)
             bar.update(seconds)
@@ -348,7 +356,7 @@ def _start(threads: int) -> None:
 def _work(job: Job, part: Part) -> str | None:
     """Compute one part; the reason if its recording cannot be read."""
     try:
-        probabilities = frame_probabilities(
+        found = search(
             load_model(job),
             part.path,
             part.start,
@@ -360,7 +368,7 @@ def _work(job: Job, part: Part) -> str | None:
     except audio.AudioError as error:
         return str(error)
     buffer = io.BytesIO()
-    np.save(buffer, probabilities)
+    np.save(buffer, found)
     data = buffer.getvalue()
     with replacing(part.file) as file:
         file.write_bytes(data + hashlib.sha256(data).digest())  # numpy does not look behind the array

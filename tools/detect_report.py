@@ -1,7 +1,8 @@
 """Web pages on which a person sees, hears and judges what was detected; each is one file that needs no other.
 
 index.html lists the recordings. A recording's page shows its waveform, spectrogram, attention per band,
-call probability, detected events and, if given, those of a reference; a long recording has several pages.
+call probability, detected events and, if given, those of a reference; a long recording has several pages. Events with
+frequencies are boxes in the spectrogram; where nothing tells call probabilities or attention, these are left out.
 """
 
 import base64
@@ -9,6 +10,7 @@ import hashlib
 import html
 import io
 import json
+import math
 import os
 import string
 import urllib.parse
@@ -29,6 +31,7 @@ from tools.event_formats import match_files
 from training.collection import replacing
 from training.options import counted
 
+BAND = ["low_hz", "high_hz"]
 PAGE_SECONDS = 60
 PAGE_SAMPLES = 5_000_000  # that a browser holds: 20 s at 250 kHz
 FACTORS = (1, 2, 5, 10, 20, 50)  # by which sound is slowed down
@@ -48,13 +51,14 @@ TEMPLATES = Path(__file__).parent
 
 def write(
     results: Results,
-    model: denet_torch.Model,
+    model: denet_torch.Model | None,
     folder: Path,
     time_expansion: float = 1,
     reference: pd.DataFrame | None = None,
 ) -> Path:
     """Write the pages of `results` to `folder` and return the path of index.html.
 
+    `model`: that found them; None for those of another program, which have no probabilities, and scores perhaps NaN.
     `reference`: events to show beside those found; their files are matched to the recordings' (see
     `event_formats.match_files`). Raises ValueError, AudioError if a recording cannot be read.
     """
@@ -62,6 +66,8 @@ def write(
         reference = match_files(reference, results.recordings.file)
     files = [os.path.abspath(file) for file in results.recordings.file]
     top = os.path.commonpath([os.path.dirname(file) for file in files])
+    if model is not None and model.answers_with_boxes:
+        model = None  # no frames to show
     pages, decisions = {}, []
     for row in tqdm(results.recordings.itertuples(), total=len(files), desc="report", unit="file"):
         name = os.path.relpath(os.path.abspath(row.file), top)
@@ -92,7 +98,7 @@ def attention(model: denet_torch.Model, waveform: np.ndarray) -> tuple[np.ndarra
 
 def _write_pages(
     results: Results,
-    model: denet_torch.Model,
+    model: denet_torch.Model | None,
     folder: Path,
     row,
     name: str,
@@ -102,8 +108,9 @@ def _write_pages(
     """Write the pages of the recording in `row` of `results.recordings`; their paths below `folder`, and of each what the index
     needs to save the decisions made there: id, file and events."""
     length = max(1, int(min(PAGE_SECONDS, PAGE_SAMPLES / row.samplerate) / results.frame))  # frames in a page
-    call = results.probabilities(row.file)[:, 1:].sum(axis=1)
-    firsts = range(0, len(call), length)
+    call = None if model is None else results.probabilities(row.file)[:, 1:].sum(axis=1)
+    frames = len(call) if call is not None else math.ceil(row.duration / results.frame - 1e-9)
+    firsts = range(0, frames, length)
     paths = [f"{name}.html" if i == 0 else f"{name}.{i + 1}.html" for i in range(len(firsts))]
     events = results.events[results.events.file == row.file]
     decisions = []
@@ -117,10 +124,10 @@ def _write_pages(
             "start": start,
             "duration": end - start,
             "frame": results.frame,
-            "threshold": results.decoding.threshold,
-            "low_threshold": results.decoding.low_threshold or results.decoding.threshold,
+            "threshold": results.decoding and results.decoding.threshold,
+            "low_threshold": results.decoding and (results.decoding.low_threshold or results.decoding.threshold),
             "labels": results.labels[1:],
-            "probabilities": call[first : first + length].round(4).tolist(),
+            "probabilities": None if call is None else call[first : first + length].round(4).tolist(),
             "events": _within(events, start, end, last, ["onset", "offset", "label", "score"]),
             "reference": None,
             "index": "../" * (len(Path(name).parts) - 1) + "index.html",
@@ -146,14 +153,15 @@ def render(page: dict) -> str:
     return (TEMPLATES / "detect_report.html").read_text(encoding="utf-8").replace("__DATA__", text)
 
 
-def _sound(model: denet_torch.Model, row, start: float, end: float, time_expansion: float, calls: list[dict]) -> dict:
+def _sound(
+    model: denet_torch.Model | None, row, start: float, end: float, time_expansion: float, calls: list[dict]
+) -> dict:
     """Waveform, spectrogram, attention and the sound around `calls` of a recording from `start` to `end` (s), as in a page."""
 
     def part(rate: int) -> tuple[int, int]:
         return round(start * rate), round(end * rate) - round(start * rate)
 
     waveform = audio.read(row.file, *part(row.samplerate), time_expansion=time_expansion)
-    heard = audio.read(row.file, *part(model.sr), rate=model.sr, time_expansion=time_expansion)
     columns = int(np.clip(250 * (end - start), 1200, 15_000))
     levels = spectrogram(waveform, row.samplerate, columns)
     floor = max(np.median(levels), levels.max() - 80)
@@ -175,7 +183,10 @@ def _sound(model: denet_torch.Model, row, start: float, end: float, time_expansi
         "levels": [round(float(floor), 1), round(float(top), 1)],
         "attention": None,
     }
-    found = attention(model, heard)
+    found = None
+    if model is not None:
+        heard = audio.read(row.file, *part(model.sr), rate=model.sr, time_expansion=time_expansion)
+        found = attention(model, heard)
     if found is not None:
         weights, centres = np.sqrt(found[0]), found[1]  # few bands have most of it
         marks = np.linspace(0, len(centres) - 1, 5).round().astype(int)
@@ -214,9 +225,17 @@ def _compressed(waveform: np.ndarray, rate: int, share: float) -> bytes:
 
 
 def _within(table: pd.DataFrame, start: float, end: float, last: bool, columns: list[str]) -> list[dict]:
-    """Events that begin between `start` and `end`, or after `start` on the last page."""
-    inside = (table.onset >= start) & ((table.onset < end) | last)
-    return table.loc[inside, columns].to_dict("records")
+    """Events that begin between `start` and `end`, or after `start` on the last page; those with frequencies have these too.
+
+    A score that is not told is None.
+    """
+    inside = table[(table.onset >= start) & ((table.onset < end) | last)]
+    records = inside[columns].astype(object).where(inside[columns].notna(), None).to_dict("records")
+    if BAND[0] in inside:
+        for record, band in zip(records, inside[BAND].to_numpy(float), strict=True):
+            if np.isfinite(band).all():
+                record |= dict(zip(BAND, band.round(1).tolist(), strict=True))
+    return records
 
 
 def _picture(values: np.ndarray, floor: float, top: float, size: float | None = None) -> str:
@@ -264,7 +283,7 @@ def _write_index(
         reasons = (f"<li>{html.escape(reason)}</li>\n" for reason in results.failures.values())
         body += f"<h2>Not searched</h2>\n<ul>\n{''.join(reasons)}</ul>"
     summary = f"{counted(len(results.events), 'event')} in {counted(len(results.recordings), 'recording')}, "
-    summary += f"{results.recordings.duration.sum():.1f} s; {results.decoding}"
+    summary += f"{results.recordings.duration.sum():.1f} s" + (f"; {results.decoding}" if results.decoding else "")
     write_tables_page(path, "Detected calls", summary, save + body)
 
 

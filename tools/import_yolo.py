@@ -34,12 +34,13 @@ def parser(prog: str = "python -m tools.import_yolo") -> Parser:
     )
     formats = ("events.parquet", *PROGRAMS)
     parser.add_argument("--formats", nargs="*", default=[], choices=formats, help="further results, as of denet detect")
+    parser.add_argument("--report", action="store_true", help="web pages to look, listen and correct, the export's calls beside")
     return parser
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m tools.import_yolo") -> int:
     args = parser(prog).parse_args(arguments)
-    from tools import event_formats, yolo  # PyTorch takes seconds
+    from tools import detect_report, event_formats, yolo  # PyTorch takes seconds
 
     output = args.output or args.detections
     try:
@@ -48,6 +49,10 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.import
         event_formats.write(results, output, args.formats, export.time_expansion)
         if args.call_gap > 0:
             event_formats.write_csv(phonemes, output / "phonemes.csv")
+        if args.report:
+            reference = event_formats.read_events(args.export / "reference.csv")
+            page = detect_report.write(results, None, output / "report", export.time_expansion, reference)
+            print(f"look at {page}")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

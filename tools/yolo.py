@@ -24,24 +24,21 @@ import numpy as np
 import pandas as pd
 import yaml
 from PIL import Image
-from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
+from denet_torch.boxes import EVENT_COLUMNS, Layout, event_table, group
 from denet_torch.files import partial_folder
 from tools.detect_batch import Results
-from training.boxes import Layout, Pictures, blank_spans, boxes_of
+from training.boxes import Pictures, blank_spans, boxes_of
 from training.collection import CollectionError, replacing
 from training.config import Config
 from training.labels import IGNORE
 from training.loop import open_data, prepare_data
 from training.splits import SIDES
 
-EVENT_COLUMNS = ["file", "onset", "offset", "label", "score", "low_hz", "high_hz"]
 NAMES = ("images", "labels", "data.yaml", "classes.names", "hyp.yaml", "annotations.json", "recordings.csv", "reference.csv")
 NAMES += (*(f"{side}.txt" for side in SIDES), "manifest.csv", "export.json")  # the last one tells that all is there
 MANIFEST = ["image", "side", "file", "start", "seconds", "low_hz", "high_hz", "width", "height"]
-SAME = 0.5  # share of the smaller of two boxes that both have, in the time that two images share, if they are one call
-NEAR = 1.5  # pixels from an image's side within which a box is cut by it
 # No mosaic, flip, shift, scale or colour: in a spectrogram a place is a time and a frequency, and grey is a level.
 UNCHANGED = ("hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective")
 UNCHANGED += ("flipud", "fliplr", "mosaic", "mixup")
@@ -221,14 +218,30 @@ def read_export(root: Path) -> Export:
         images = pd.read_csv(root / "manifest.csv")[MANIFEST]
         recordings = pd.read_csv(root / "recordings.csv")[["file", "duration", "samplerate", "side"]]
         layout, classes = Layout(**facts["layout"]), list(facts["classes"])
+        expansion = float(facts["time_expansion"])
+        _check(images, recordings, classes, expansion)
         images["recording"] = pd.Index(recordings["file"]).get_indexer(images["file"])
         images.index = [Path(image).stem for image in images["image"]]
-        expansion = float(facts["time_expansion"])
     except FileNotFoundError as error:
         raise YoloError(f"{root}: is no export, {Path(error.filename).name} is missing") from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise YoloError(f"{root}: is no export that can be used ({str(error).splitlines()[0]})") from None
     return Export(root, images, recordings, classes, layout, expansion)
+
+
+def _check(images: pd.DataFrame, recordings: pd.DataFrame, classes: list, expansion: float) -> None:
+    """Raise ValueError for tables that no export of ours has; half a file is such."""
+    starts, sizes = images["start"].to_numpy(float), recordings[["duration", "samplerate"]].to_numpy(float)
+    if not (np.isfinite(starts).all() and (starts >= 0).all() and np.isfinite(sizes).all() and (sizes > 0).all()):
+        raise ValueError("a time or rate is no number above 0")
+    if recordings["file"].duplicated().any() or images["image"].map(lambda image: Path(image).stem).duplicated().any():
+        raise ValueError("a file or image is named twice")
+    if unknown := sorted(set(images["file"]) - set(recordings["file"])):
+        raise ValueError(f"recordings.csv lacks {unknown[0]} of manifest.csv")
+    if not {*images["side"], *recordings["side"]} <= {*SIDES}:
+        raise ValueError("a side is none of " + ", ".join(SIDES))
+    if not classes or not all(isinstance(name, str) for name in classes) or not (math.isfinite(expansion) and expansion > 0):
+        raise ValueError("export.json names no classes or no time expansion")
 
 
 def find_events(
@@ -337,85 +350,19 @@ def _box(line: str, where: str, classes: int) -> tuple[int, float, float, float,
 
 
 def join(export: Export, boxes: pd.DataFrame) -> pd.DataFrame:
-    """Events (EVENT_COLUMNS) of boxes, those of one call in images that overlap joined, in order of file and onset.
-
-    In the time that two neighbours share, each box of one belongs to at most one of the other, of the same class: those that
-    have most in common. Of a call that an image shows whole, the box there counts; else all of its pieces together.
-    """
+    """Events (EVENT_COLUMNS) of boxes, those of one class and call in images that overlap joined (`Layout.join`), in order of
+    file and onset."""
     rows = []
     for (recording, label), group_ in boxes.groupby(["recording", "label"], sort=True):
-        rows += [(recording, label, *event) for event in _joined(export, group_, int(recording))]
+        found = group_[["onset", "offset", "low_hz", "high_hz", "score", "start"]].to_numpy(float)
+        duration = export.recordings["duration"].iat[int(recording)]
+        rows += [(recording, label, *event) for event in export.layout.join(found, duration)]
     table = pd.DataFrame(rows, columns=["recording", "label", "onset", "offset", "low_hz", "high_hz", "score"])
     table = table.sort_values(["recording", "onset", "offset"], kind="stable")
     numbers = table["recording"].to_numpy(int)
     table["file"] = export.recordings["file"].to_numpy(object)[numbers] if len(table) else []
     table["label"] = [export.classes[int(label)] for label in table["label"]]
-    table = table.astype(dict.fromkeys(["onset", "offset", "score", "low_hz", "high_hz"], float))
-    return table.astype({"file": "str", "label": "str"})[EVENT_COLUMNS].reset_index(drop=True).round({"onset": 6, "offset": 6})
-
-
-def _joined(export: Export, boxes: pd.DataFrame, recording: int) -> list[tuple]:
-    layout = export.layout
-    values = boxes[["onset", "offset", "low_hz", "high_hz", "score", "start"]].to_numpy(float)
-    number = np.round(values[:, 5] / layout.step).astype(int)
-    owner = np.arange(len(values))
-    for i in np.unique(number):
-        ours, theirs = np.flatnonzero(number == i), np.flatnonzero(number == i + 1)
-        if not len(theirs):
-            continue
-        start = (i + 1) * layout.step
-        common, union, smaller = _common(values[ours], values[theirs], start, start + layout.overlap)
-        fits = common >= SAME * smaller
-        fits &= common > 0
-        one, other = linear_sum_assignment(-np.where(fits, common / union, 0))
-        for a, b in zip(ours[one], theirs[other], strict=True):
-            if fits[np.searchsorted(ours, a), np.searchsorted(theirs, b)]:
-                owner[b] = owner[a]
-    pixel = NEAR * layout.seconds / layout.width
-    end = export.recordings["duration"].iat[recording]
-    events = []
-    for one in np.unique(owner):
-        pieces = values[owner == one]
-        cut = (pieces[:, 0] < pieces[:, 5] + pixel) & (pieces[:, 5] > 0)
-        last = pieces[:, 5] + layout.seconds
-        cut |= (pieces[:, 1] > last - pixel) & (last < end - pixel)
-        score = pieces[:, 4].max()
-        if not cut.all():
-            whole = pieces[~cut]
-            best = whole[np.argmax(np.nan_to_num(whole[:, 4], nan=1.0))]
-            events.append((*best[:4], score))
-        else:
-            onset, low = pieces[:, [0, 2]].min(axis=0)
-            offset, high = pieces[:, [1, 3]].max(axis=0)
-            events.append((onset, offset, low, high, score))
-    return events
-
-
-def _common(ours: np.ndarray, theirs: np.ndarray, start: float, stop: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Areas (ours, theirs) within the time from start to stop: of both, of either, of the smaller of the two."""
-    sides = []
-    for boxes in (ours, theirs):
-        left, right = np.clip(boxes[:, 0], start, stop), np.clip(boxes[:, 1], start, stop)
-        sides.append((left, right, boxes[:, 2], boxes[:, 3], (right - left) * (boxes[:, 3] - boxes[:, 2])))
-    (a0, a1, al, ah, area), (b0, b1, bl, bh, other) = sides
-    wide = np.minimum(a1[:, None], b1) - np.maximum(a0[:, None], b0)
-    tall = np.minimum(ah[:, None], bh) - np.maximum(al[:, None], bl)
-    common = np.maximum(wide, 0) * np.maximum(tall, 0)
-    return common, np.maximum(area[:, None] + other - common, 1e-12), np.minimum(area[:, None], other)
-
-
-def group(phonemes: pd.DataFrame, call_gap: float) -> pd.DataFrame:
-    """Phonemes of a recording less than `call_gap` (s) apart as one call, of any class."""
-    rows = []
-    for file, table in phonemes.groupby("file", sort=False):
-        table = table.sort_values("onset", kind="stable")
-        reach = table["offset"].cummax().shift()
-        for _, call in table.groupby((table["onset"] - reach >= call_gap).cumsum()):
-            weight = call["score"].fillna(call["offset"] - call["onset"])
-            label = call["label"].iloc[int(weight.to_numpy().argmax())]
-            band = call["low_hz"].min(), call["high_hz"].max()
-            rows.append((file, call["onset"].min(), call["offset"].max(), label, call["score"].max(), *band))
-    return pd.DataFrame(rows, columns=EVENT_COLUMNS).astype(phonemes.dtypes.to_dict())
+    return event_table(table[EVENT_COLUMNS].to_numpy(object).tolist())
 
 
 def prepare_config(source: Path, classes: int, target: Path) -> dict[str, int]:

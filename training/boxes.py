@@ -3,14 +3,10 @@
     layout = Layout(seconds=2.0, overlap=0.5, width=640, height=320, top_hz=125_000)
     calls = boxes_of(data.labeller, data.collection, recording)   # onset, offset, label, low_hz, high_hz
     for start, picture in Pictures(...): ...                      # uint8 (height, width), the highest frequency in row 0
-
-Images of one recording begin every `layout.step` seconds, so that two neighbours share `layout.overlap`; none shares a
-moment with more than one image before it. The last one is filled up.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +15,7 @@ import scipy.fft
 from numpy.lib.stride_tricks import sliding_window_view
 
 from denet_torch import audio
+from denet_torch.boxes import QUIET, Layout
 from training.collection import Collection
 from training.labels import IGNORE, Labeller, Spans, merge, subtract
 from training.tables import FREQUENCY_COLUMNS
@@ -27,46 +24,6 @@ BOX_COLUMNS = ["onset", "offset", "label", "low_hz", "high_hz", "estimated"]
 SAMPLED = 8  # images of a recording whose spectra say what its background is
 BELOW, ABOVE = 5.0, 40.0  # dB below and above the background that are black and white
 ENERGY = (0.05, 0.95)  # shares of a call's energy below the lower and the upper end of an estimated band
-QUIET = 1e-8  # power of what 16 bits cannot tell from silence
-LEAST_SHARE = 0.25  # of a call, or of the overlap: a shorter piece at an image's border is no box, the next image has it whole
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How recordings become images: seconds in an image and shared by two, pixels, and the frequency at the top (Hz)."""
-
-    seconds: float
-    overlap: float
-    width: int
-    height: int
-    top_hz: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.overlap <= self.seconds / 2:
-            raise ValueError(f"images of {self.seconds:g} s that share {self.overlap:g} s; they can share up to half")
-        if min(self.width, self.height) < 10:
-            raise ValueError(f"images of {self.width} x {self.height} pixels; each side needs at least 10")
-
-    @property
-    def step(self) -> float:
-        """Seconds from one image to the next."""
-        return self.seconds - self.overlap
-
-    def starts(self, duration: float) -> list[float]:
-        """Where the images of a recording of `duration` seconds begin (s)."""
-        return [i * self.step for i in range(max(1, math.ceil((duration - self.overlap) / self.step - 1e-9)))]
-
-    def within(self, calls: pd.DataFrame, start: float) -> pd.DataFrame:
-        """The parts of calls in the image at `start`: label, and the sides left, top, right, bottom as shares (0 to 1)."""
-        ends = calls[["onset", "offset"]].to_numpy(float)
-        left, right = ((ends - start) / self.seconds).clip(0, 1).T
-        length, shown = ends[:, 1] - ends[:, 0], (right - left) * self.seconds
-        whole = shown >= length - 1e-9
-        kept = whole | (shown >= LEAST_SHARE * np.minimum(length, self.overlap))
-        kept &= right > left
-        top, bottom = (1 - calls[["high_hz", "low_hz"]].to_numpy(float) / self.top_hz).clip(0, 1).T
-        columns = {"label": calls["label"].to_numpy(), "left": left, "top": top, "right": right, "bottom": bottom}
-        return pd.DataFrame(columns)[kept]
 
 
 def boxes_of(labeller: Labeller, collection: Collection, recording: int) -> pd.DataFrame:

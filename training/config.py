@@ -26,7 +26,7 @@ class TrainingError(ValueError):
 MAX_YAML = 1_000_000  # bytes
 
 # Names from modules that import much; tests/test_command.py holds them to those there.
-MODEL_NAMES = ("denet", "sincnet")
+MODEL_NAMES = ("denet", "sincnet", "boxes")
 FORMATS = ("fruit-bats", "raven", "audacity", "generic", "events", "svl", "birdnet", "batdetect2", "mixed")
 SPLIT_BY = ("day", "treatment", "cage", "emitter", "folder", "recording")
 TASKS = (

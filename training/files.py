@@ -9,7 +9,7 @@ A training step draws files, then a chunk of each; a file's class is decided by 
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,12 @@ from denet_torch import Model, audio, checkpoint
 from denet_torch.classification import file_log_posteriors
 from denet_torch.schema import Detection
 
-from . import checkpoints
+from . import fitting
 from .collection import Collection, open_collection, replacing
 from .config import Config, TrainingError, as_dict, flag, reading
+from .fitting import WEIGHTS, Progress
 from .labels import Labeller
-from .registry import current_rate, freeze_front_end, get_model, get_optimizer, get_schedule
-from .runs import Stopped
+from .registry import freeze_front_end, get_model
 from .splits import SIDES, draw_few, split_collection, write_split
 
 ANSWERS = "answers.csv"
@@ -150,99 +150,22 @@ class Chunks:
         return chunk
 
 
-@dataclass
-class Progress:
-    """How far a run has come, and what it saw."""
-
-    step: int = 0
-    epoch: int = 0
-    best: float = -1.0
-    best_epoch: int = 0
-    initial_filters: list[list[float]] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
-    epochs: list[dict] = field(default_factory=list)
-
-    def state_dict(self) -> dict:
-        return asdict(self)
-
-    def load_state_dict(self, state: dict) -> None:
-        vars(self).update(state)
-
-
 def fit(
     fabric: Fabric, model: Model, train: Files, validation: Files, config: Config, out: Path, check=lambda: None
 ) -> Progress:
-    """Train, keep in `out` the weights with the best accuracy on the validation files, and go on from a checkpoint in `out`.
-
-    What a step draws depends on the seed and the step alone. `check` is called after each step and each file, and may raise
-    Stopped: what was done is saved.
-    """
+    """Train as `fitting.fit` does; the score is the accuracy on the validation files. `check` is called after each file too."""
     chunks = Chunks(train, model, config.call_share)
-    epoch_steps = max(1, config.epoch_windows // config.batch_size)
-    on_cpu = fabric.device.type == "cpu"
-    optimizer = get_optimizer(config.optimizer, model, config.learning_rate, config.rate_factor, config.weight_decay, on_cpu)
-    schedule = get_schedule(config.schedule, optimizer, config.warmup_steps, epoch_steps * config.epochs)
-    progress = Progress(initial_filters=[cut.tolist() for cut in model.pass_bands() or ()])
-    state = {"model": model, "optimizer": optimizer, "schedule": schedule, "progress": progress}
-    module, optimizer = fabric.setup(model, optimizer)
-    path, damaged = checkpoints.find(out)
-    for bad in damaged:
-        tqdm.write(f"warning: {bad} is damaged; using the one before")
-    if path is not None:
-        checkpoints.load(path, state)
-        tqdm.write(f"resuming from {path}")
 
-    def save() -> None:
-        checkpoints.save(out, state, progress.step, config.keep)
-
-    def step() -> None:
-        rng = np.random.default_rng([config.seed, progress.step])
-        torch.manual_seed(int(rng.integers(2**63)))
+    def loss_of(module, rng: np.random.Generator) -> torch.Tensor:
         sound, labels = (fabric.to_device(part) for part in chunks.draw(rng, config.batch_size))
         logits = module(sound)  # (batch, answers, n_classes)
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
-        fabric.backward(loss)
-        value = loss.item()
-        norm = fabric.clip_gradients(module, optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
-        if not (math.isfinite(value) and math.isfinite(float(norm))):
-            raise TrainingError(f"step {progress.step}: the loss is {value}; try a lower --learning-rate")
-        progress.rates.append(current_rate(schedule, config.learning_rate))
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        progress.step += 1
-        progress.losses.append(value)
+        return F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
 
-    def validate() -> None:
+    def validate() -> tuple[float, Detection, dict]:
         accuracy = evaluate(model, validation, "validation", check)["accuracy"]
-        mean = float(np.mean(progress.losses[-epoch_steps:]))
-        progress.epoch += 1
-        progress.epochs.append({"epoch": progress.epoch, "step": progress.step, "train_loss": mean, "accuracy": accuracy})
-        tqdm.write(f"epoch {progress.epoch}: loss {mean:.3f}, validation accuracy of files {accuracy:.3f}")
-        if accuracy > progress.best:
-            progress.best, progress.best_epoch = accuracy, progress.epoch
-            model.detection = Detection(tuple(train.classes), per="file")
-            checkpoint.save(model, out / "weights.safetensors")
+        return accuracy, Detection(tuple(train.classes), per="file"), {"accuracy": accuracy}
 
-    bar = tqdm(total=epoch_steps * config.epochs, initial=progress.step, desc="training", unit="step")
-    with bar:
-        try:
-            while progress.epoch < config.epochs and not 0 < config.patience <= progress.epoch - progress.best_epoch:
-                module.train()
-                while progress.step < epoch_steps * (progress.epoch + 1):
-                    step()
-                    bar.set_postfix(loss=f"{progress.losses[-1]:.3f}", epoch=progress.epoch + 1, refresh=False)
-                    bar.update()
-                    if config.checkpoint_steps and progress.step % config.checkpoint_steps == 0:
-                        save()
-                    check()
-                validate()
-                save()
-        except Stopped:
-            save()
-            raise
-    return progress
+    return fitting.fit(fabric, model, config, out, loss_of, validate, check)
 
 
 def evaluate(model: Model, files: Files, title: str = "test", check: Callable[[], None] = lambda: None) -> dict:
@@ -349,7 +272,7 @@ def train_files(config: Config, fabric: Fabric, out: Path, root: Path, check=lam
         if config.freeze:
             freeze_front_end(model)
     progress = fit(fabric, model, sides["train"], sides["validation"], config, out, check)
-    best = checkpoint.load(out / "weights.safetensors").to(fabric.device)
+    best = checkpoint.load(out / WEIGHTS).to(fabric.device)
     test = evaluate(best, sides["test"], check=check)
     result = FileResult(out, best, sides, files.excluded, progress, test)
     record = {key: value for key, value in test.items() if key != "answers"}

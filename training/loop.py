@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from denet_torch import Model, checkpoint
+from denet_torch import MODELS, Model, checkpoint
 from denet_torch.audio import AudioError
 from denet_torch.memory import keep_freed_memory
 from denet_torch.schema import Decoding, Detection
@@ -30,7 +30,8 @@ from denet_torch.schema import Decoding, Detection
 from . import checkpoints, guards, self_training
 from .bfloat16 import cpu_has_bfloat16, emulated
 from .collection import INDEX_NAME, open_collection, recording_facts, replacing, row_counts
-from .config import Config, TrainingError, reading
+from .config import Config, TrainingError, flag, reading
+from .detector import BoxResult, train_boxes
 from .evaluation import Predictions, choose_decoding, collate, predict, scores
 from .files import FileResult, train_files
 from .labels import IGNORE
@@ -92,8 +93,10 @@ class Result:
 
 def train(
     config: Config, on_epoch: Callable[[int, float], None] = lambda epoch, score: None, stop: Stop | None = None
-) -> "Result | FileResult":
-    """Train, validate, evaluate on the test split, write everything to the run's folder; by files with `--mode file`.
+) -> "Result | FileResult | BoxResult":
+    """Train, validate, evaluate on the test split, write everything to the run's folder.
+
+    With `--mode file` and models that answer with boxes `training.files` and `training.detector` do it.
 
     `on_epoch` is called after each epoch with its number and validation score, and may raise. `stop`: the caller's signals, if it
     handles them itself.
@@ -108,26 +111,51 @@ def train(
     fabric.launch()
     handled = stop_signals() if stop is None else contextlib.nullcontext(stop)
     with handled as stop, run_folder(fabric, config) as out, emulated(fabric):
-        if config.mode == "file":
-            return _train_files(config, fabric, out, stop)
+        short = _train_files if config.mode == "file" else _train_boxes if _answers_with_boxes(config) else None
+        if short is not None:
+            return short(config, fabric, out, stop, on_epoch)
         trainer = Trainer(config, fabric, out, stop, on_epoch)
         trainer.run()
         return trainer.result()
 
 
-def _train_files(config: Config, fabric: Fabric, out: Path, stop: Stop) -> FileResult:
+def _answers_with_boxes(config: Config) -> bool:
+    return config.model in MODELS and MODELS[config.model].answers_with_boxes
+
+
+def _train_files(config: Config, fabric: Fabric, out: Path, stop: Stop, on_epoch) -> FileResult:
     if fabric.world_size > 1:
         raise TrainingError("--mode file works with one device; leave out --devices and --nodes")
+    if _answers_with_boxes(config):
+        raise TrainingError(f"--mode file: the model {config.model} finds boxes and gives no file a label")
+    prepare_data(config)
+    root = data_root(config)
+    describe(out, config, hashlib.sha256((root / INDEX_NAME).read_bytes()).hexdigest(), f"by {' and '.join(config.split_by)}")
+    return train_files(config, fabric, out, root, _check(stop, out))
+
+
+def _train_boxes(config: Config, fabric: Fabric, out: Path, stop: Stop, on_epoch) -> BoxResult:
+    unfit = {"devices": fabric.world_size > 1, "overfit": config.overfit > 0, "self_train": config.self_train > 0}
+    unfit |= {name: getattr(config, name) for name in ("amp", "compile", "freeze")}
+    if given := [flag(name) for name, wrong in unfit.items() if wrong]:
+        raise TrainingError(f"--model {config.model} does not go with {given[0]}")
+    prepare_data(config)
+    data = open_data(config)
+    for windows in (data.train, data.validation, data.test):
+        windows.tolerant = False
+    describe(out, config, hashlib.sha256((data.collection.root / INDEX_NAME).read_bytes()).hexdigest(), data.split.version)
+    return train_boxes(config, fabric, out, data, _check(stop, out), on_epoch)
+
+
+def _check(stop: Stop, out: Path) -> Callable[[], None]:
+    """What is called after each step of the short loop and ends it after a signal."""
 
     def check() -> None:
         stop.later = True
         if stop.code is not None:
             raise Stopped(f"stopped; --resume {out} goes on", stop.code)
 
-    prepare_data(config)
-    root = data_root(config)
-    describe(out, config, hashlib.sha256((root / INDEX_NAME).read_bytes()).hexdigest(), f"by {' and '.join(config.split_by)}")
-    return train_files(config, fabric, out, root, check)
+    return check
 
 
 def get_fabric(config: Config) -> Fabric:

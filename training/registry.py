@@ -31,6 +31,8 @@ def get_model(name: str, config: Config, n_classes: int) -> Model:
     kind = _find("model", MODELS, name)
     try:
         return kind.from_settings(config, n_classes)
+    except ImportError as error:
+        raise TrainingError(f"--model {name}: {error}") from None
     except (ValueError, TypeError) as error:  # sizes that do not fit together
         raise TrainingError(f"the model cannot be built: {error}") from None
 

@@ -11,6 +11,7 @@ from denet_torch.audio import AudioError, probe
 from denet_torch.checkpoint import CheckpointError
 
 from .config import Config, TrainingError, parse
+from .detector import BoxResult
 from .loop import Result, train
 from .report import write_report
 from .runs import Stopped, stop_signals
@@ -29,12 +30,12 @@ def main(argv: list[str] | None = None, prog: str = "python -m training.run") ->
             result = train(config, stop=stop)
             if rank_zero_only.rank != 0:
                 return 0
-            if config.report:
+            if config.report and not isinstance(result, BoxResult):
                 write_report(result)  # also if a signal comes: a few seconds, after hours
             if config.mode == "file":
                 print(result.summary())
                 return stop.code or 0
-            print(summary(result))
+            print(result.summary() if isinstance(result, BoxResult) else summary(result))
             if stop.code is not None:
                 return stop.code
             stop.later = False

@@ -1,0 +1,194 @@
+"""Training of a model that answers with boxes: `python -m training.run --model boxes --data-dir DIR`.
+
+Recordings, split, labels and drawn windows are those of the other models; what is learned is the boxes that `denet export-yolo`
+writes (`training.boxes`), cut to each window. The threshold and the weights kept are those with the best event F1 on the
+validation side.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from tqdm import tqdm
+
+from denet_torch import Boxes, Model, checkpoint
+from denet_torch.audio import probe
+from denet_torch.boxes import Layout
+from denet_torch.detection import decode, joined
+from denet_torch.schema import Decoding, Detection
+
+from . import checkpoints
+from .boxes import Pictures, boxes_of
+from .collection import replacing
+from .config import Config, TrainingError
+from .fitting import WEIGHTS, Progress, fit
+from .labels import IGNORE
+from .metrics import event_scores, rates, segment_scores
+from .registry import get_model
+from .splits import write_split
+from .windows import Datasets
+
+THRESHOLDS = np.arange(0.1, 0.91, 0.05).round(2)  # scores of a box, of which the validation side chooses one
+
+
+def calls_of(data: Datasets, recording: int, layout: Layout) -> pd.DataFrame:
+    """Boxes of a recording's calls of known class, every one with its band; those above the highest row are left out."""
+    calls = boxes_of(data.labeller, data.collection, recording)
+    calls = calls[(calls["label"] != IGNORE) & ~(calls["low_hz"] >= layout.top_hz)]
+    if not len(calls):
+        return calls
+    return Pictures(data.collection.path(recording), layout, data.collection.time_expansion).with_bands(calls)
+
+
+class Batches:
+    """Windows for training with their boxes.
+
+    `draw(rng, n)` gives waveforms (n, seq_len, samples), the boxes of each, and frames (n, seq_len) that must not count.
+    """
+
+    def __init__(self, data: Datasets, layout: Layout):
+        self.windows, self.layout = data.train, layout
+        bar = tqdm(data.train.recordings, desc="boxes", unit="file")
+        self.calls = {int(recording): calls_of(data, recording, layout) for recording in bar}
+        if not sum(map(len, self.calls.values())):
+            raise TrainingError(f"{data.collection.root}: no call below {layout.top_hz:.0f} Hz on the training side")
+
+    def draw(self, rng: np.random.Generator, number: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+        self.windows.set_epoch(int(rng.integers(2**62)))
+        items = [self.windows[i] for i in range(number)]
+        waveforms = torch.from_numpy(np.stack([item["waveform"] for item in items]))
+        blank = torch.from_numpy(np.stack([item["labels"] == IGNORE for item in items]))
+        return waveforms, [self._boxes(item) for item in items], blank
+
+    def _boxes(self, item: dict) -> torch.Tensor:
+        calls = self.calls[item["recording"]]
+        if item.get("mix", {}).get("alone"):  # a background in the recording's place
+            calls = calls[:0]
+        return torch.from_numpy(self.layout.within(calls, item["start"]).to_numpy(np.float32).reshape(-1, 5))
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a model found in the recordings of one side, to be decoded: files, durations (s), the boxes of each, the reference."""
+
+    files: list[str]
+    durations: list[float]
+    boxes: list[np.ndarray]
+    reference: pd.DataFrame
+
+    def estimated(self, model: Model, decoding: Decoding) -> pd.DataFrame:
+        """Events by a decoding."""
+        rows = zip(self.boxes, self.durations, self.files, strict=True)
+        return joined(model, [decode(model, boxes, seconds, decoding, file) for boxes, seconds, file in rows])
+
+    def scores(self, model: Model, decoding: Decoding) -> dict[str, dict[str, float]]:
+        """Scores of events and segments, and the paper's rates; see training/metrics.py."""
+        estimated, durations = self.estimated(model, decoding), dict(zip(self.files, self.durations, strict=True))
+        background = sum(self.durations) - float((self.reference["offset"] - self.reference["onset"]).sum())
+        return {
+            "events": event_scores(self.reference, estimated),
+            "segments": segment_scores(self.reference, estimated, durations),
+            "rates": rates(self.reference, estimated, background),
+        }
+
+
+def search(model: Boxes, data: Datasets, recordings: np.ndarray, title: str, check: Callable[[], None]) -> Side:
+    """Find boxes in some recordings."""
+    collection, labels = data.collection, np.array(data.classes, dtype=object)
+    files, durations, boxes, references = [], [], [], []
+    for recording in tqdm(recordings, desc=title, unit="file", leave=False):
+        path, file = collection.path(recording), collection.recordings["file"].iat[recording]
+        boxes.append(model.find(path, time_expansion=collection.time_expansion))
+        durations.append(probe(path, collection.time_expansion).duration)
+        calls = boxes_of(data.labeller, collection, recording)
+        calls = calls[calls["label"] != IGNORE]
+        calls = calls.assign(file=file, label=labels[calls["label"].to_numpy(int)])
+        references.append(calls[["file", "onset", "offset", "label"]])
+        files.append(file)
+        check()
+    return Side(files, durations, boxes, pd.concat(references, ignore_index=True))
+
+
+def choose_threshold(side: Side, model: Model) -> tuple[float, float, float]:
+    """The threshold with the best event F1, of several alike the one in their middle; that F1; the mean over all thresholds."""
+    decodings = [Decoding(float(threshold)) for threshold in THRESHOLDS]
+    found = np.nan_to_num([event_scores(side.reference, side.estimated(model, decoding))["f1"] for decoding in decodings])
+    best = np.flatnonzero(found == found.max())
+    chosen = best[len(best) // 2]
+    return float(THRESHOLDS[chosen]), float(found[chosen]), float(found.mean())
+
+
+@dataclass
+class BoxResult:
+    """What a run ends with."""
+
+    out: Path
+    model: Model
+    data: Datasets
+    progress: Progress
+    test: dict[str, dict[str, float]]
+
+    def summary(self) -> str:
+        """Scores on the test side, and where the results lie."""
+        events = self.test["events"]
+        return "\n".join(
+            [
+                self.data.described_split,
+                f"recordings never seen ({len(self.data.test.recordings)}), weights of epoch {self.progress.best_epoch}:",
+                f"  event F1 {events['f1']:.3f} (200 ms collar), "
+                f"precision {events['precision']:.3f}, recall {events['recall']:.3f}",
+                f"results in {self.out}: scores.json, {WEIGHTS}",
+            ]
+        )
+
+
+def train_boxes(config: Config, fabric: Fabric, out: Path, data: Datasets, check=lambda: None, on_epoch=None) -> BoxResult:
+    """A run on the collection and split of `data`: train, evaluate the best weights once on the test side."""
+    write_split(data.split, data.collection, out)
+    torch.manual_seed(config.seed)
+    model = _initial(config, data)
+    batches = Batches(data, model.layout)
+
+    def loss_of(module, rng: np.random.Generator) -> torch.Tensor:
+        sound, boxes, blank = batches.draw(rng, config.batch_size)
+        boxes = [fabric.to_device(image) for image in boxes]
+        return sum(module(fabric.to_device(sound), boxes, fabric.to_device(blank)).values())
+
+    def validate() -> tuple[float, Detection, dict]:
+        side = search(model, data, data.validation.recordings, "validation", check)
+        threshold, best, mean = choose_threshold(side, model)
+        score = best + mean / 1000  # of epochs alike, the one that is surest of itself
+        return score, Detection(tuple(data.classes), Decoding(threshold)), {"event F1": best, "threshold": threshold}
+
+    progress = fit(fabric, model, config, out, loss_of, validate, check, on_epoch or (lambda epoch, score: None))
+    best = checkpoint.load(out / WEIGHTS).to(fabric.device)
+    test = search(best, data, data.test.recordings, "test", check).scores(best, best.detection.decoding)
+    record = {"best_epoch": progress.best_epoch, "decoding": best.detection.as_dict(), "epochs": progress.epochs, "test": test}
+    with replacing(out / "scores.json") as path:
+        path.write_text(json.dumps(_without_nan(record), indent=2) + "\n")
+    return BoxResult(out, best, data, progress, test)
+
+
+def _initial(config: Config, data: Datasets) -> Model:
+    if config.init_from is None:
+        return get_model(config.model, config, len(data.classes))
+    model = checkpoint.load(checkpoints.weights_of(config.init_from))
+    if not model.answers_with_boxes or model.n_classes != len(data.classes) or model.sr != config.sample_rate:
+        raise TrainingError(f"{config.init_from}: is no model of boxes of {len(data.classes)} classes at {config.sample_rate} Hz")
+    return model.train()
+
+
+def _without_nan(value):
+    """NaN is no JSON: null."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+

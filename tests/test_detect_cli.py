@@ -211,7 +211,7 @@ def test_another_threshold_computes_nothing(tmp_path, weights, monkeypatch):
     path = noise(tmp_path / "a.wav")
     assert run(path, "--weights", weights, "--output", tmp_path / "out") == 0
     first = pd.read_csv(tmp_path / "out" / "events.csv")
-    monkeypatch.setattr(detect_batch, "frame_probabilities", None)  # would raise if it were called
+    monkeypatch.setattr(detect_batch, "search", None)  # would raise if it were called
     assert run(path, "--weights", weights, "--output", tmp_path / "out", "--threshold", 0.6) == 0
     second = pd.read_csv(tmp_path / "out" / "events.csv")
     assert 0 < len(second) != len(first)

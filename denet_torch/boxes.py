@@ -181,7 +181,7 @@ class Boxes(Model):
 
     answers_with_boxes = True
     # Images of 2 s.
-    DEFAULTS: ClassVar[dict] = {"seq_len": 40, "batch_size": 8, "learning_rate": 1e-3, "rate_factor": 1.0, "epochs": 10}
+    DEFAULTS: ClassVar[dict] = {"seq_len": 40, "batch_size": 8, "learning_rate": 1e-3, "rate_factor": 1.0, "epochs": 5}
 
     def __init__(
         self,

@@ -190,8 +190,8 @@ def test_the_trainer_stops_goes_on_and_tells_scores(data, tmp_path, capsys, monk
 
 @pytest.mark.parametrize("changes, said", [
     ({"mode": "file"}, "--mode file: the model boxes finds boxes"),
-    ({"amp": True}, "--model boxes does not go with --amp"),
-    ({"overfit": 2}, "--model boxes does not go with --overfit"),
+    ({"amp": True}, "--amp: is of no use with --model boxes"),
+    ({"overfit": 2}, "--overfit: is of no use with --model boxes"),
     ({"seq_len": 1, "frame_seconds": 0.001}, "the model cannot be built"),
 ])  # fmt: skip
 def test_what_does_not_go_is_said(data, tmp_path, capsys, changes, said):

@@ -169,7 +169,8 @@ def parser(prog: str = "python -m training.beans") -> argparse.ArgumentParser:
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("root", type=Path, metavar="DIR", help="annotations.csv and audio/")
-    parser.add_argument("--model", choices=sorted(MODELS), default="sincnet")
+    names = [name for name in sorted(MODELS) if not MODELS[name].answers_with_boxes]
+    parser.add_argument("--model", choices=names, default="sincnet")
     parser.add_argument("--out", type=Path, default=Path("runs/beans"), metavar="DIR", help="default: runs/beans")
     parser.add_argument("--low", action="store_true", help="train on the benchmark's train-low, a fifth of the files")
     parser.add_argument("--epochs", type=int, default=50, metavar="N", help="of each learning rate (default: 50)")

@@ -20,7 +20,7 @@ from .loop import WEIGHTS, get_fabric, train
 from .metrics import event_scores, frame_scores
 from .pasting import Paster, Pasting, quiet_recordings
 from .run import exit_code
-from .study import answers
+from .study import answers, refuse_boxes
 from .synthetic import make_dataset
 
 LOUD, QUIET = (10.0, 20.0), (-5.0, 10.0)  # dB, of the first collection's calls and of the new site's
@@ -43,6 +43,7 @@ WAYS = {
 
 def study(config: FewStudyConfig) -> pd.DataFrame:
     """Train what is not trained yet, score all and write the table. Raises what `train` raises."""
+    refuse_boxes(config)
     folders = _collections(config)
     test = open_collection(folders.pop("test"))
     shared = Config(**{field.name: getattr(config, field.name) for field in fields(Config)})

@@ -25,8 +25,8 @@ from denet_torch.schema import Detection
 
 from . import fitting
 from .collection import Collection, open_collection, replacing
-from .config import Config, TrainingError, as_dict, flag, reading
-from .fitting import WEIGHTS, Progress
+from .config import Config, TrainingError, reading
+from .fitting import WEIGHTS, Progress, refuse
 from .labels import Labeller
 from .registry import freeze_front_end, get_model
 from .splits import SIDES, draw_few, split_collection, write_split
@@ -237,17 +237,9 @@ def described_move(model: Model, progress) -> str:
     return f"{line}; the original's optimizer would have moved them by {original_reach(progress):.2g} Hz at most"
 
 
-def refuse_options_of_frames(config: Config) -> None:
-    """Raise TrainingError if an option is set that is of no use here."""
-    usual = as_dict(Config())
-    for name in OF_FRAMES:
-        if as_dict(config)[name] != usual[name]:
-            raise TrainingError(f"{flag(name)}: is of no use with --mode file")
-
-
 def train_files(config: Config, fabric: Fabric, out: Path, root: Path, check=lambda: None) -> FileResult:
     """A run in file mode on the collection in `root`: split, train, evaluate the best weights once on the test side."""
-    refuse_options_of_frames(config)
+    refuse(config, OF_FRAMES, "--mode file")
     collection = open_collection(root, **reading(config))
     files, rows = files_of(collection, config.task)
     usable = np.isin(np.arange(len(collection.recordings)), rows)

@@ -4,7 +4,7 @@ What a step draws depends on the seed and the step alone, so that a run which wa
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from denet_torch import Model, checkpoint
 from denet_torch.schema import Detection
 
 from . import checkpoints
-from .config import Config, TrainingError
+from .config import Config, TrainingError, as_dict, flag
 from .registry import current_rate, get_optimizer, get_schedule
 from .runs import Stopped
 
@@ -43,6 +43,14 @@ class Progress:
 
     def load_state_dict(self, state: dict) -> None:
         vars(self).update(state)
+
+
+def refuse(config: Config, names: Iterable[str], where: str) -> None:
+    """Raise TrainingError if an option is set that is of no use there."""
+    usual = as_dict(Config())
+    for name in names:
+        if as_dict(config)[name] != usual[name]:
+            raise TrainingError(f"{flag(name)}: is of no use with {where}")
 
 
 def fit(

@@ -30,10 +30,11 @@ from denet_torch.schema import Decoding, Detection
 from . import checkpoints, guards, self_training
 from .bfloat16 import cpu_has_bfloat16, emulated
 from .collection import INDEX_NAME, open_collection, recording_facts, replacing, row_counts
-from .config import Config, TrainingError, flag, reading
-from .detector import BoxResult, train_boxes
+from .config import Config, TrainingError, reading
+from .detector import OF_FRAMES, BoxResult, train_boxes
 from .evaluation import Predictions, choose_decoding, collate, predict, scores
 from .files import FileResult, train_files
+from .fitting import refuse
 from .labels import IGNORE
 from .loggers import check_loggers, open_loggers, write_csv
 from .losses import frame_weights
@@ -135,10 +136,9 @@ def _train_files(config: Config, fabric: Fabric, out: Path, stop: Stop, on_epoch
 
 
 def _train_boxes(config: Config, fabric: Fabric, out: Path, stop: Stop, on_epoch) -> BoxResult:
-    unfit = {"devices": fabric.world_size > 1, "overfit": config.overfit > 0, "self_train": config.self_train > 0}
-    unfit |= {name: getattr(config, name) for name in ("amp", "compile", "freeze")}
-    if given := [flag(name) for name, wrong in unfit.items() if wrong]:
-        raise TrainingError(f"--model {config.model} does not go with {given[0]}")
+    refuse(config, OF_FRAMES, f"--model {config.model}")
+    if fabric.world_size > 1:
+        raise TrainingError(f"--model {config.model} trains on one device; leave out --devices and --nodes")
     prepare_data(config)
     data = open_data(config)
     for windows in (data.train, data.validation, data.test):

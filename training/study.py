@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 
-from denet_torch import Model, checkpoint
+from denet_torch import MODELS, Model, checkpoint
 from denet_torch.detection import stored_decoding
 from denet_torch.schema import Decoding
 
@@ -35,6 +35,7 @@ BANDS = ((-5, 0), (0, 5), (5, 10), (10, 15), (15, 20))  # dB
 def study(config: StudyConfig) -> pd.DataFrame:
     """Train what is not trained yet, score it and write the table and the plot. Raises what `train` raises."""
     shared = Config(**{field.name: getattr(config, field.name) for field in fields(Config)})
+    refuse_boxes(config)
     if "float32" in config.variants and get_fabric(replace(shared, amp=True)).strategy.precision.precision == "32-true":
         raise TrainingError(
             "--variants float32: this processor has no bfloat16 instructions, all variants train in float32; "
@@ -69,6 +70,12 @@ def study(config: StudyConfig) -> pd.DataFrame:
         with replacing(config.out / "snr.png") as path:
             plot(table).savefig(path, format="png", dpi=120)
     return table
+
+
+def refuse_boxes(config: Config) -> None:
+    """Raise TrainingError for a model whose answers a study cannot score."""
+    if config.model in MODELS and MODELS[config.model].answers_with_boxes:
+        raise TrainingError(f"--model {config.model}: a study scores frames, and it finds boxes; score runs with denet compare")
 
 
 def _on_test_split(run: Config) -> dict:

@@ -41,7 +41,7 @@ BEST_BY = (
     "frames.f1", "frames.macro_f1", "frames.average_precision", "frames.roc_auc", "frames.accuracy", "events.f1", "segments.f1"
 )  # fmt: skip
 LOGGERS = ("tensorboard", "wandb")
-FINE_TUNING = 0.25  # of the learning rate, for weights that were trained already: measured in docs/few_examples.md
+FINE_TUNING = 0.25  # of the learning rate, for weights that were trained already; docs/few_examples.md has what it brings
 # What a study can compare.
 VARIANTS = {
     "trained": {"amp": True, "train_attention": True},

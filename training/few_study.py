@@ -34,9 +34,10 @@ WAYS = {
     "few": ("first", "site", {"few": FEW}),
     "few, full rate": ("first", "site", {"few": FEW, "learning_rate": 1.0}),
     "few, frozen": ("first", "site", {"few": FEW, "freeze": True}),
-    "few + self": ("few", "site", {"few": FEW, "self_train": SURE}),
+    "few + self": ("first", "site", {"few": FEW, "self_train": SURE}),
     "pasted": ("first", "pasted", {}),
     "pasted, few": ("pasted", "site", {"few": FEW}),
+    "pasted, few + self": ("pasted", "site", {"few": FEW, "self_train": SURE}),
     "all": ("first", "site", {}),
 }
 
@@ -50,6 +51,8 @@ def study(config: FewStudyConfig) -> pd.DataFrame:
     rows = []
     for seed in config.seeds:
         for way, (start, data, settings) in WAYS.items():
+            if config.few and "few" in settings:
+                settings = settings | {"few": config.few}
             settings = settings | {"out": _folder(config, way, seed), "data_dir": folders[data], "seed": seed}
             if start is None:
                 settings["epochs"] = config.first_epochs

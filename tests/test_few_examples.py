@@ -219,11 +219,11 @@ def test_what_few_leaves_out_is_without_labels(collection, tmp_path):
         ("--few 5 --subset 0.5", "--few and --subset both choose"),
         ("--self-train 0.9", "--self-train takes the answers of a trained model; name it with --init-from"),
         ("--self-train 2 --init-from {first}", "--self-train is 2.0; it must be above 0.5 and below 1, say 0.95"),
-        ("--self-train 0.9 --init-from {first} --mode file", "it does not work with --mode file"),
+        ("--self-train 0.9 --init-from {first} --mode file", "--self-train: is of no use with --mode file"),
         ("--self-train 0.9 --init-from {first} --task context", "was trained for background, call, not for background, trill"),
         ("--self-train 0.9 --init-from {first} --completely-annotated", "has no recording without labels"),
         ("--init-from {first}/nothing", "nothing: no such file"),
-        ("--init-from {first}/../data", "weights.safetensors: no such file"),
+        ("--init-from {first}/../data", "is a folder without weights.safetensors"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(first, tmp_path, capsys, options, line):

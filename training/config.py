@@ -228,8 +228,6 @@ class Config:
             raise TrainingError("--self-train takes the answers of a trained model; name it with --init-from")
         if self.freeze and self.init_from is None:
             raise TrainingError("--freeze leaves layers of a trained model as they are; name it with --init-from")
-        if self.self_train and self.mode == "file":
-            raise TrainingError("--self-train labels frames; it does not work with --mode file")
         if self.few and self.subset < 1:
             raise TrainingError("--few and --subset both choose what to train on; give one of them")
         if not 0 <= self.dropout < 1:

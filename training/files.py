@@ -35,7 +35,7 @@ ANSWERS = "answers.csv"
 # Options that have no use here: they are refused rather than passed over.
 OF_FRAMES = (
     "labels", "boundary_share", "backgrounds", "subset", "overfit", "workers", "accumulate", "loss", "class_weights",
-    "on_nonfinite", "compile", "profile", "detect", "best_by", "loggers",
+    "on_nonfinite", "compile", "profile", "detect", "best_by", "loggers", "self_train",
 )  # fmt: skip
 CACHED = 2**28  # samples, at the model's rate, held in memory; of larger sets chunks are read from the files
 

@@ -1,17 +1,20 @@
 """A disk that is full after so many bytes: one line that names the file, nothing half written, the process goes on."""
 
 import contextlib
+import errno
 import os
 import random
 import resource
 
 import pytest
 import torch
+from lightning_fabric.loggers import TensorBoardLogger
+from trainer_cases import as_options, tiny
 
 import denet_torch
 from tools import convert_weights, make_dataset
 from tools.weights.convert import WRITERS
-from training import checkpoints, guards
+from training import checkpoints, guards, run
 from training.config import TrainingError
 
 SEED = int(os.environ.get("DENET_SEED", random.SystemRandom().randrange(2**32)))
@@ -67,6 +70,18 @@ def test_checkpoints_and_batches(tmp_path):
             with pytest.raises(OSError, match="batch.pt"):
                 guards.save_batch(tmp_path / "batch.pt", {"waveform": torch.zeros(4000)}, 0.0, 0.0)
     assert [path.name for path in tmp_path.iterdir()] == ["before"]
+
+
+def test_logs(collection, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise ValueError("you tried to log 1.0") from OSError(errno.ENOSPC, "No space left on device")
+
+    config = tiny(collection, tmp_path / "run")
+    monkeypatch.setattr(TensorBoardLogger, "log_metrics", full)
+    assert run.main(as_options(config)) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"error: {config.out}: the log of step 1 cannot be written (No space left on device)"
+    assert checkpoints.find(config.out)[0].name.startswith("step-000000001-")
 
 
 @pytest.mark.parametrize("limit", [0, 100_000])

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from denet_torch import MODELS, Model, checkpoint
 from denet_torch.audio import AudioError
+from denet_torch.files import reason
 from denet_torch.memory import keep_freed_memory
 from denet_torch.schema import Decoding, Detection
 
@@ -415,13 +416,13 @@ class Trainer:
 
     def _leave_out(self, failed: list[str], recordings: Tensor) -> None:
         """Warn of windows that could not be read, which have no labels; end the run if there are many."""
-        for reason, recording in zip(failed, recordings.tolist(), strict=True):
-            if not reason or recording in self.unreadable:
+        for why, recording in zip(failed, recordings.tolist(), strict=True):
+            if not why or recording in self.unreadable:
                 continue
             self.unreadable.add(recording)
-            self.warn(f"{reason}; its windows are left out")
+            self.warn(f"{why}; its windows are left out")
             if len(self.unreadable) > max(1, MAX_UNREADABLE * len(self.data.collection.recordings)):
-                raise AudioError(f"{reason}; so are {len(self.unreadable) - 1} other recordings, too many to go on")
+                raise AudioError(f"{why}; so are {len(self.unreadable) - 1} other recordings, too many to go on")
 
     def _step(self, batches: list[dict[str, Tensor]]) -> float:
         """One step of the optimizer; returns the mean loss of all ranks."""
@@ -595,7 +596,14 @@ class Trainer:
 
     def _log(self, values: dict[str, float]) -> None:
         for logger in self.loggers:
-            logger.log_metrics(values, self.progress.step)
+            try:
+                logger.log_metrics(values, self.progress.step)
+            except (OSError, ValueError) as error:  # Lightning hides a full disk behind a ValueError
+                cause = error if isinstance(error, OSError) else error.__cause__
+                if not isinstance(cause, OSError):
+                    raise
+                where = f"{self.out}: the log of step {self.progress.step}"
+                raise TrainingError(f"{where} cannot be written ({reason(cause)})") from None
 
     # talk
 

@@ -68,8 +68,8 @@ def demo(page: dict, result: Result) -> str:
         f"learned on {recordings} generated recordings, and has a frame F1 of {f1:.2f} on those that it was tested on. "
         "<code>python docs/make_demo.py</code> makes this page, one file without any other.</p>\n"
     )
-    text = detect_report.render(page)
-    for mark, new in (("<main>", before + "<main>"), ("</main>", f"{STYLE}\n{report.figures(result)}\n</main>")):
+    text, figures = detect_report.render(page), "\n".join(report.figures(result))
+    for mark, new in (("<main>", before + "<main>"), ("</main>", f"{STYLE}\n{figures}\n</main>")):
         assert text.count(mark) == 1
         text = text.replace(mark, new)
     return text

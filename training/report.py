@@ -42,8 +42,8 @@ def write_report(result: Result | FileResult) -> Path:
     return path
 
 
-def _of_frames(result: Result) -> list[str]:
-    """Scores, course, precision and recall, confusion, filters, and examples to listen to."""
+def figures(result: Result) -> list[str]:
+    """Course, precision and recall, confusion and filters."""
     progress, predictions = result.progress, result.predictions
     scored = (("frames", "f1"), ("frames", "average_precision"), ("events", "f1"))
     scores = {
@@ -52,14 +52,16 @@ def _of_frames(result: Result) -> list[str]:
     }
     counts = confusion(predictions.probabilities, predictions.labels, progress.decoding["threshold"])
     return [
-        _summary(result),
-        _sides(result),
         _course(progress, scores),
         _section("Precision and recall", _panels(_precision_recall(result)), "Frames of the test split, call or not."),
         _confusion(counts, result.data.classes, "Frames of the test split."),
         *_filters(result),
-        *_examples(result),
     ]
+
+
+def _of_frames(result: Result) -> list[str]:
+    """Scores, course, precision and recall, confusion, filters, and examples to listen to."""
+    return [_summary(result), _sides(result), *figures(result), *_examples(result)]
 
 
 def _of_files(result: FileResult) -> list[str]:

@@ -8,7 +8,7 @@ The environment variable DENET_BACKENDS (names with commas between them) chooses
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +113,12 @@ def one_of(parts: int) -> Iterator[None]:
 def may_keep() -> int:
     """So many numbers, of those that it would otherwise compute again, an operation may keep for the backward pass."""
     return KEPT // _parts if torch.is_grad_enabled() else 0
+
+
+def whole(x: Tensor) -> AbstractContextManager:
+    """Within it autocast leaves alone what is computed from x: for numbers, or gradients, beyond what half precision holds."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:

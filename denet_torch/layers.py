@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .architecture import attention_steps
-from .dispatch import operation
+from .dispatch import operation, whole
 
 LEAKY_SLOPE = 0.3  # Keras's default; PyTorch's is 0.01
 
@@ -102,7 +102,8 @@ class SincConv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         filters = sinc_filters(self.filt_b1, self.filt_band, self.sr, self.taps)
-        return convolve_waveform(x[..., 0], filters)
+        with whole(x):  # the gradient of a tap is a sum over all steps of all frames
+            return convolve_waveform(x[..., 0], filters)
 
 
 @operation
@@ -229,7 +230,8 @@ class DELayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.dropout(self.attention(x))[:, None, :]
-        return (weights.to(x.dtype) @ x.transpose(1, 2)).transpose(1, 2)  # (batch, 1, bands) @ (batch, bands, steps)
+        with whole(x):  # gradients of a quiet frame are large: the layer norms that follow divide by its deviation
+            return (weights.to(x.dtype) @ x.transpose(1, 2)).transpose(1, 2)  # (batch, 1, bands) @ (batch, bands, steps)
 
 
 @operation
@@ -302,11 +304,11 @@ class Bidirectional(nn.Module):
         return self.forward_gru(x) + self.backward_gru(x)
 
 
-def all_ranks_statistics(mean: Tensor, variance: Tensor, n: int) -> tuple[Tensor, Tensor, float]:
+def all_ranks_statistics(mean: Tensor, variance: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, variance and number of the frames of all ranks, from those of this rank's `n` frames; gradients reach every rank."""
     from torch.distributed.nn.functional import all_reduce
 
-    total = float(all_reduce(mean.new_tensor(n)))
+    total = all_reduce(mean.new_full((), n))  # stays on the device: whoever reads it waits
     common = all_reduce(mean * (n / total))
     spread = variance + (mean - common).square()
     return common, all_reduce(spread * (n / total)), total
@@ -344,7 +346,7 @@ class BatchNorm(nn.Module):
         return (x - mean) * (self.gamma * torch.rsqrt(variance + self.epsilon)) + self.beta
 
     @torch.no_grad()
-    def update(self, mean: Tensor, variance: Tensor, n: float) -> None:
+    def update(self, mean: Tensor, variance: Tensor, n: int | Tensor) -> None:
         """Average in the statistics of a batch of `n` frames."""
         # moving_k = biased_k / (1 - momentum^k), biased_k = momentum biased_{k-1} + (1 - momentum) value_k, biased_0 = 0
         seen = 1 - self.momentum ** self.local_step.double()

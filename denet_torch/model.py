@@ -110,7 +110,9 @@ class DENet(Model):
         x = self.spatial_dropout(leaky_relu(max_pool(x)))
         if not self.before_pooling:
             x = self.attention(x)  # (frames, samples // 3, 1)
-        x = self.spatial_dropout(leaky_relu(self.norm1(max_pool(self.conv1(x)))))
+        with dispatch.whole(x):  # its gradients are divided by what may be the deviation of silence
+            x = self.norm1(max_pool(self.conv1(x)))
+        x = self.spatial_dropout(leaky_relu(x))
         x = self.spatial_dropout(leaky_relu(self.norm2(max_pool(self.conv2(x)))))
         return x.flatten(1)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dispatch import operation
+from .dispatch import operation, whole
 from .layers import all_ranks_statistics, hz_to_mel, mel_to_hz, sinc_filters
 from .models import Model, register
 
@@ -71,6 +71,7 @@ class SampleNorm(nn.Module):
 @operation
 def norm(x: Tensor, gamma: Tensor, beta: Tensor, slope: float = 1.0) -> Tensor:
     """Norm over the last axis (see `SampleNorm`), then negative results times `slope`."""
+    x = x.to(gamma.dtype)  # 1e-6 is lost in half precision, and sums of squares leave its range
     mean = x.mean(-1, keepdim=True)
     deviation = x.std(-1, keepdim=True)
     y = gamma * (x - mean) / (deviation + 1e-6) + beta
@@ -99,7 +100,9 @@ def conv_layers(x: Tensor, filters: Tensor, slope: float, *weights: Tensor) -> T
     `weights`: gamma and beta of the filters' norm; weight, bias, gamma and beta of each convolution.
     """
     gamma, beta, *others = weights
-    x = norm(sinc_pool(x, filters), gamma, beta, slope)
+    with whole(x):  # the gradient of a tap is a sum over all steps of all chunks
+        x = sinc_pool(x, filters)
+    x = norm(x, gamma, beta, slope)
     for weight, bias, gamma, beta in zip(*[iter(others)] * 4, strict=True):
         x = norm(conv_pool(x, weight, bias), gamma, beta, slope)
     return x

@@ -22,14 +22,15 @@ PRODUCTS = {
 }
 
 
+@pytest.mark.parametrize("dtype, rounding", [(torch.bfloat16, 2**-8), (torch.float16, 2**-10)], ids=str)
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_product_is_rounded_once(name):
-    product = PRODUCTS[name]
-    exact = product(A.double(), B.double(), C.double())
+def test_product_is_rounded_once(name, dtype, rounding):
+    product, factors = PRODUCTS[name], [factor.to(dtype) for factor in (A, B, C)]
+    exact = product(*(factor.double() for factor in factors))
     with Float32Products():
-        found = product(A, B, C)
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-5)
+        found = product(*factors)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), exact, rtol=rounding, atol=1e-5)
 
 
 def test_float32_products_are_left_alone():

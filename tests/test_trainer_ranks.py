@@ -30,10 +30,27 @@ def train_in_float64(config, answer) -> None:
     torch.save({"predictions": vars(result.predictions), "test": result.test, "losses": result.progress.losses}, answer)
 
 
-def train_rank(rank: int, port: int, config, answer) -> None:
+def in_rank(function, rank: int, port: int, config, answer) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
     os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
-    train_in_float64(config, answer)
+    function(config, answer)
+
+
+def in_ranks(function, config, halves, folder) -> list[dict]:
+    """What function(config, answer) wrote to `answer` in one process, and function(halves, answer) in two ranks."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training.loop"])
+    answers = [folder / name for name in ("one-end", "rank0-end", "rank1-end")]
+    port = free_port()
+    processes = [context.Process(target=function, args=(config, answers[0]))]
+    processes += [context.Process(target=in_rank, args=(function, i, port, halves, answers[1 + i])) for i in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    return [torch.load(answer, weights_only=False) for answer in answers]
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +65,7 @@ def both(collection, tmp_path_factory):
         warmup_steps=0, schedule="constant", clip_norm=1e6, class_weights=[1.0, 3.0],
     )  # fmt: skip
     halves = replace(config, out=folder / "two", batch_size=4, devices=2)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.loop"])
-    answers = [folder / name for name in ("one-end", "rank0-end", "rank1-end")]
-    port = free_port()
-    processes = [context.Process(target=train_in_float64, args=(config, answers[0]))]
-    processes += [context.Process(target=train_rank, args=(i, port, halves, answers[1 + i])) for i in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(100)
-        process.kill()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    return config.out, halves.out, [torch.load(answer, weights_only=False) for answer in answers]
+    return config.out, halves.out, in_ranks(train_in_float64, config, halves, folder)
 
 
 def test_gradients_are_the_one_process_gradients(both):

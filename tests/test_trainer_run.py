@@ -236,7 +236,6 @@ def test_help_explains_every_option(capsys):
         (["--split-by", "cage", "moon"], "cannot split by 'moon'"),
         (["--init-from", "missing.safetensors"], "missing.safetensors: no such file"),
         (["--data-dir", "missing"], "missing: no such folder"),
-        (["--amp", "--amp-dtype", "float16"], "--amp-dtype float16 needs a GPU"),
         (["--backgrounds", "missing"], "missing"),
         (["--detect", "missing.wav"], "missing.wav: no such file"),
     ],

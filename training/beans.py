@@ -29,7 +29,7 @@ from denet_torch.checkpoint import CheckpointError
 from .collection import replacing
 from .config import Config, TrainingError
 from .files import Files, evaluate, fit
-from .loop import get_fabric
+from .precision import get_fabric
 from .registry import get_model
 from .tables import CollectionError
 

@@ -1,7 +1,7 @@
-"""bfloat16 products on a processor that has no instructions for them.
+"""bfloat16 and float16 products on a processor that has no instructions for them.
 
-There PyTorch's own take a hundred times as long as float32. Here a product is made in float32 of the bfloat16 numbers and rounded
-to bfloat16 once, which is what the instructions do (AVX-512 BF16 and AMX sum in float32), up to the order of the sum.
+There PyTorch's own take a hundred times as long as float32. Here a product is made in float32 of the half-precision numbers and
+rounded once, which is what the instructions do (AVX-512 BF16 and AMX sum in float32), up to the order of the sum.
 """
 
 import contextlib
@@ -23,19 +23,20 @@ PRODUCTS = {
 }
 
 
-def cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself."""
-    return any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+def cpu_has(kind: str) -> bool:
+    """Whether the processor multiplies numbers of this kind, bf16 or fp16, itself."""
+    return any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith(kind))
 
 
 def emulated(fabric: Fabric) -> contextlib.AbstractContextManager:
-    """A context in which bfloat16 products take as long as float32 ones, if `fabric` asks a processor without them for any."""
-    wanted = fabric.strategy.precision.precision == "bf16-mixed" and fabric.device.type == "cpu"
-    return Float32Products() if wanted and not cpu_has_bfloat16() else contextlib.nullcontext()
+    """A context in which half-precision products take as long as float32 ones, if `fabric` asks a processor without them."""
+    kind = {"bf16-mixed": "bf16", "16-mixed": "fp16"}.get(fabric.strategy.precision.precision)
+    wanted = kind is not None and fabric.device.type == "cpu" and not cpu_has(kind)
+    return Float32Products() if wanted else contextlib.nullcontext()
 
 
 class Float32Products(TorchDispatchMode):
-    """Makes the products of bfloat16 tensors in float32, forward and backward; everything else is left alone."""
+    """Makes the products of bfloat16 and float16 tensors in float32, forward and backward; everything else is left alone."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -43,11 +44,12 @@ class Float32Products(TorchDispatchMode):
             with self:  # in inference mode a whole linear layer or convolution comes here: its products follow
                 parts = func.decompose(*args, **kwargs)
             return func(*args, **kwargs) if parts is NotImplemented else parts
-        if args[0].dtype != torch.bfloat16:
+        half = args[0].dtype
+        if half not in (torch.bfloat16, torch.float16):
             return func(*args, **kwargs)
         out = kwargs.get("out")
         exact = tree_map_only(torch.Tensor, lambda tensor: tensor.float(), (args, kwargs))
         result = func(*exact[0], **exact[1])
         if out is not None:
             return out.copy_(result)
-        return tree_map_only(torch.Tensor, lambda tensor: tensor.bfloat16(), result)
+        return tree_map_only(torch.Tensor, lambda tensor: tensor.to(half), result)

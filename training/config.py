@@ -170,7 +170,7 @@ class Config:
         False, "mixed precision: float16 with gradient scaling on CUDA, bfloat16 on a CPU that has instructions for it"
     )
     amp_dtype: Literal["auto", "float16", "bfloat16"] = option(
-        "auto", "with --amp: auto, float16 or bfloat16"
+        "auto", "with --amp: auto, float16 or bfloat16; float16 on a CPU is slow, to try what a GPU would compute"
     )
     accelerator: Literal["auto", "cpu", "gpu"] = option("auto", "auto, cpu or gpu")
     devices: int = option(1, "devices, or processes with --accelerator cpu, on this machine")

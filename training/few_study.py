@@ -16,9 +16,10 @@ from .bfloat16 import emulated
 from .collection import Collection, open_collection, replacing
 from .config import FINE_TUNING, Config, FewStudyConfig, parse
 from .labels import Labeller
-from .loop import WEIGHTS, get_fabric, train
+from .loop import WEIGHTS, train
 from .metrics import event_scores, frame_scores
 from .pasting import Paster, Pasting, quiet_recordings
+from .precision import get_fabric
 from .run import exit_code
 from .study import answers, refuse_boxes
 from .synthetic import make_dataset

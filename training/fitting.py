@@ -19,6 +19,7 @@ from denet_torch.schema import Detection
 
 from . import checkpoints
 from .config import Config, TrainingError, as_dict, flag
+from .precision import SKIPS_IN_A_ROW, Mixed, read_numbers
 from .registry import current_rate, get_optimizer, get_schedule
 from .runs import Stopped
 
@@ -31,6 +32,7 @@ class Progress:
 
     step: int = 0
     epoch: int = 0
+    skipped_in_a_row: int = 0
     best: float = -1.0
     best_epoch: int = 0
     initial_filters: list[list[float]] = field(default_factory=list)
@@ -70,11 +72,11 @@ def fit(
     what was done is saved. `on_epoch` is called after each epoch with its number and score.
     """
     epoch_steps = max(1, config.epoch_windows // config.batch_size)
-    on_cpu = fabric.device.type == "cpu"
-    optimizer = get_optimizer(config.optimizer, model, config.learning_rate, config.rate_factor, config.weight_decay, on_cpu)
+    optimizer = get_optimizer(config.optimizer, model, config.learning_rate, config.rate_factor, config.weight_decay)
     schedule = get_schedule(config.schedule, optimizer, config.warmup_steps, epoch_steps * config.epochs)
     progress = Progress(initial_filters=[cut.tolist() for cut in model.pass_bands() or ()])
-    state = {"model": model, "optimizer": optimizer, "schedule": schedule, "progress": progress}
+    precision = fabric.strategy.precision
+    state = {"model": model, "optimizer": optimizer, "schedule": schedule, "precision": precision, "progress": progress}
     module, optimizer = fabric.setup(model, optimizer)
     path, damaged = checkpoints.find(out)
     for bad in damaged:
@@ -91,12 +93,17 @@ def fit(
         torch.manual_seed(int(rng.integers(2**63)))
         loss = loss_of(module, rng)
         fabric.backward(loss)
-        value = loss.item()
         norm = fabric.clip_gradients(module, optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
-        if not (math.isfinite(value) and math.isfinite(float(norm))):
-            raise TrainingError(f"step {progress.step}: the loss is {value}; try a lower --learning-rate")
+        value, norm = read_numbers(loss, norm)
+        if math.isfinite(value) and math.isfinite(norm):
+            optimizer.step()
+            progress.skipped_in_a_row = 0
+        else:
+            progress.skipped_in_a_row += 1
+            lowered = isinstance(precision, Mixed) and precision.leave_out()
+            if not (lowered and math.isfinite(value)) or progress.skipped_in_a_row > SKIPS_IN_A_ROW:
+                raise TrainingError(f"step {progress.step}: the loss is {value}; try a lower --learning-rate")
         progress.rates.append(current_rate(schedule, config.learning_rate))
-        optimizer.step()
         optimizer.zero_grad()
         schedule.step()
         progress.step += 1

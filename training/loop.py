@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins import MixedPrecision
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -29,7 +28,7 @@ from denet_torch.memory import keep_freed_memory
 from denet_torch.schema import Decoding, Detection
 
 from . import checkpoints, guards, self_training
-from .bfloat16 import cpu_has_bfloat16, emulated
+from .bfloat16 import emulated
 from .collection import INDEX_NAME, open_collection, recording_facts, replacing, row_counts
 from .config import Config, TrainingError, reading
 from .detector import OF_FRAMES, BoxResult, train_boxes
@@ -42,6 +41,7 @@ from .losses import frame_weights
 from .metrics import predict as answers
 from .mixing import Mixer, find_backgrounds
 from .options import COMPILING, explained_if_slow
+from .precision import SKIPS_IN_A_ROW, Mixed, get_fabric, read_numbers
 from .registry import current_rate, freeze_front_end, get_loss, get_model, get_optimizer, get_schedule
 from .runs import Stop, Stopped, describe, ignore_signals, on_zero, run_folder, stop_signals
 from .splits import write_split
@@ -50,7 +50,6 @@ from .windows import Datasets, ExhaustiveWindows, Sampling, open_datasets
 
 WEIGHTS = checkpoint.RUNS_WEIGHTS
 MAX_UNREADABLE = 0.25  # of all recordings: more that cannot be read any more end the run
-SKIPS_IN_A_ROW = 50  # more steps left out one after another than this end the run
 
 
 @dataclass
@@ -159,32 +158,6 @@ def _check(stop: Stop, out: Path) -> Callable[[], None]:
     return check
 
 
-def get_fabric(config: Config) -> Fabric:
-    """Devices and precision as the configuration says."""
-    on_gpu = config.accelerator == "gpu" or config.accelerator == "auto" and torch.cuda.is_available()
-    if on_gpu and not torch.cuda.is_available():
-        raise TrainingError("--accelerator gpu: PyTorch sees no GPU on this machine")
-    if not config.amp:
-        dtype = "float32"
-    elif config.amp_dtype == "auto":
-        dtype = "float16" if on_gpu else "bfloat16" if cpu_has_bfloat16() else "float32"
-    else:
-        dtype = config.amp_dtype
-    if dtype == "float16" and not on_gpu:
-        raise TrainingError("--amp-dtype float16 needs a GPU; on the CPU use bfloat16")
-    device = "cuda" if on_gpu else "cpu"
-    mixed = {"float16": "16-mixed", "bfloat16": "bf16-mixed", "float32": None}[dtype]
-    plugins = WholeInputs(mixed, device) if mixed else None
-    return Fabric(accelerator=device, devices=config.devices, num_nodes=config.nodes, plugins=plugins)
-
-
-class WholeInputs(MixedPrecision):
-    """Fabric's mixed precision without the rounding of what the model is given: bfloat16 would leave a waveform 8 bits."""
-
-    def convert_input(self, data):
-        return data
-
-
 def data_root(config: Config) -> Path:
     """Folder of the collection."""
     low, high = config.snr_db
@@ -239,6 +212,7 @@ class Trainer:
         self.config, self.fabric, self.out = config, fabric, out
         self.stop, self.on_epoch = stop, on_epoch
         self.unreadable: set[int] = set()  # recordings
+        self.asked: list[float] | None = None  # ranks told to stop by SIGTERM, by SIGINT, if a step has just counted them
         self.loss = get_loss(config.loss)  # names are looked up before any work is done
         check_loggers(config)
         on_zero(fabric, prepare_data, config)
@@ -253,10 +227,7 @@ class Trainer:
         self.class_weights = torch.tensor(config.class_weights, device=fabric.device) if config.class_weights else None
         torch.manual_seed(config.seed)
         self.model = self._initial_model()
-        on_cpu = fabric.device.type == "cpu"
-        optimizer = get_optimizer(
-            config.optimizer, self.model, config.learning_rate, config.rate_factor, config.weight_decay, on_cpu
-        )
+        optimizer = get_optimizer(config.optimizer, self.model, config.learning_rate, config.rate_factor, config.weight_decay)
 
         global_batch = config.batch_size * config.accumulate * fabric.world_size
         self.epoch_steps = config.overfit or max(1, config.epoch_windows // global_batch)
@@ -403,13 +374,20 @@ class Trainer:
             start += config.batch_size * fabric.global_rank
             indices.append([(start + i) % len(data) for i in range(config.batch_size)])
         loader = DataLoader(
-            data, batch_sampler=indices, num_workers=config.workers, collate_fn=collate, worker_init_fn=ignore_signals
+            data,
+            batch_sampler=indices,
+            num_workers=config.workers,
+            collate_fn=collate,
+            worker_init_fn=ignore_signals,
+            pin_memory=fabric.device.type == "cuda",
         )
         batches = []
         for batch in loader:
             self._leave_out(batch.pop("failed"), batch["recording"])
             batch["labels"] = batch["labels"][:, self.model.answers]
-            batches.append({key: fabric.to_device(value) for key, value in batch.items()})
+            # Looked at here: on the device it would have to be waited for.
+            batch["one_class"] = torch.tensor([len(batch["labels"][batch["labels"] != IGNORE].unique()) < 2])
+            batches.append(batch | {key: fabric.to_device(batch[key]) for key in ("waveform", "labels")})
             if len(batches) == config.accumulate:
                 yield batches
                 batches = []
@@ -439,11 +417,11 @@ class Trainer:
                 share = losses.sum() / weight
                 fabric.backward(share * fabric.world_size)  # DDP takes the mean over the ranks
             total += share.detach()
-            progress.single_class += len(batch["labels"][batch["labels"] != IGNORE].unique()) < 2
-        loss = float(fabric.all_reduce(total, reduce_op="sum"))
-        norm = float(
-            fabric.clip_gradients(self.module, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
-        )
+            progress.single_class += int(batch["one_class"])
+        asked = [total.new_full((), float(self.stop.code == code)) for code in (0, 130)]
+        total, *asked = fabric.all_reduce(torch.stack([total, *asked]), reduce_op="sum")
+        norm = fabric.clip_gradients(self.module, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
+        loss, norm, *self.asked = read_numbers(total, norm, *asked)
         if math.isfinite(loss) and math.isfinite(norm):
             self.optimizer.step()
             progress.skipped_in_a_row = 0
@@ -464,10 +442,8 @@ class Trainer:
         progress = self.progress
         progress.skipped += 1
         progress.skipped_in_a_row += 1
-        scaler = getattr(self.precision, "scaler", None)
-        if scaler is not None:  # too large a scale shows as gradients that are not finite: the scaler lowers it
-            self.optimizer.step()
-        expected = scaler is not None and math.isfinite(loss)
+        lowered = isinstance(self.precision, Mixed) and self.precision.leave_out()
+        expected = lowered and math.isfinite(loss)  # too large a scale shows as gradients that are not finite
         if progress.skipped_in_a_row <= SKIPS_IN_A_ROW and (expected or self.config.on_nonfinite == "skip"):
             return
         path = self.out / f"nonfinite-step{progress.step}-rank{self.fabric.global_rank}.pt"
@@ -535,9 +511,12 @@ class Trainer:
     def _stop_if_asked(self, save: bool = True) -> None:
         code = self.stop.code
         if self.fabric.world_size > 1:
-            came = torch.tensor([float(code == 0), float(code == 130)])
-            terminated, interrupted = self.fabric.all_reduce(came, reduce_op="sum").tolist()
+            if self.asked is None:
+                came = torch.tensor([float(code == 0), float(code == 130)])
+                self.asked = self.fabric.all_reduce(came, reduce_op="sum").tolist()
+            terminated, interrupted = self.asked
             code = 130 if interrupted else 0 if terminated else None
+            self.asked = None
         if code is not None:
             if save:
                 self._save()

@@ -21,8 +21,9 @@ from .collection import Collection, open_collection, replacing
 from .config import VARIANTS, Config, StudyConfig, TrainingError, parse, reading
 from .evaluation import Predictions, estimated_events, predict, reference_events
 from .labels import Labeller
-from .loop import WEIGHTS, get_fabric, train
+from .loop import WEIGHTS, train
 from .metrics import event_scores, frame_scores
+from .precision import get_fabric
 from .run import exit_code
 from .synthetic import make_dataset
 from .windows import STRETCH, ExhaustiveWindows

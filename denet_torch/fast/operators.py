@@ -15,8 +15,14 @@ for _reference in weakref.getweakrefs(LIBRARY):
     _reference.__callback__.detach()  # else the operators vanish when the interpreter ends, while other threads may be in one
 
 
-def operator(schema: str, fake: Callable, save: Callable | None = None, backward: Callable | None = None) -> Callable:
-    """Decorate a function on a CPU as the operator denet::NAME of `schema`, "(arguments) -> results".
+def operator(
+    schema: str,
+    fake: Callable,
+    save: Callable | None = None,
+    backward: Callable | None = None,
+    devices: tuple[str, ...] = ("CPU",),
+) -> Callable:
+    """Decorate a function on `devices` as the operator denet::NAME of `schema`, "(arguments) -> results".
 
     `fake` makes results without numbers, for the compiler. `save` (ctx, inputs, output) keeps what `backward` (ctx, *grads)
     needs; without them the operator is somebody's backward pass, which cannot be differentiated again.
@@ -25,7 +31,8 @@ def operator(schema: str, fake: Callable, save: Callable | None = None, backward
     def register(function: Callable) -> Callable:
         name = function.__name__
         LIBRARY.define(name + schema)
-        LIBRARY.impl(name, function, "CPU")
+        for device in devices:
+            LIBRARY.impl(name, function, device)
         torch.library.register_fake(f"denet::{name}", fake, lib=LIBRARY)
         torch.library.register_autograd(f"denet::{name}", backward or refuse, setup_context=save, lib=LIBRARY)
         return getattr(torch.ops.denet, name).default

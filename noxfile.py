@@ -32,6 +32,12 @@ def stress(session):
 
 
 @nox.session
+def gpu(session):
+    """On a GPU: check and measure, and write what was measured into docs/gpu.md."""
+    session.run(sys.executable, "-m", "tools.gpu_report", "--page", "docs/gpu.md", *session.posargs)
+
+
+@nox.session
 def docs(session):
     """The documentation site, docs/_build/html/index.html; warnings are errors."""
     options = ("-W", "--keep-going", "-q", "-b", "html")

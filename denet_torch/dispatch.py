@@ -117,11 +117,14 @@ def may_keep() -> int:
 
 def whole(x: Tensor) -> AbstractContextManager:
     """Within it autocast leaves alone what is computed from x: for numbers, or gradients, beyond what half precision holds."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if autocast(x) else nullcontext()
+
+
+def autocast(x: Tensor) -> bool:
+    """Whether autocast is at work on x's device; tensors without numbers have none."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
     """The type in which autocast would have the products with x; x's own outside of autocast."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return torch.get_autocast_dtype(x.device.type) if autocast(x) else x.dtype

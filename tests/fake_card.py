@@ -36,10 +36,11 @@ class Card(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        with self:  # in inference mode whole layers come here: their parts follow
-            parts = func.decompose(*args, **kwargs)
-        if parts is not NotImplemented:
-            return parts
+        if torch.is_inference_mode_enabled() and func.namespace == "aten":
+            with self:  # whole layers come here: their parts follow
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         tensors = [item for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
         target = kwargs.get("device")
         on_card = [isinstance(tensor, FakeTensor) for tensor in tensors]

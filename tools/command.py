@@ -22,6 +22,7 @@ from tools import (
     detect,
     evaluate,
     export_yolo,
+    gpu_report,
     import_yolo,
     index_dataset,
     make_dataset,
@@ -53,6 +54,7 @@ PARSERS: dict[str, Callable[[str], argparse.ArgumentParser]] = {
     "study": lambda prog: get_parser(StudyConfig, prog),
     "study-few": lambda prog: get_parser(FewStudyConfig, prog),
     "benchmark": benchmark.parser,
+    "gpu-report": gpu_report.parser,
 }
 MODULES = {
     "train": "training.run",
@@ -74,6 +76,7 @@ MODULES = {
     "study": "training.study",
     "study-few": "training.few_study",
     "benchmark": "tools.benchmark",
+    "gpu-report": "tools.gpu_report",
 }
 HELP = """\
 usage: denet COMMAND ...
@@ -101,6 +104,7 @@ models:
   study         compare settings over seeds and signal-to-noise ratios
   study-few     what a few labelled recordings, self-training and pasted calls bring at a new site
   benchmark     time the port beside TensorFlow and onnxruntime
+  gpu-report    check and measure it on a GPU, or estimate without one
 
 data:
   conflicts     where the flying-fox collection's two tables contradict each other

@@ -1,0 +1,55 @@
+"""Check and measure the network on a GPU, in less than nine minutes; or say beforehand what the data sheets let expect.
+
+    denet gpu-report                            # all parts on the first GPU; report.json and report.md in gpu-report/
+    denet gpu-report --page docs/gpu.md         # and the measured columns of that page
+    denet gpu-report --estimate                 # print the estimates; no GPU is needed
+    denet gpu-report --dry                      # tiny sizes on the CPU, to see that it works
+
+The parts: a what CUDA, TF32, bfloat16 and float16 cost in accuracy; b five training steps beside a CPU's; c a training run with
+each type, the first killed once and resumed; d time, memory and share of the peak of training steps; e detection of an hour of
+audio. A part that fails is named in the report and does not stop the others.
+"""
+
+import sys
+from pathlib import Path
+
+from training.options import Parser
+
+PARTS = ("a", "b", "c", "d", "e")
+
+
+def parser(prog: str = "python -m tools.gpu_report") -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="parts to run")
+    parser.add_argument("--out", type=Path, default=Path("gpu-report"), help="folder for report.json and report.md")
+    parser.add_argument("--page", type=Path, metavar="PAGE", help="write this page's table anew, with what was measured")
+    parser.add_argument("--estimate", action="store_true", help="estimates alone, from data sheets")
+    parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU")
+    parser.add_argument("--minutes", type=float, default=8.5, help="no timing begins after so many")
+    return parser
+
+
+def main(argv: list[str] | None = None, prog: str = "python -m tools.gpu_report") -> int:
+    args = parser(prog).parse_args(argv)
+    from .gpu_estimate import table, write_page  # PyTorch takes seconds
+
+    try:
+        if args.estimate:
+            print(table())
+            found = {}
+        else:
+            from .gpu_parts import measured, run
+
+            report = run(args.parts, args.out, args.dry, args.minutes)
+            print((args.out / "report.md").read_text())
+            found = measured(report)
+        if args.page:
+            write_page(args.page, found)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

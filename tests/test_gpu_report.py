@@ -23,7 +23,7 @@ def test_every_part_runs_and_is_written(dry):
         assert "error" not in part, (name, part["error"])
         assert part["what"] in page
     assert parts["a"]["within"] and parts["b"]["within"]
-    assert 1e-7 < parts["a"]["largest relative difference"]["float16"]
+    assert 1e-7 < parts["a"]["relative difference"]["float16"]
     assert parts["c"]["float16"]["killed and resumed"] and 0 <= parts["c"]["float16"]["frame F1"] <= 1
     assert all(row["seconds"] > 0 for row in parts["d"]["rows"]) and len(parts["d"]["rows"]) == 3
     assert parts["e"]["times real time"] > 0

@@ -54,7 +54,7 @@ def test_names_that_do_not_exist_list_those_that_do():
         get_loss("hinge")
     with pytest.raises(TrainingError, match="no optimizer is called 'lion'; there are adam, adamw, rmsprop, sgd"):
         get_optimizer("lion", torch.nn.Linear(1, 1), 0.1, 1.0)
-    with pytest.raises(TrainingError, match="no model is called 'sinknet'; there are denet, sincnet"):
+    with pytest.raises(TrainingError, match="no model is called 'sinknet'; there are boxes, denet, sincnet"):
         get_model("sinknet", None, 2)
     with pytest.raises(TrainingError, match="no schedule is called 'step'; there are constant, cosine, linear"):
         get_schedule("step", None, 0, 1)

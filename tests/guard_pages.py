@@ -478,8 +478,9 @@ def only_avx2() -> None:
     """As on a processor without AVX-512; numba is told by NUMBA_CPU_NAME."""
     from llvmlite import binding
 
-    found = dict(binding.get_host_cpu_features())
-    binding.get_host_cpu_features = lambda: {name: on and not name.startswith(("avx512", "amx")) for name, on in found.items()}
+    features = binding.get_host_cpu_features()
+    features.update({name: False for name in features if name.startswith(("avx512", "amx"))})
+    binding.get_host_cpu_features = lambda: features
 
 
 def plant(module: str, function: str, old: str, new: str) -> None:

@@ -5,6 +5,9 @@ import pickletools
 import zipfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
+
+from .files import open_zip
 
 # What a pickle of tensors, numbers, lists and dicts refers to, beside the types of the storages.
 REBUILT = ("_rebuild_tensor_v2", "_rebuild_parameter")
@@ -13,13 +16,19 @@ STORAGES = {f"torch {name}Storage" for name in ("Float", "Double", "Long", "Int"
 # PyTorch hashes keys by recursion: deeper ones than these many tuples could make end the process.
 MAX_TUPLES = 20_000
 MAX_PICKLE = 64 << 20  # bytes
+MAX_STEPS = 2_000_000  # of the pickle's machine: a second or two
 REFUSED = set("BYTEARRAY8 NEXT_BUFFER EXT1 EXT2 EXT4 INST OBJ NEWOBJ NEWOBJ_EX PERSID STACK_GLOBAL BINBYTES8".split())
 
 
 def check_archive(path: Path) -> None:
     """Raise pickle.UnpicklingError unless the file that torch.save wrote holds tensors and plain values only."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        if not zipfile.is_zipfile(path):  # before PyTorch 1.6: five pickles, then bytes
+            with open(path, "rb") as file:
+                for _ in range(5):
+                    check_pickle(file)
+            return
+        with open_zip(path) as archive:
             members = [member for member in archive.infolist() if member.filename.endswith("data.pkl")]
             if len(members) != 1 or members[0].file_size > MAX_PICKLE:
                 raise pickle.UnpicklingError("it is no archive that torch.save wrote")
@@ -28,11 +37,13 @@ def check_archive(path: Path) -> None:
         raise pickle.UnpicklingError(f"it is no archive that torch.save wrote: {error}") from None
 
 
-def check_pickle(data: bytes) -> None:
+def check_pickle(data: bytes | BinaryIO) -> None:
     """Raise pickle.UnpicklingError for anything but tensors and plain values."""
     tuples = 0
     try:
-        for opcode, argument, _ in pickletools.genops(data):
+        for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if step > MAX_STEPS:
+                raise pickle.UnpicklingError("it holds more entries than any state of ours")
             tuples += opcode.name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
             if opcode.name == "GLOBAL" and argument not in GLOBALS | STORAGES:
                 raise pickle.UnpicklingError(f"it asks for {argument!r:.60}, which is no tensor")

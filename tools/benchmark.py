@@ -13,7 +13,7 @@ Outputs are compared before anything is timed. Writes report.md, report.json and
 import sys
 from pathlib import Path
 
-from training.options import Parser
+from training.options import Parser, tell
 
 from .benchmark_contenders import CONTENDERS
 
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m tools.benchmark")
         else:
             print(markdown(run(groups, names, args.rounds, args.threads, args.out)))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell("error", error)
         return 2
     return 0
 

@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from training.options import Parser
+from training.options import Parser, show, tell
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m tools.classify") -> int:
@@ -23,12 +23,12 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.classi
     try:
         failures = run(args)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell("error", error)
         return 2
     except KeyboardInterrupt:
         return 130
     for reason in failures:
-        print(f"error: {reason}", file=sys.stderr)
+        tell("error", reason)
     return 2 if failures else 0
 
 
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> list[str]:
     import denet_torch
     from denet_torch.audio import AudioError
     from denet_torch.classification import BATCH, classify
+    from denet_torch.files import printable
     from denet_torch.memory import keep_freed_memory
     from tools.detect_batch import collect, device
     from training.collection import replacing
@@ -54,11 +55,12 @@ def run(args: argparse.Namespace) -> list[str]:
     if rows:
         table = pd.concat(rows, ignore_index=True)
         if args.output is None:
-            print(table.to_csv(index=False, float_format="%.6f"), end="")
+            told = table.map(lambda cell: printable(cell) if isinstance(cell, str) else cell).rename(columns=printable)
+            print(told.to_csv(index=False, float_format="%.6f"), end="")
         else:
             with replacing(args.output) as path:
                 table.to_csv(path, index=False, float_format="%.6f")
-            print(f"{len(table)} files: " + ", ".join(f"{name} {n}" for name, n in table["label"].value_counts().items()))
+            show(f"{len(table)} files: " + ", ".join(f"{name} {n}" for name, n in table["label"].value_counts().items()))
     return failures
 
 

@@ -11,7 +11,7 @@ Example:
 import sys
 from pathlib import Path
 
-from training.options import Parser, counted
+from training.options import Parser, counted, tell
 
 
 def parser(prog: str = "python -m tools.compare") -> Parser:
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.compar
         )
         page = comparison.write(result, args.output)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell("error", error)
         return 2
     events = counted(len(result.events["reference"]), "event")
     print(f"{counted(len(result.durations), 'recording')} that all searched, {events} in the reference")

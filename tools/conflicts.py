@@ -12,7 +12,7 @@ Examples:
 import sys
 
 from training.config import add_reading_options, reading
-from training.options import Parser
+from training.options import Parser, tell
 
 
 def parser(prog: str = "python -m tools.conflicts") -> Parser:
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.confli
         else:
             print(write_report(args.folder, args.output, **reading(args)).to_string(float_format="%.1f"))
     except (CollectionError, AudioError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell("error", error)
         return 2
     return 0
 

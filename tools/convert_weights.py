@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tools.weights import Weights, WeightsError
 from tools.weights.convert import WRITERS, convert
-from training.options import Parser
+from training.options import Parser, show, tell
 
 POSITIONS = {"before": True, "after": False}
 NOT_VOUCHED_FOR = 3  # exit code of --verify
@@ -53,13 +53,13 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.conver
             options.source, options.target, options.attention, {key: value for key, value in asked.items() if value is not None}
         )
     except WeightsError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell("error", error)
         return 2
     for name, tensor in weights.tensors.items():
-        print(f"{name:34} {str(tensor.shape):14} {weights.origin[name]}")
+        show(f"{name:34} {str(tensor.shape):14} {weights.origin[name]}")
     print("architecture: " + ", ".join(f"{key}={value}" for key, value in config.items()))
     for note in notes:
-        print(f"note: {note}")
+        show(f"note: {note}")
     print(f"wrote {options.target}")
     return verify(weights, config, options.target) if options.verify else 0
 
@@ -71,13 +71,13 @@ def convert_sincnet(source: Path, target: Path, sr: int | None) -> int:
     try:
         model, origin, notes = convert(source, target, sr)
     except WeightsError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell("error", error)
         return 2
     for name, tensor in model.state_dict().items():
-        print(f"{name:34} {str(tuple(tensor.shape)):14} {origin[name]}")
+        show(f"{name:34} {str(tuple(tensor.shape)):14} {origin[name]}")
     print("architecture: SincNet, " + ", ".join(f"{key}={value}" for key, value in model.config.items()))
     for note in notes:
-        print(f"note: {note}")
+        show(f"note: {note}")
     print(f"wrote {target}")
     return 0
 

@@ -21,7 +21,7 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from training.options import Parser
+from training.options import Parser, tell
 
 PROGRAMS = ("raven", "audacity", "sequence", "svl", "ann", "birdnet", "kaleidoscope")
 FORMATS = ("events.parquet", "frames.csv", "frames.parquet", *PROGRAMS)
@@ -56,12 +56,12 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.detect
         print("error: a process died, perhaps for want of memory; try fewer --jobs", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell("error", error)
         return 2
     for note in results.notes:
-        print(f"note: {note}", file=sys.stderr)
+        tell("note", note)
     for reason in [*empty, *results.failures.values()]:
-        print(f"error: {reason}", file=sys.stderr)
+        tell("error", reason)
     if args.report and len(results.recordings):
         print(f"look at {args.output / 'report' / 'index.html'}")
     print(results.summary())

@@ -14,7 +14,7 @@ Examples:
 import sys
 from pathlib import Path
 
-from training.options import Parser, counted
+from training.options import Parser, counted, tell
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m tools.evaluate") -> int:
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.evalua
         if args.output:
             scores.write(result, args.output)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell("error", error)
         return 2
     searched = reference.file.isin(durations)
     events = counted(searched.sum(), "event")

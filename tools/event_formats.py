@@ -7,7 +7,6 @@ recording are the slow ones. The tables have true times. A recording without eve
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -23,6 +22,7 @@ from tools.detect_batch import Results
 from training import annotations, formats
 from training.annotations import NotATable
 from training.collection import replacing
+from training.options import tell
 
 OURS = ".{}-is-ours"  # tells that the folder of a program may be replaced
 SHOWN = 10  # rows that cannot be used, named one by one
@@ -106,7 +106,7 @@ def read_events(path: Path, time_expansion: float = 1, label_column: str | None 
         unused.append(f'{path}: {background.sum()} rows "background", which are no calls')
         events = events[~background].reset_index(drop=True)
     for line in [*unused[:SHOWN], *([f"{len(unused) - SHOWN} more"] if len(unused) > SHOWN else [])]:
-        print(f"not used: {line}", file=sys.stderr)
+        tell("not used", line)
     times = {name: events[name].round(6) for name in ("onset", "offset")}
     return events.assign(**times)[[*EVENT_COLUMNS, "low_hz", "high_hz"]]
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from training.config import SPLIT_BY, TASKS, Config, TrainingError, add_reading_options, parse
-from training.options import Parser
+from training.options import Parser, tell
 
 SHARED = ("task", "labels", "split_by", "seed", "subset", "seq_len", "frame_seconds")
 
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.export
         config = dataclasses.replace(config, data_dir=args.folder, **given)
         print(yolo.export(config, args.out, args.sequences, args.width, args.height))
     except (TrainingError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell("error", error)
         return 2
     print(f"data.yaml, hyp.yaml, classes.names, annotations.json and manifest.csv: {args.out}")
     return 0

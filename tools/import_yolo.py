@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from tools.detect import PROGRAMS
-from training.options import Parser, counted
+from training.options import Parser, counted, tell
 
 
 def parser(prog: str = "python -m tools.import_yolo") -> Parser:
@@ -54,10 +54,10 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.import
             page = detect_report.write(results, None, output / "report", export.time_expansion, reference)
             print(f"look at {page}")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell("error", error)
         return 2
     for remark in remarks:
-        print(f"warning: {remark}", file=sys.stderr)
+        tell("warning", remark)
     print(f"{counted(len(results.events), 'event')} in {counted(len(results.recordings), 'recording')}: {output / 'events.csv'}")
     return 0
 

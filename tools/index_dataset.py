@@ -13,7 +13,7 @@ import sys
 import time
 
 from training.config import add_reading_options, reading
-from training.options import Parser
+from training.options import Parser, show, tell
 
 
 def parser(prog: str = "python -m tools.index_dataset") -> Parser:
@@ -46,11 +46,11 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.index_
             **reading(args),
         )
     except (CollectionError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell("error", error)
         return 2
     print(summary(collection, report))
     if collection.one_source and (told := short_calls(collection, Labeller(collection).spans, Config.frame_seconds)):
-        print(f"warning: {told}")
+        show(f"warning: {told}")
     index = args.output or collection.root / INDEX_NAME
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = time.perf_counter() - started

@@ -5,7 +5,7 @@ Example: denet make-dataset data/synthetic --recordings 200 --seed 0
 
 import sys
 
-from training.options import Parser
+from training.options import Parser, tell
 
 
 def parser(prog: str = "python -m tools.make_dataset") -> Parser:
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.make_d
             snr_db=tuple(args.snr_db),
         )
     except (AudioError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell("error", error)
         return 2
     print(f"{args.recordings} recordings and the faulty ones in {out}; the truth is in truth.csv")
     return 0

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from training.config import TASKS, add_reading_options, reading
-from training.options import Parser, counted
+from training.options import Parser, counted, tell
 
 SHOWN = 10  # reasons for what was left out
 
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.paste_
         paster = Paster(collection, Labeller(collection, args.labels, args.task), rows, backgrounds, quiet, how)
         table = paster.write(args.out)
     except (CollectionError, AudioError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell("error", error)
         return 2
     for note, times in paster.notes.most_common(SHOWN):
         print(f"left out {counted(times, 'time')}: {note}", file=sys.stderr)

@@ -18,7 +18,7 @@ Examples:
 import sys
 from pathlib import Path
 
-from training.options import Parser
+from training.options import Parser, tell
 
 
 def parser(prog: str = "python -m tools.report") -> Parser:
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.report
     try:
         page, told = season.write(args.paths, args.output or folders[0])
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell("error", error)
         return 2
     print(told)
     print(f"look at {page}; the numbers are in {page.parent / 'summary.csv'}")

@@ -8,7 +8,7 @@ Examples:
 import sys
 
 from training.config import add_reading_options, reading
-from training.options import Parser, counted
+from training.options import Parser, counted, tell
 
 
 def parser(prog: str = "python -m tools.suggest") -> Parser:
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.sugges
     try:
         found = suggest(open_collection(args.folder, **reading(args)))
     except (CollectionError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell("error", error)
         return 2
     print(f"{counted(found.calls, 'call')} in {counted(found.recordings, 'recording')}")
     short, median, long = (f"{1000 * seconds:.3g} ms" for seconds in found.duration)

@@ -7,7 +7,7 @@ Example:
 import sys
 from pathlib import Path
 
-from training.options import Parser
+from training.options import Parser, tell
 
 
 def parser(prog: str = "python -m tools.yolo_config") -> Parser:
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.yolo_c
             raise yolo.YoloError(f"{target}: would replace your clone's own; name another file with --output")
         changed = yolo.prepare_config(args.source, len(export.classes), target)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell("error", error)
         return 2
     places = f"filters changed in {changed['filters']} places, classes in {changed['classes']}"
     print(f"{target}: {len(export.classes)} class(es), {places}")

@@ -29,6 +29,7 @@ from denet_torch.checkpoint import CheckpointError
 from .collection import replacing
 from .config import Config, TrainingError
 from .files import Files, evaluate, fit
+from .options import tell
 from .precision import get_fabric
 from .registry import get_model
 from .tables import CollectionError
@@ -196,7 +197,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m training.bea
             torch.set_num_threads(config.threads)
         run(args.root, config, args.low)
     except (TrainingError, CollectionError, AudioError, CheckpointError, OSError) as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        tell("error", str(error).splitlines()[0])
         return 2
     print(f"results in {args.out}")
     return 0

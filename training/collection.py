@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from denet_torch import audio, recorder
+from denet_torch.files import MAX_MESSAGE, printable, refuse_pipes, replacing
 from denet_torch.files import reason as line_of
-from denet_torch.files import refuse_pipes, replacing
 from denet_torch.schema import shown
 from training import formats
 from training.annotations import is_background, is_text
@@ -247,7 +247,8 @@ def summary(collection: Collection, report: pd.DataFrame) -> str:
         first = rows.iloc[0]
         where = first["file"] + (f" line {first['line']}" if first["line"] else "")
         why = f": {first['detail']}" if action in EXPLAINED and first["detail"] else ""
-        lines.append(f"  {len(rows)} {action}: {reason} ({names.get(table, table)}); first: {where}{why}")
+        line = f"  {len(rows)} {action}: {reason} ({names.get(table, table)}); first: {where}{why}"
+        lines.append(printable(line, MAX_MESSAGE))
     return "\n".join(lines + recording_facts(collection))
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from denet_torch import MODELS, Model, checkpoint
 from denet_torch.audio import AudioError
-from denet_torch.files import reason
+from denet_torch.files import printable, reason
 from denet_torch.memory import keep_freed_memory
 from denet_torch.schema import Decoding, Detection
 
@@ -588,7 +588,7 @@ class Trainer:
 
     def say(self, line: str) -> None:
         if self.fabric.is_global_zero:
-            tqdm.write(line)
+            tqdm.write("\n".join(map(printable, line.split("\n"))))
 
     def warn(self, line: str) -> None:
         """Say it once in a run and keep it for the report."""

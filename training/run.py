@@ -9,10 +9,12 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from denet_torch import detect
 from denet_torch.audio import AudioError, probe
 from denet_torch.checkpoint import CheckpointError
+from denet_torch.files import printable
 
 from .config import Config, TrainingError, parse
 from .detector import BoxResult
 from .loop import Result, train
+from .options import tell
 from .report import write_report
 from .runs import Stopped, stop_signals
 from .tables import CollectionError
@@ -41,7 +43,8 @@ def main(argv: list[str] | None = None, prog: str = "python -m training.run") ->
             stop.later = False
             if config.detect:
                 events = detect(result.model, config.detect, time_expansion=detected_expansion(config, result))
-                print(events.to_string(index=False) if len(events) else "no events detected")
+                told = events.map(lambda cell: printable(cell) if isinstance(cell, str) else cell)
+                print(told.to_string(index=False) if len(events) else "no events detected")
     except Stopped as stopped:
         print(stopped)
         return stopped.code
@@ -49,7 +52,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m training.run") ->
         print("stopped; what was saved before is there", file=sys.stderr)
         return 130
     except USER_ERRORS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        tell("error", one_line(error))
         return 2
     return 0
 
@@ -65,7 +68,7 @@ def exit_code(work: Callable[[], None]) -> int:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     except USER_ERRORS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        tell("error", one_line(error))
         return 2
     return 0
 

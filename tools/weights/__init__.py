@@ -10,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from training.options import light
+
 
 class WeightsError(ValueError):
     """A weight file that cannot be converted; the message is one printable line that names the file and the trouble."""
 
     def __init__(self, message: str):
-        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(message)[:10_000])
-        super().__init__(text if len(text) <= MAX_MESSAGE else f"{text[:200]}...{text[-(MAX_MESSAGE - 203):]}")
+        super().__init__(printable(str(message), MAX_MESSAGE))
 
 
-MAX_MESSAGE = 600  # characters
+printable, MAX_MESSAGE = light("files").printable, light("files").MAX_MESSAGE
 
 
 @dataclass

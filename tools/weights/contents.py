@@ -3,6 +3,8 @@
 import zipfile
 from pathlib import Path
 
+from training.options import light
+
 from . import WeightsError
 from .files import GZIP, existing, line
 
@@ -39,7 +41,7 @@ def contents(path: Path) -> str:
 
 def _archive(path: Path) -> str:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with light("files").open_zip(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         raise WeightsError(f"{path}: cannot be read as a zip archive ({line(error)})") from None

@@ -82,9 +82,8 @@ def read_whole(source: Path, attention: str | None, asked: dict) -> tuple[Weight
             raise WeightsError(f"{source}: has attention weights of its own; --attention is for files without")
     elif attention is None:
         raise WeightsError(
-            f"{source}: holds no attention weights: the original does not register them with its layer, so that Keras "
-            "never saves them. Give them with --attention FILE.npz (tools/keras224_export.py writes one in the session "
-            "that owns the model), or start them fresh with --attention init and train the model further"
+            f"{source}: holds no attention weights, which the original's Keras never saves. Give --attention FILE.npz "
+            "(tools/keras224_export.py writes it), or --attention init and train the model further"
         )
     elif attention != "init":
         supplied = read_attention(Path(attention))

@@ -5,15 +5,16 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from . import WeightsError
-from .names import module
+from training.options import light
 
-_files = module("files")
+from . import WeightsError
+
+_files = light("files")
 replacing, reason = _files.replacing, _files.reason
 
 GZIP = b"\x1f\x8b"
 MAX_MEMBERS = 10_000  # of an archive
-MAX_RATIO = 20  # weights are noise: none pack by more than a few times; what unpacks to more is no weight file
+MAX_RATIO = 4  # weights are noise, which hardly packs: what unpacks to more is no weight file
 
 
 def line(error: BaseException) -> str:
@@ -53,7 +54,7 @@ def unzip(path: Path, wanted=lambda name: True) -> dict[str, bytes]:
     """Members of the zip archive `path` for whose names `wanted` holds, after checking sizes (before unpacking) and CRCs."""
     existing(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _files.open_zip(path) as archive:
             members = archive.infolist()
             if sum(member.file_size for member in members) > MAX_RATIO * path.stat().st_size:
                 raise WeightsError(f"{path}: unpacks to more than {MAX_RATIO} times its size, which no weight file does")
@@ -66,9 +67,12 @@ def unzip(path: Path, wanted=lambda name: True) -> dict[str, bytes]:
                     raise WeightsError(f"{path}: {member.filename} is packed in a way that no weight file is")
             contents = {}
             for member in members:
-                data = archive.read(member)  # checks the CRC
                 if wanted(member.filename):
-                    contents[member.filename] = data
+                    contents[member.filename] = archive.read(member)  # checks the CRC
+                else:
+                    with archive.open(member) as file:
+                        while file.read(1 << 20):
+                            pass
             return contents
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as error:
         if isinstance(error, WeightsError):

@@ -20,7 +20,9 @@ import numpy as np
 from . import WeightsError
 from .files import line
 
-SECONDS = 2  # the structure of a whole model takes 0.01 s
+SECONDS = 2  # of computing; the structure of a whole model takes 0.01 s
+PATIENCE = 30  # s that a busy machine may take over them
+MEMORY = 128 << 20  # bytes that the child may take
 MAX_ATTRIBUTE = 1 << 20  # bytes
 MAX_OBJECTS, MAX_DEPTH = 10_000, 20
 OPTIMIZERS = ("optimizer_weights", "optimizer")  # Keras keeps their state beside the weights; it is not looked into
@@ -47,7 +49,7 @@ def read_tree(path: Path, data: bytes) -> Tree:
     child.start()
     sender.close()
     try:
-        answer = receiver.recv() if receiver.poll(SECONDS) else "its structure is damaged"
+        answer = receiver.recv() if receiver.poll(PATIENCE) else "its structure is damaged"
     except EOFError:  # the library crashed
         answer = "its structure is damaged"
     finally:
@@ -80,12 +82,26 @@ def writing(path: Path) -> Iterator[h5py.File]:
 
 def _report(data: bytes, sender) -> None:
     faulthandler.disable()  # a crash here is an answer, not an accident
+    _limit()
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
             answer = _index(file)
     except Exception as error:  # whatever the library makes of a damaged file
         answer = line(error)
     sender.send(answer)
+
+
+def _limit() -> None:
+    """Bound what this process may compute and take from here on, where the system can."""
+    try:
+        import resource
+
+        with open("/proc/self/statm") as file:
+            size = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
+    except (ImportError, OSError, ValueError):  # not Linux
+        pass
 
 
 def _index(file: h5py.File) -> tuple[dict, dict]:
@@ -120,6 +136,9 @@ def _attributes(group: h5py.Group) -> dict:
             if math.prod(attribute.shape) * attribute.get_type().get_size() > MAX_ATTRIBUTE:
                 raise ValueError(f"the attribute {key} is too large")
             value = group.attrs[key]
+            texts = [text for text in np.asarray(value).ravel().tolist() if isinstance(text, (bytes, str))]
+            if sum(map(len, texts)) > MAX_ATTRIBUTE:  # many texts may be one and the same in the file
+                raise ValueError(f"the attribute {key} is too large")
             if key.endswith("_names"):
                 values[key] = [v.decode() if isinstance(v, bytes) else str(v) for v in np.asarray(value).ravel().tolist()]
             else:

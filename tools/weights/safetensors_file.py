@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+
+from training.options import light
 
 from . import Weights, WeightsError
 from .architecture import check_types, facts
@@ -41,7 +42,7 @@ def read_safetensors(path: Path) -> Weights:
 
 def write_safetensors(tensors: dict[str, np.ndarray], config: dict, path: Path, detection: str = "") -> None:
     """The file that `denet_torch.load` rebuilds the model from."""
-    tensors = {name: np.ascontiguousarray(tensors[name]) for name in NAMES}
+    tensors = {name: tensors[name] for name in NAMES}
     text = json.dumps(config)
     metadata = {"format": "pt", "denet": text, "sha256": checksum(text + detection, tensors)}
-    save_file(tensors, path, metadata | ({"detection": detection} if detection else {}))
+    light("files").write_safetensors(tensors, metadata | ({"detection": detection} if detection else {}), path)

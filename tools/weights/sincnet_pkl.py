@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from denet_torch import checkpoint
+from denet_torch.pickles import check_archive
 from denet_torch.sincnet import SincNet
 
 from . import WeightsError
@@ -121,7 +122,8 @@ def _odd_taps(path: Path, chunk: int, steps: int) -> int:
 
 def _tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     try:
-        saved = torch.load(existing(path), map_location="cpu", weights_only=True)
+        check_archive(existing(path))
+        saved = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # PyTorch's message advises to execute it
         raise WeightsError(f"{path}: holds something else than tensors, or is damaged; nothing in it was executed") from None
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError, IndexError) as error:

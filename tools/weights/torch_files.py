@@ -28,7 +28,7 @@ def read_pt(path: Path) -> Weights:
         raise WeightsError(f"{path}: is no state dict, or damaged ({line(error)})") from None
     if not isinstance(state, dict) or not state:
         raise WeightsError(f"{path}: is no state dict")
-    weights, size = Weights(path, {}, {}), path.stat().st_size
+    weights, size, total = Weights(path, {}, {}), path.stat().st_size, 0
     for name, tensor in state.items():
         if isinstance(name, str) and name.endswith("local_step"):  # training state, no weight
             continue
@@ -36,7 +36,8 @@ def read_pt(path: Path) -> Weights:
             raise WeightsError(f"{path}: {name} is no weight of a DENet")
         if tensor.device.type != "cpu" or tensor.is_nested:
             raise WeightsError(f"{path}: {name} is no tensor of plain numbers")
-        if tensor.numel() * tensor.element_size() > size:
+        total += tensor.numel() * tensor.element_size()
+        if total > size:
             raise WeightsError(f"{path}: {name} is {tuple(tensor.shape)}, more than the file holds")
         if tensor.dtype not in (torch.float32, torch.float64):
             raise WeightsError(f"{path}: {name} is {tensor.dtype}; expected float32 or float64")

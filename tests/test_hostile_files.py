@@ -6,12 +6,16 @@ The seed is printed and drawn anew each time; DENET_SEED sets it.
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import pickle
 import random
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,11 +23,14 @@ import soundfile
 import torch
 
 from denet_torch import audio, files
-from denet_torch.pickles import check_pickle
+from denet_torch.pickles import check_archive, check_pickle
 from tools import detect_batch, scores
+from tools.weights import WeightsError, hdf5
+from tools.weights.convert import read
 from training import checkpoints
 from training.collection import open_collection
 from training.config import TrainingError, parse
+from training.options import show, tell
 from training.tables import CollectionError
 
 SEED = int(os.environ.get("DENET_SEED", random.SystemRandom().randrange(2**32)))
@@ -170,3 +177,68 @@ def test_nothing_printable_obeys():
     for text in ("\x1b[2J", "a\nerror: b", "\u202etxt", "\ud800"):
         assert files.printable(text).isprintable()
     assert 290 < len(files.printable("x" * 10_000, 300)) <= 300
+
+
+def test_commands_say_one_line_that_a_terminal_does_not_obey(capsys):
+    tell("error", "a.wav: \x1b[2J\nerror: forged " + "x" * 20_000 + " is damaged")
+    said = capsys.readouterr().err
+    assert said.endswith("is damaged\n") and said[:-1].isprintable() and len(said) <= 301
+    show("\x1b]0;name\x07" + "y" * 20_000)
+    said = capsys.readouterr().out
+    assert said[:-1].isprintable() and len(said) <= 301
+
+
+def test_attributes_that_unfold_are_refused(tmp_path):
+    """Sixty thousand names that are one and the same in the file."""
+    path = tmp_path / "names.h5"
+    text = h5py.string_dtype()
+    with h5py.File(path, "w") as file:
+        file.attrs.create("layer_names", np.array(["x" * 100] * 2000, dtype=object), dtype=text)
+        file.attrs.create("weight_names", np.array(["y" * 9999] * 200, dtype=object), dtype=text)
+    with pytest.raises(WeightsError, match="names.h5: cannot be read as HDF5 .the attribute weight_names is too large"):
+        read(path)
+
+
+def test_the_child_that_reads_hdf5_is_bounded():
+    def greedy(sender):
+        hdf5._limit()
+        try:
+            sender.send(len(np.ones(2 * hdf5.MEMORY, np.uint8)))
+        except MemoryError:
+            sender.send("no memory")
+
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=greedy, args=(sender,))
+    child.start()
+    assert receiver.poll(60) and receiver.recv() == "no memory"
+    child.join()
+
+
+def test_archives_with_very_many_members(tmp_path):
+    path = tmp_path / "many.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(60_000):
+            archive.writestr(f"a-member-with-a-long-name-{i}-{'x' * 40}", b"")
+    with pytest.raises(WeightsError, match="many.npz: .*its list of members is longer than that of any weight file"):
+        read(path)
+
+
+def test_pickles_of_very_many_steps_and_of_the_older_layout(tmp_path):
+    with pytest.raises(pickle.UnpicklingError, match="more entries"):
+        check_pickle(b"\x80\x02" + b"K\x01" * 2_100_000 + b".")
+    torch.save({"a": torch.zeros(3)}, tmp_path / "old.pkl", _use_new_zipfile_serialization=False)
+    check_archive(tmp_path / "old.pkl")
+    (tmp_path / "old.pkl").write_bytes(pickle.dumps(bytearray(10), protocol=5) * 5)
+    with pytest.raises(pickle.UnpicklingError):
+        check_archive(tmp_path / "old.pkl")
+
+
+def test_equal_conversions_give_equal_bytes(tmp_path):
+    """The library's own writer orders the metadata anew in each process."""
+    code = "import sys; from weight_cases import *; from tools.weights.safetensors_file import write_safetensors as write; "
+    code += "write(draw_tensors(SMALL), SMALL, sys.argv[1], '{}')"
+    for name in ("a", "b", "c"):
+        path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True, env=os.environ | {"PYTHONPATH": path})
+    assert len({(tmp_path / name).read_bytes() for name in ("a", "b", "c")}) == 1

@@ -51,7 +51,7 @@ def test_pickles_that_hold_more_than_tensors(rng):
     bad = [pickle.dumps(value, protocol=rng.randrange(2, 5)) for value in values]
     bad.append(b"\x80\x02}(" + b")" + b"\x85" * rng.randrange(30_000, 300_000) + b"K\x01u.")  # a key of tuples in tuples
     bad.append(b"\x80\x05\x96" + (10**12).to_bytes(8, "little") + b".")  # a bytearray of a terabyte
-    bad += [bytes(rng.randrange(256) for _ in range(rng.randrange(1, 200))) for _ in range(50)]
+    bad += [b"\xff" + bytes(rng.randrange(256) for _ in range(rng.randrange(1, 200))) for _ in range(50)]  # "." alone is a pickle
     for data in bad:
         with pytest.raises(pickle.UnpicklingError):
             check_pickle(data)

@@ -16,7 +16,8 @@ STORAGES = {f"torch {name}Storage" for name in ("Float", "Double", "Long", "Int"
 # PyTorch hashes keys by recursion: deeper ones than these many tuples could make end the process.
 MAX_TUPLES = 20_000
 MAX_PICKLE = 64 << 20  # bytes
-MAX_STEPS = 2_000_000  # of the pickle's machine: a second or two
+MAX_STEPS = 2_000_000  # of the pickle's machine, in weights: a second or two
+MAX_COURSE = 8_000_000  # in a checkpoint, which has two numbers of each step of training
 REFUSED = set("BYTEARRAY8 NEXT_BUFFER EXT1 EXT2 EXT4 INST OBJ NEWOBJ NEWOBJ_EX PERSID STACK_GLOBAL BINBYTES8".split())
 
 
@@ -32,17 +33,19 @@ def check_archive(path: Path) -> None:
             members = [member for member in archive.infolist() if member.filename.endswith("data.pkl")]
             if len(members) != 1 or members[0].file_size > MAX_PICKLE:
                 raise pickle.UnpicklingError("it is no archive that torch.save wrote")
-            check_pickle(archive.read(members[0]))
+            check_pickle(archive.read(members[0]), MAX_COURSE)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, OSError) as error:
         raise pickle.UnpicklingError(f"it is no archive that torch.save wrote: {error}") from None
 
 
-def check_pickle(data: bytes | BinaryIO) -> None:
-    """Raise pickle.UnpicklingError for anything but tensors and plain values."""
+def check_pickle(data: bytes | BinaryIO, most: int = MAX_STEPS) -> None:
+    """Raise pickle.UnpicklingError for anything but tensors and plain values, in `most` steps."""
+    if isinstance(data, bytes) and len(data) > MAX_PICKLE:
+        raise pickle.UnpicklingError("it holds more entries than any state of ours")
     tuples = 0
     try:
         for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-            if step > MAX_STEPS:
+            if step > most:
                 raise pickle.UnpicklingError("it holds more entries than any state of ours")
             tuples += opcode.name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
             if opcode.name == "GLOBAL" and argument not in GLOBALS | STORAGES:

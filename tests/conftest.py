@@ -1,6 +1,15 @@
+import os
+import uuid
+import zlib
+
 import pytest
 
 from training.synthetic import make_dataset
+
+# The seed of what is drawn anew in each run: tests print it, and it is one for all processes of a run, which have to agree on the
+# names of the tests.
+RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
+os.environ.setdefault("DENET_SEED", str(zlib.crc32(RUN.encode())))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from tools.weights.convert import WRITERS
 from training import checkpoints, guards, run
 from training.config import TrainingError
 
-SEED = int(os.environ.get("DENET_SEED", random.SystemRandom().randrange(2**32)))
+SEED = int(os.environ["DENET_SEED"])  # tests/conftest.py
 
 
 @contextlib.contextmanager

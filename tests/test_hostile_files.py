@@ -33,7 +33,7 @@ from training.config import TrainingError, parse
 from training.options import show, tell
 from training.tables import CollectionError
 
-SEED = int(os.environ.get("DENET_SEED", random.SystemRandom().randrange(2**32)))
+SEED = int(os.environ["DENET_SEED"])  # tests/conftest.py
 
 
 @pytest.fixture
@@ -227,6 +227,8 @@ def test_archives_with_very_many_members(tmp_path):
 def test_pickles_of_very_many_steps_and_of_the_older_layout(tmp_path):
     with pytest.raises(pickle.UnpicklingError, match="more entries"):
         check_pickle(b"\x80\x02" + b"K\x01" * 2_100_000 + b".")
+    torch.save({"losses": [0.5] * 1_100_000, "rates": [0.1] * 1_100_000}, tmp_path / "long_run.ckpt")
+    check_archive(tmp_path / "long_run.ckpt")
     torch.save({"a": torch.zeros(3)}, tmp_path / "old.pkl", _use_new_zipfile_serialization=False)
     check_archive(tmp_path / "old.pkl")
     (tmp_path / "old.pkl").write_bytes(pickle.dumps(bytearray(10), protocol=5) * 5)

@@ -1,7 +1,6 @@
 """Stops while threads are inside of compiled kernels: tests/kernel_stops.py, DENET_STOPS times each (100 in the long run)."""
 
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from guard_pages import with_malloc_checks
 @pytest.mark.skipif(sys.platform != "linux", reason="each trial is a fork")
 @pytest.mark.parametrize("trials", [["killed", "ended", "interrupted", "failed", "left"], ["forked"]], ids=" ".join)
 def test_stops_inside_of_kernels(trials):
-    seed = os.environ.get("DENET_SEED", str(random.SystemRandom().randrange(2**32)))
+    seed = os.environ["DENET_SEED"]  # tests/conftest.py
     program, root = Path(__file__).with_name("kernel_stops.py"), Path(__file__).resolve().parents[1]
     command = [sys.executable, program, "--seed", seed, "--times", os.environ.get("DENET_STOPS", "4")]
     # The C library's heap that checks itself cannot be forked while a thread is in it.

@@ -23,7 +23,7 @@ from training.run import main
 
 ROOT = Path(__file__).resolve().parents[1]
 MOMENTS = int(os.environ.get("DENET_MOMENTS", 2))
-SEED = int(os.environ.get("DENET_SEED", random.SystemRandom().randrange(2**32)))
+SEED = int(os.environ["DENET_SEED"])  # tests/conftest.py
 
 
 @pytest.fixture(scope="module")

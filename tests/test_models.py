@@ -132,7 +132,7 @@ def test_defaults_of_a_model():
 
 
 def test_names():
-    with pytest.raises(TrainingError, match="no model is called 'sinknet'; there are denet, sincnet, toy"):
+    with pytest.raises(TrainingError, match="no model is called 'sinknet'; there are boxes, denet, sincnet, toy"):
         get_model("sinknet", Config(), 2)
     with pytest.raises(ValueError, match="called 'toy' already"):
         denet_torch.register("toy")(denet_torch.DENet)

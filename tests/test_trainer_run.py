@@ -228,7 +228,7 @@ def test_help_explains_every_option(capsys):
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--optimizer", "lion"], "no optimizer is called 'lion'; there are adam, adamw, rmsprop, sgd"),
         (["--loss", "hinge"], "no loss is called 'hinge'; there are cross_entropy, focal"),
-        (["--model", "sinknet"], "no model is called 'sinknet'; there are denet, sincnet"),
+        (["--model", "sinknet"], "no model is called 'sinknet'; there are boxes, denet, sincnet"),
         (["--schedule", "step"], "no schedule is called 'step'"),
         (["--class-weights", "1", "2", "3"], "--class-weights has 3 numbers; there are 2 classes"),
         (["--frame-seconds", "0.001"], "too short"),

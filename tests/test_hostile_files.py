@@ -203,7 +203,7 @@ def test_the_child_that_reads_hdf5_is_bounded():
     def greedy(sender):
         hdf5._limit()
         try:
-            sender.send(len(np.ones(2 * hdf5.MEMORY, np.uint8)))
+            sender.send(len(np.empty(64 * hdf5.MEMORY, np.uint8)))
         except MemoryError:
             sender.send("no memory")
 

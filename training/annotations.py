@@ -83,6 +83,7 @@ class Layout:
     duration: tuple[str, ...] = ()  # where there is no offset
     recorded: tuple[str, ...] = ("begin date time", "begin date", "recorded", "recording date", "date recorded", "date")
     true_time: bool = False
+    folders: tuple[str, ...] = ()  # in which `file` lies, the innermost first: Kaleidoscope's
 
 
 LAYOUTS = {
@@ -139,6 +140,7 @@ LAYOUTS = {
         ("file", "filepath", "in file"),
         ("confidence",),
         duration=("duration",),
+        folders=("folder", "indir"),
     ),
 }
 SUFFIXES = {
@@ -411,6 +413,9 @@ def _calls(
     duration = column(layout.duration) if end is None else None
     number = _reader_of_numbers([text for texts in (begin, end, placed, duration) if texts for text in texts])
     files = _files([column((name,)) for name in layout.file], len(rows))
+    for texts in filter(None, (column((name,)) for name in layout.folders)):
+        inside = [text.strip() and f"{text.strip()}/" for text in texts]
+        files = [file and folder + file for folder, file in zip(inside, files, strict=True)]
     found = _Rows()
     if rows and (labels is None or not any(map(str.strip, labels))):
         labels = [UNLABELLED] * len(rows)

@@ -60,7 +60,7 @@ def test_a_signal_to_the_whole_group_saves_and_says_how_to_go_on(whole, tmp_path
     assert_same_end(whole.out, out)
 
 
-@pytest.mark.skipif("DENET_DRAWN_STOPS" not in os.environ, reason="not clean at every drawn moment yet: DENET_DRAWN_STOPS=1 runs it")
+@pytest.mark.skipif("DENET_DRAWN_STOPS" not in os.environ, reason="not clean at every moment yet: DENET_DRAWN_STOPS=1 runs it")
 def test_ctrl_c_at_any_moment_is_one_line_and_loses_nothing(collection, tmp_path):
     """MOMENTS drawn from the whole of a run, its imports and its end too; `nox -s nightly` draws ten."""
     print(f"seed {SEED}")

@@ -186,6 +186,7 @@ def test_the_trainer_stops_goes_on_and_tells_scores(data, tmp_path, capsys, monk
     assert run.main([*as_options(parts), "--resume"]) == 0
     again = denet_torch.load(parts.out / "weights.safetensors").state_dict()
     assert all(torch.equal(again[name], value) for name, value in weights.state_dict().items())
+    assert run.main(as_options(boxes_run(data, tmp_path / "further", init_from=whole.out, epochs=1))) == 0
 
 
 @pytest.mark.parametrize("changes, said", [

@@ -22,7 +22,6 @@ from denet_torch.boxes import Layout
 from denet_torch.detection import decode, joined
 from denet_torch.schema import Decoding, Detection
 
-from . import checkpoints
 from .boxes import Pictures, boxes_of
 from .collection import replacing
 from .config import Config, TrainingError
@@ -182,7 +181,7 @@ def train_boxes(config: Config, fabric: Fabric, out: Path, data: Datasets, check
 def _initial(config: Config, data: Datasets) -> Model:
     if config.init_from is None:
         return get_model(config.model, config, len(data.classes))
-    model = checkpoint.load(checkpoints.weights_of(config.init_from))
+    model = checkpoint.load(config.init_from)
     if not model.answers_with_boxes or model.n_classes != len(data.classes) or model.sr != config.sample_rate:
         raise TrainingError(f"{config.init_from}: is no model of boxes of {len(data.classes)} classes at {config.sample_rate} Hz")
     return model.train()
@@ -195,5 +194,3 @@ def _without_nan(value):
     if isinstance(value, list):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and np.isnan(value) else value
-
-

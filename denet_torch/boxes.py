@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .audio import AudioError, probe, read, resampled_length
@@ -80,6 +79,8 @@ class Layout:
         In the time that two neighbours share, each box of one belongs to at most one of the other: those that have most in
         common. Of a call that an image shows whole, the box there counts; else all of its pieces together.
         """
+        from scipy.optimize import linear_sum_assignment  # takes a quarter of a second, and most who import this have no boxes
+
         number = np.round(boxes[:, 5] / self.step).astype(int)
         owner = np.arange(len(boxes))
         for i in np.unique(number):

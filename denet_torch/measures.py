@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import gammainccinv
 
 from . import audio, recorder
 
@@ -50,6 +49,8 @@ def power(waveform: np.ndarray, rate: int) -> torch.Tensor:
 
 def spectrum(waveform: np.ndarray, rate: int, onset: float, offset: float) -> Spectrum:
     """Measure the call from `onset` to `offset` (s) in a waveform float32 (samples,), of which the rest is its background."""
+    from scipy.special import gammainccinv  # takes a while
+
     size = window_size(rate)
     spectra = power(waveform, rate).numpy()
     time = np.arange(spectra.shape[1]) * (size // 4) / rate

@@ -285,7 +285,6 @@ class Datasets:
             f"{sides[2]} to test, of {len(self.usable)}{alone}; --split-by offers {others}"
         )
 
-
     def sides(self) -> dict[str, dict]:
         """Of each side: recordings that are used, their seconds, and the calls of each class."""
         rows, spans, found = self.collection.recordings, self.labeller.spans, {}

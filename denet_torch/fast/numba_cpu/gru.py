@@ -9,6 +9,7 @@ from torch import Tensor
 from ...dispatch import autocast_dtype
 from ..operators import once, operator
 from ..torch_ops import gru as products
+from ..torch_ops.gru import like_states, save
 from .product import COLUMNS, DEEP, ROWS, compiled, product
 from .threads import LANES, of_a_thread, share_out
 
@@ -26,29 +27,14 @@ def states(inputs: Tensor, recurrent_kernel: Tensor) -> Tensor:
     return gru_states(inputs, recurrent_kernel, autocast_dtype(inputs) == torch.bfloat16)[0]
 
 
-def save(ctx, inputs: tuple[Tensor, Tensor, bool], output: tuple[Tensor, ...]) -> None:
-    _, recurrent_kernel, ctx.rounded = inputs
-    _, gates, h = output
-    ctx.save_for_backward(recurrent_kernel, gates, h)
-    ctx.mark_non_differentiable(gates, h)
-    ctx.set_materialize_grads(False)
-
-
 @once
 def backward(ctx, grad: Tensor, *_) -> tuple[Tensor, Tensor, None]:
     recurrent_kernel, gates, h = ctx.saved_tensors
     grad_inputs = gru_gradients(grad, recurrent_kernel, gates, h)
     last, r = h[:, :-1], gates.chunk(3, dim=2)[1]
-    if ctx.rounded:
+    if ctx.how:
         return grad_inputs, products.kernel_gradient(grad_inputs, last, r, torch.bfloat16), None
     return grad_inputs, kernel_gradient(grad_inputs, last, r), None
-
-
-def like_states(inputs: Tensor, recurrent_kernel: Tensor, rounded: bool) -> tuple[Tensor, Tensor, Tensor]:
-    batch, steps, _ = inputs.shape
-    units = len(recurrent_kernel)
-    sizes = (batch, steps, units), (batch, steps, 3 * units), (batch, steps + 1, units)
-    return tuple(inputs.new_empty(size) for size in sizes)
 
 
 @operator(

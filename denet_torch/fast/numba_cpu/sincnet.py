@@ -313,8 +313,6 @@ def _norm_back(first, last, x, gamma, y, statistics, grad, slope, to_x):
     return to_gamma, to_beta
 
 
-
-
 def conv_layers(x: Tensor, half: Tensor, slope: float, *weights: Tensor) -> Tensor:
     """`sincnet.conv_layers` without gradients: what the pools decide is not kept."""
     gamma, beta, *others = (weight.detach().contiguous().numpy() for weight in weights)

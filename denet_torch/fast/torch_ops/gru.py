@@ -76,3 +76,20 @@ def kernel_gradient(grad_inputs: Tensor, last: Tensor, r: Tensor, dtype: torch.d
 def gate_kernels(recurrent_kernel: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """The parts of a recurrent kernel for z, r and hh, each contiguous: they are read at every step."""
     return [kernel.to(dtype).contiguous() for kernel in recurrent_kernel.split(len(recurrent_kernel), dim=1)]
+
+
+def save(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """For an operator of (inputs, recurrent_kernel, how) whose result is (states, gates, states from 0 on)."""
+    _, recurrent_kernel, ctx.how = inputs
+    _, gates, h = output
+    ctx.save_for_backward(recurrent_kernel, gates, h)
+    ctx.mark_non_differentiable(gates, h)
+    ctx.set_materialize_grads(False)
+
+
+def like_states(inputs: Tensor, recurrent_kernel: Tensor, how) -> tuple[Tensor, Tensor, Tensor]:
+    """Its result without numbers."""
+    batch, steps, _ = inputs.shape
+    units = len(recurrent_kernel)
+    sizes = (batch, steps, units), (batch, steps, 3 * units), (batch, steps + 1, units)
+    return tuple(inputs.new_empty(size) for size in sizes)

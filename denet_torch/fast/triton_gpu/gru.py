@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...dispatch import autocast_dtype
 from ..operators import once, operator
-from ..torch_ops.gru import kernel_gradient
+from ..torch_ops.gru import kernel_gradient, like_states, save
 
 DEVICES = ("CUDA", "CPU")  # there the interpreter alone
 
@@ -21,26 +21,11 @@ def states(inputs: Tensor, recurrent_kernel: Tensor) -> Tensor:
     return triton_gru(inputs, recurrent_kernel, autocast_dtype(inputs))[0]
 
 
-def save(ctx, inputs: tuple[Tensor, Tensor, torch.dtype], output: tuple[Tensor, ...]) -> None:
-    _, recurrent_kernel, ctx.dtype = inputs
-    _, gates, h = output
-    ctx.save_for_backward(recurrent_kernel, gates, h)
-    ctx.mark_non_differentiable(gates, h)
-    ctx.set_materialize_grads(False)
-
-
 @once
 def backward(ctx, grad: Tensor, *_) -> tuple[Tensor, Tensor, None]:
     recurrent_kernel, gates, h = ctx.saved_tensors
-    grad_inputs = triton_gru_gradients(grad, recurrent_kernel, gates, h, ctx.dtype)
-    return grad_inputs, kernel_gradient(grad_inputs, h[:, :-1], gates.chunk(3, dim=2)[1], ctx.dtype), None
-
-
-def like_states(inputs: Tensor, recurrent_kernel: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    batch, steps, _ = inputs.shape
-    units = len(recurrent_kernel)
-    sizes = (batch, steps, units), (batch, steps, 3 * units), (batch, steps + 1, units)
-    return tuple(inputs.new_empty(size) for size in sizes)
+    grad_inputs = triton_gru_gradients(grad, recurrent_kernel, gates, h, ctx.how)
+    return grad_inputs, kernel_gradient(grad_inputs, h[:, :-1], gates.chunk(3, dim=2)[1], ctx.how), None
 
 
 @operator(

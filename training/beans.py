@@ -12,7 +12,6 @@ day (the first six digits of a file's name, as the collection has them), and bot
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,6 +31,7 @@ from .files import Files, evaluate, fit
 from .options import tell
 from .precision import get_fabric
 from .registry import get_model
+from .runs import write_json
 from .tables import CollectionError
 
 EMITTERS = (111, 210, 211, 215, 216, 220, 226, 228, 230, 231)
@@ -160,8 +160,7 @@ def run(root: Path, config: Config, low: bool) -> dict[str, dict]:
             f"split {name}: accuracy {line['accuracy']:.3f} on {line['files']['test']} files (always the commonest bat: "
             f"{line['majority']:.3f}), learning rate {line['learning_rate']:g}"
         )
-    with replacing(config.out / "scores.json") as path:
-        path.write_text(json.dumps(found, indent=2) + "\n")
+    write_json(config.out / "scores.json", found)
     return found
 
 

@@ -5,7 +5,6 @@ writes (`training.boxes`), cut to each window. The threshold and the weights kep
 validation side.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,12 @@ from denet_torch.detection import decode, joined
 from denet_torch.schema import Decoding, Detection
 
 from .boxes import Pictures, boxes_of
-from .collection import replacing
 from .config import Config, TrainingError
 from .fitting import WEIGHTS, Progress, fit
 from .labels import IGNORE
 from .metrics import event_scores, rates, segment_scores
 from .registry import get_model
+from .runs import write_json
 from .splits import write_split
 from .windows import Datasets
 
@@ -173,8 +172,7 @@ def train_boxes(config: Config, fabric: Fabric, out: Path, data: Datasets, check
     best = checkpoint.load(out / WEIGHTS).to(fabric.device)
     test = search(best, data, data.test.recordings, "test", check).scores(best, best.detection.decoding)
     record = {"best_epoch": progress.best_epoch, "decoding": best.detection.as_dict(), "epochs": progress.epochs, "test": test}
-    with replacing(out / "scores.json") as path:
-        path.write_text(json.dumps(_without_nan(record), indent=2) + "\n")
+    write_json(out / "scores.json", record)
     return BoxResult(out, best, data, progress, test)
 
 
@@ -185,12 +183,3 @@ def _initial(config: Config, data: Datasets) -> Model:
     if not model.answers_with_boxes or model.n_classes != len(data.classes) or model.sr != config.sample_rate:
         raise TrainingError(f"{config.init_from}: is no model of boxes of {len(data.classes)} classes at {config.sample_rate} Hz")
     return model.train()
-
-
-def _without_nan(value):
-    """NaN is no JSON: null."""
-    if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and np.isnan(value) else value

@@ -6,7 +6,6 @@ A training step draws files, then a chunk of each; a file's class is decided by 
 (`denet_torch.classification`). A file in which several classes call has no label: it is left out and counted.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from .config import Config, TrainingError, reading
 from .fitting import WEIGHTS, Progress, refuse
 from .labels import Labeller
 from .registry import freeze_front_end, get_model
+from .runs import write_json
 from .splits import SIDES, draw_few, split_collection, write_split
 
 ANSWERS = "answers.csv"
@@ -273,6 +273,5 @@ def train_files(config: Config, fabric: Fabric, out: Path, root: Path, check=lam
         record |= {"filters_moved_hz": float(moved.mean()), "original_reach_hz": original_reach(progress)}
     with replacing(out / ANSWERS) as path:
         result.answers().to_csv(path, index=False)
-    with replacing(out / "scores.json") as path:
-        path.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(out / "scores.json", record)
     return result

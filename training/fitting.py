@@ -23,12 +23,12 @@ from .precision import SKIPS_IN_A_ROW, Mixed, read_numbers
 from .registry import current_rate, get_optimizer, get_schedule
 from .runs import Stopped
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS = checkpoint.RUNS_WEIGHTS
 
 
 @dataclass
 class Progress:
-    """How far a run has come, and what it saw."""
+    """How far a run has come, optimizer steps and whole epochs, and what it saw. initial_filters: low and high cuts (Hz)."""
 
     step: int = 0
     epoch: int = 0

@@ -7,7 +7,6 @@ optimizer and how far it has come, and one that was killed and resumed ends with
 import contextlib
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -27,14 +26,14 @@ from denet_torch.files import printable, reason
 from denet_torch.memory import keep_freed_memory
 from denet_torch.schema import Decoding, Detection
 
-from . import checkpoints, guards, self_training
+from . import checkpoints, fitting, guards, self_training
 from .bfloat16 import emulated
-from .collection import INDEX_NAME, open_collection, recording_facts, replacing, row_counts
+from .collection import INDEX_NAME, open_collection, recording_facts, row_counts
 from .config import Config, TrainingError, reading
 from .detector import OF_FRAMES, BoxResult, train_boxes
 from .evaluation import Predictions, choose_decoding, collate, predict, scores
 from .files import FileResult, train_files
-from .fitting import refuse
+from .fitting import WEIGHTS, refuse
 from .labels import IGNORE
 from .loggers import check_loggers, open_loggers, write_csv
 from .losses import frame_weights
@@ -43,39 +42,23 @@ from .mixing import Mixer, find_backgrounds
 from .options import COMPILING, explained_if_slow
 from .precision import SKIPS_IN_A_ROW, Mixed, get_fabric, read_numbers
 from .registry import current_rate, freeze_front_end, get_loss, get_model, get_optimizer, get_schedule
-from .runs import Stop, Stopped, describe, ignore_signals, on_zero, run_folder, stop_signals
+from .runs import Stop, Stopped, describe, ignore_signals, on_zero, run_folder, stop_signals, write_json
 from .splits import write_split
 from .synthetic import make_dataset
 from .windows import Datasets, ExhaustiveWindows, Sampling, open_datasets
 
-WEIGHTS = checkpoint.RUNS_WEIGHTS
 MAX_UNREADABLE = 0.25  # of all recordings: more that cannot be read any more end the run
 
 
 @dataclass
-class Progress:
-    """How far a run has come: optimizer steps, whole epochs and steps of the epoch after them; and what it saw on the way."""
+class Progress(fitting.Progress):
+    """Of a run of frames also: steps after the last whole epoch, the decoding chosen with the best weights, what was left out."""
 
-    step: int = 0
-    epoch: int = 0
     epoch_step: int = 0
-    best: float = -1.0
-    best_epoch: int = 0
-    decoding: dict = field(default_factory=dict)  # chosen with the best weights
-    initial_filters: list[list[float]] = field(default_factory=list)  # low and high cuts (Hz)
+    decoding: dict = field(default_factory=dict)
     skipped: int = 0
-    skipped_in_a_row: int = 0
     single_class: int = 0
-    losses: list[float] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
-    epochs: list[dict] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-
-    def state_dict(self) -> dict:
-        return dataclasses.asdict(self)
-
-    def load_state_dict(self, state: dict) -> None:
-        vars(self).update(state)
 
 
 @dataclass
@@ -550,7 +533,7 @@ class Trainer:
             "skipped_steps": progress.skipped,
             "warnings": progress.warnings,
         }
-        on_zero(self.fabric, _write_json, self.out / "scores.json", record)
+        on_zero(self.fabric, write_json, self.out / "scores.json", record)
         return Result(self.out, weights, self.model.eval(), data, progress, test, predictions, self.best_by)
 
     def _check_splits(self) -> None:
@@ -595,15 +578,3 @@ class Trainer:
         if line not in self.progress.warnings:
             self.progress.warnings.append(line)
             self.say(f"warning: {line}")
-
-
-def _write_json(path: Path, values: dict) -> None:
-    with replacing(path) as partial_path:
-        partial_path.write_text(json.dumps(_without_nan(values), indent=2) + "\n")
-
-
-def _without_nan(value):
-    """NaN is no JSON: null."""
-    if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

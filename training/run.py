@@ -24,53 +24,46 @@ USER_ERRORS = (TrainingError, CollectionError, AudioError, CheckpointError, OSEr
 
 def main(argv: list[str] | None = None, prog: str = "python -m training.run") -> int:
     """Run and print; 0, or 2 after a one-line error."""
+    return exit_code(lambda: _run(argv, prog), "what was saved before is there")
+
+
+def _run(argv: list[str] | None, prog: str) -> int:
+    config = parse(argv, prog=prog)
+    for recording in config.detect:
+        probe(recording)  # not after hours of training
+    with stop_signals() as stop:
+        result = train(config, stop=stop)
+        if rank_zero_only.rank != 0:
+            return 0
+        if config.report and not isinstance(result, BoxResult):
+            write_report(result)  # also if a signal comes: a few seconds, after hours
+        if config.mode == "file":
+            print(result.summary())
+            return stop.code or 0
+        print(result.summary() if isinstance(result, BoxResult) else summary(result))
+        if stop.code is not None:
+            return stop.code
+        stop.later = False
+        if config.detect:
+            events = detect(result.model, config.detect, time_expansion=detected_expansion(config, result))
+            told = events.map(lambda cell: printable(cell) if isinstance(cell, str) else cell)
+            print(told.to_string(index=False) if len(events) else "no events detected")
+    return 0
+
+
+def exit_code(work: Callable[[], int | None], after: str = "the same command goes on from here") -> int:
+    """Call `work`; what it returns or 0, or after a line: 2 for an error, what stopped it otherwise. `after`: Ctrl-C's line."""
     try:
-        config = parse(argv, prog=prog)
-        for recording in config.detect:
-            probe(recording)  # not after hours of training
-        with stop_signals() as stop:
-            result = train(config, stop=stop)
-            if rank_zero_only.rank != 0:
-                return 0
-            if config.report and not isinstance(result, BoxResult):
-                write_report(result)  # also if a signal comes: a few seconds, after hours
-            if config.mode == "file":
-                print(result.summary())
-                return stop.code or 0
-            print(result.summary() if isinstance(result, BoxResult) else summary(result))
-            if stop.code is not None:
-                return stop.code
-            stop.later = False
-            if config.detect:
-                events = detect(result.model, config.detect, time_expansion=detected_expansion(config, result))
-                told = events.map(lambda cell: printable(cell) if isinstance(cell, str) else cell)
-                print(told.to_string(index=False) if len(events) else "no events detected")
+        return work() or 0
     except Stopped as stopped:
         print(stopped)
         return stopped.code
     except KeyboardInterrupt:
-        print("stopped; what was saved before is there", file=sys.stderr)
+        print(f"stopped; {after}", file=sys.stderr)
         return 130
     except USER_ERRORS as error:
         tell("error", one_line(error))
         return 2
-    return 0
-
-
-def exit_code(work: Callable[[], None]) -> int:
-    """Call what goes on where it was when it is called again; 0, or after a line: 2 for an error, what stopped it otherwise."""
-    try:
-        work()
-    except Stopped as stopped:
-        print(stopped)
-        return stopped.code
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except USER_ERRORS as error:
-        tell("error", one_line(error))
-        return 2
-    return 0
 
 
 def one_line(error: Exception) -> str:

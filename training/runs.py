@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import platform
 import shutil
 import signal
@@ -81,6 +82,20 @@ def on_zero(fabric: Fabric, function: Callable, *arguments) -> Any:
     return result
 
 
+def write_json(path: Path, values: dict) -> None:
+    """A file of a run's folder; NaN is no JSON, and becomes null."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(_without_nan(values), indent=2) + "\n")
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 @contextmanager
 def run_folder(fabric: Fabric, config: Config) -> Iterator[Path]:
     """The run's folder, locked against a second run. Raises TrainingError if it cannot be used.
@@ -135,8 +150,7 @@ def describe(folder: Path, config: Config, data_index: str, split: str) -> None:
         "data_index_sha256": data_index,
         "split": split,
     }
-    with replacing(folder / "run.json") as path:
-        path.write_text(json.dumps(facts, indent=2) + "\n")
+    write_json(folder / "run.json", facts)
 
 
 def commit() -> str:

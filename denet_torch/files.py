@@ -88,6 +88,19 @@ def partial_folder(parent: Path) -> Iterator[Path]:
             raise
 
 
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder that becomes `out` when all is written. FileExistsError if that is there; OSError names it."""
+    if out.exists():
+        raise FileExistsError(f"{out}: exists already; choose a folder that does not")
+    try:
+        with partial_folder(out.parent) as partial:
+            yield partial
+            partial.rename(out)
+    except OSError as error:
+        raise OSError(f"{out}: cannot be written ({reason(error)})") from None
+
+
 def refuse_pipes(path: str | Path) -> None:
     """Raise OSError if `path` is a pipe or a device, which may keep a reader waiting for ever."""
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):

@@ -6,9 +6,7 @@ out there; its own background comes with it. The ratio is the power of the call,
 stretch. TABLE says what lies where and what it was made of, and is read as the result's annotations.
 """
 
-import shutil
 import tempfile
-import uuid
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import soundfile
 from tqdm import tqdm
 
 from denet_torch import audio
+from denet_torch.files import new_folder
 from training import formats
 from training.collection import INDEX_NAME, Collection, open_collection
 from training.labels import IGNORE, Labeller
@@ -132,20 +131,12 @@ class Paster:
 
         `out` appears only when complete. Raises FileExistsError, and CollectionError if a recording cannot be made.
         """
-        if out.exists():
-            raise FileExistsError(f"{out}: exists already; choose a folder that does not")
-        partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-        partial.mkdir(parents=True)
-        try:
-            rows = []
+        rows = []
+        with new_folder(out) as folder:
             for number in tqdm(range(self.how.recordings), desc="recordings", unit="file"):
-                rows += self._recording(np.random.default_rng([self.how.seed, number]), number, partial)
+                rows += self._recording(np.random.default_rng([self.how.seed, number]), number, folder)
             table = pd.DataFrame(rows)
-            table.to_csv(partial / TABLE, index=False)
-            partial.rename(out)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+            table.to_csv(folder / TABLE, index=False)
         return table
 
     def _recording(self, rng: np.random.Generator, number: int, root: Path) -> list[dict]:

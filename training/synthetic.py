@@ -17,8 +17,6 @@ lie beside their call; emitters that are 0 or negative.
 
 import csv
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -28,7 +26,7 @@ import soundfile
 from tqdm import tqdm
 
 from denet_torch import audio
-from denet_torch.files import partial_folder, reason
+from denet_torch.files import new_folder
 
 SAMPLERATE = 250_000
 SNR_DB = (-5.0, 20.0)
@@ -101,7 +99,7 @@ def make_dataset(
     if not 1 <= min_seconds <= max_seconds:
         raise ValueError("recordings need 1 s or more, and a maximum not below the minimum")
     clips = [audio.read(path, rate=SAMPLERATE) for path in _audio_files(background)]
-    with _new(Path(out)) as folder:
+    with new_folder(Path(out)) as folder:
         _write_dataset(folder, recordings, seed, (min_seconds, max_seconds), clips, snr_db, one_caller)
     return Path(out)
 
@@ -126,23 +124,10 @@ def make_tables(
     file_id = 1 + np.sort(rng.choice(recordings, annotations, replace=False))
     edges = np.sort(rng.integers(1, 34 * SAMPLERATE, (annotations, 2)), axis=1)
     spans = np.column_stack([file_id, codes, edges]).tolist()
-    with _new(Path(out)) as folder:
+    with new_folder(Path(out)) as folder:
         _write_csv(folder / "FileInfo.csv", FILE_INFO_HEADER, file_info)
         _write_csv(folder / "Annotations.csv", ANNOTATIONS_HEADER, spans)
     return Path(out)
-
-
-@contextmanager
-def _new(out: Path) -> Iterator[Path]:
-    """A hidden folder that becomes `out` when all is written."""
-    if out.exists():
-        raise FileExistsError(f"{out}: exists already; choose a folder that does not")
-    try:
-        with partial_folder(out.parent) as partial:
-            yield partial
-            partial.rename(out)
-    except OSError as error:
-        raise OSError(f"{out}: cannot be written ({reason(error)})") from None
 
 
 def make_call(rng: np.random.Generator, emitter: int, context: int, samples: int) -> np.ndarray:

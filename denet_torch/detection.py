@@ -58,12 +58,12 @@ def detect(
             return heard[start : start + samples]
 
         if model.answers_with_boxes:
-            return decode(model, model.find_in(part, duration, batch_size=batch_size), duration, chosen, audio.ARRAY)
-        total = -(-len(heard) // model.samples)
-        read_frames = _framed(part, model.samples)
-        probabilities = mean_probabilities(model, read_frames, total, hop=hop, batch_size=batch_size)
-        _check_finite(probabilities, audio.ARRAY, 0, frame)
-        return events(probabilities, frame, duration, class_names(model), chosen, audio.ARRAY)
+            found = model.find_in(part, duration, batch_size=batch_size)
+        else:
+            total = -(-len(heard) // model.samples)
+            found = mean_probabilities(model, _framed(part, model.samples), total, hop=hop, batch_size=batch_size)
+            _check_finite(found, audio.ARRAY, 0, frame)
+        return decode(model, found, duration, chosen, audio.ARRAY)
     one = isinstance(sound, (str, Path)) and not Path(sound).is_dir()
     paths = [path for item in ([sound] if isinstance(sound, (str, Path)) else sound) for path in _recordings(item)]
     tables, failures = [], {}

@@ -62,7 +62,7 @@ def test_a_signal_to_the_whole_group_saves_and_says_how_to_go_on(whole, tmp_path
 
 @pytest.mark.skipif("DENET_DRAWN_STOPS" not in os.environ, reason="not clean at every moment yet: DENET_DRAWN_STOPS=1 runs it")
 def test_ctrl_c_at_any_moment_is_one_line_and_loses_nothing(collection, tmp_path):
-    """MOMENTS drawn from the whole of a run, its imports and its end too; `nox -s nightly` draws ten."""
+    """MOMENTS drawn from the whole of a run, its imports and its end too; DENET_MOMENTS=10 draws ten."""
     print(f"seed {SEED}")
     settings = tiny(collection, tmp_path / "whole", epochs=6, epoch_windows=100, checkpoint_steps=3)
 

@@ -1,4 +1,4 @@
-"""Check and measure the network on a GPU, in less than nine minutes; or say beforehand what the data sheets let expect.
+"""Check and measure the network on a GPU, meant for nine minutes; or say beforehand what the data sheets let expect.
 
     denet gpu-report                            # all parts on the first GPU; report.json and report.md in gpu-report/
     denet gpu-report --page docs/gpu.md         # and the measured columns of that page
@@ -13,7 +13,7 @@ audio. A part that fails is named in the report and does not stop the others.
 import sys
 from pathlib import Path
 
-from training.options import Parser
+from training.options import Parser, tell
 
 PARTS = ("a", "b", "c", "d", "e")
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m tools.gpu_report"
         if args.page:
             write_page(args.page, found)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell("error", error)
         return 2
     return 0
 

@@ -5,7 +5,7 @@ Example: denet make-dataset data/synthetic --recordings 200 --seed 0
 
 import sys
 
-from training.options import Parser, tell
+from training.options import Parser, add_snr_option, tell
 
 
 def parser(prog: str = "python -m tools.make_dataset") -> Parser:
@@ -15,14 +15,7 @@ def parser(prog: str = "python -m tools.make_dataset") -> Parser:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: 0)")
     parser.add_argument("--min-seconds", type=float, default=1.0, metavar="S", help="seconds at least (default: 1)")
     parser.add_argument("--max-seconds", type=float, default=4.0, metavar="S", help="seconds at most (default: 4)")
-    parser.add_argument(
-        "--snr-db",
-        type=float,
-        nargs=2,
-        default=(-5, 20),
-        metavar=("LOW", "HIGH"),
-        help="calls lie so many dB above their background (default: -5 20)",
-    )
+    add_snr_option(parser)
     parser.add_argument(
         "--background", metavar="DIR", help="real clips to put behind half of the recordings"
     )

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from training.config import TASKS, add_reading_options, reading
-from training.options import Parser, counted, tell
+from training.options import Parser, add_snr_option, counted, tell
 
 SHOWN = 10  # reasons for what was left out
 
@@ -27,14 +27,7 @@ def parser(prog: str = "python -m tools.paste_calls") -> Parser:
     parser.add_argument("--recordings", type=int, default=200, metavar="N", help="how many to write (default: 200)")
     parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="length of each, at most (default: 4)")
     parser.add_argument("--calls", type=int, default=3, metavar="N", help="calls in a recording, at most (default: 3)")
-    parser.add_argument(
-        "--snr-db",
-        type=float,
-        nargs=2,
-        default=(-5, 20),
-        metavar=("LOW", "HIGH"),
-        help="calls lie so many dB above their background (default: -5 20)",
-    )
+    add_snr_option(parser)
     parser.add_argument(
         "--fade", type=float, default=0.005, metavar="S", help="seconds around a call that fade in and out (default: 0.005)"
     )

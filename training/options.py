@@ -46,6 +46,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(2)
 
 
+def add_snr_option(parser: argparse.ArgumentParser) -> None:
+    """--snr-db LOW HIGH, for commands that put calls before a background."""
+    parser.add_argument(
+        "--snr-db",
+        type=float,
+        nargs=2,
+        default=(-5, 20),
+        metavar=("LOW", "HIGH"),
+        help="calls lie so many dB above their background (default: -5 20)",
+    )
+
+
 @cache
 def light(name: str) -> ModuleType:
     """A module of denet_torch that needs no PyTorch, from its file: `import denet_torch` loads PyTorch, which takes seconds."""

@@ -26,6 +26,13 @@ import numpy as np
 import soundfile
 import torch
 
+try:
+    import torchaudio
+except (ImportError, OSError):  # its compiled part does not load beside another torch
+    raise ImportError(
+        f"torchaudio is missing or does not fit torch {torch.__version__}: install the torchaudio of the same number"
+    ) from None
+
 from . import recorder
 
 # The resampling kernel has one filter for each output phase, numerator x denominator in size. Rates that
@@ -50,7 +57,6 @@ SHARED_SUFFIXES = (".mat", ".mat4", ".mat5", ".snd", ".iff", ".htk", ".sf", ".xi
 UNREADABLE_SUFFIXES = (".m4a", ".m4b", ".aac", ".ac3", ".amr", ".ape", ".dss", ".wma", ".wv")
 # Bytes of a sample.
 WIDTHS = {"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
-ZEROS, ROLL_OFF = 6, 0.99  # of the resampler: zero crossings on each side, its cut as a share of half of the lower rate
 LOUDEST = 10.0  # floats lie within -1 and 1; a mixer may go a little beyond, a recorder does not
 
 
@@ -164,7 +170,7 @@ def resample(
 ) -> np.ndarray | torch.Tensor:
     """Resample (..., frames) to float32 (..., ceil(frames * to_rate / from_rate)), array in, array out.
 
-    A windowed sinc, torchaudio's, whose low-pass lies below half of the lower rate.
+    torchaudio's windowed sinc, whose low-pass lies below half of the lower rate.
     """
     if isinstance(waveform, np.ndarray):
         return resample(torch.from_numpy(waveform), from_rate, to_rate, time_expansion).numpy()
@@ -221,20 +227,22 @@ def _ratio(from_rate: int, to_rate: int) -> tuple[int, int]:
 
 
 class _Resampler:
-    """A polyphase filter as matrix products: those take half the time of a convolution.
+    """torchaudio's filter, as matrix products: those take half the time of its convolution.
 
     A block of `block` samples becomes `outputs` ones, which need the 2 * `width` samples after it too;
     blocks are long enough that these lie in the next one.
     """
 
     def __init__(self, orig: int, new: int) -> None:
-        kernel, self.width = resampling_filters(orig, new)
+        # Left to itself torchaudio computes the filters' phases in float32: 1e-5 off at 44.1 kHz.
+        transform = torchaudio.transforms.Resample(orig, new, dtype=torch.float64).float()
+        self.width = transform.width
         steps = -(-2 * self.width // orig)
         self.block, self.outputs = steps * orig, steps * new
         filters = torch.zeros(self.block + 2 * self.width, self.outputs, dtype=torch.float32)
         for step in range(steps):
             taps = filters[step * orig :, step * new : (step + 1) * new]
-            taps[: orig + 2 * self.width] = kernel.T
+            taps[: orig + 2 * self.width] = transform.kernel[:, 0].T
         self._filters = filters.split([self.block, 2 * self.width])
 
     def padded(self, outputs: int) -> int:
@@ -247,20 +255,6 @@ class _Resampler:
         own, shared = self._filters
         outputs = blocks[..., :-1, :] @ own + blocks[..., 1:, : 2 * self.width] @ shared
         return outputs.flatten(-2)
-
-
-def resampling_filters(orig: int, new: int) -> tuple[torch.Tensor, int]:
-    """Filters (new, orig + 2 * width), float32, one for each of the `new` outputs that `orig` samples become, and their `width`.
-
-    Those of torchaudio.transforms.Resample, whose compiled part loads beside one version of PyTorch only, in float64 until the
-    last: left to itself it computes their phases in float32, which is 1e-5 off at 44.1 kHz.
-    """
-    cut = min(orig, new) * ROLL_OFF
-    width = math.ceil(ZEROS * orig / cut)
-    time = cut * (np.arange(-width, width + orig) / orig - np.arange(new)[:, None] / new)
-    time = time.clip(-ZEROS, ZEROS)
-    filters = np.sinc(time) * np.cos(time * np.pi / ZEROS / 2) ** 2 * (cut / orig)
-    return torch.from_numpy(filters).float(), width
 
 
 @functools.lru_cache(maxsize=16)

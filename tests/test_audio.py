@@ -1,5 +1,4 @@
 import io
-import math
 import tracemalloc
 
 import numpy as np
@@ -91,15 +90,6 @@ def test_a_stream_is_the_whole(recording, seconds, rate):
     blocks = list(audio.stream(recording, rate, seconds))
     assert {len(block) for block in blocks[:-1]} <= {max(1, round(seconds * rate))}
     np.testing.assert_allclose(np.concatenate(blocks), whole, atol=ROUNDING)
-
-
-@pytest.mark.parametrize("orig, new", [(44_100, 16_000), (250_000, 16_000), (8000, 16_000), (4096, 4095)])
-def test_filters_are_torchaudios_to_the_bit(orig, new):
-    shared = math.gcd(orig, new)
-    theirs = torchaudio.transforms.Resample(orig, new, dtype=torch.float64)
-    filters, width = audio.resampling_filters(orig // shared, new // shared)
-    assert width == theirs.width
-    torch.testing.assert_close(filters, theirs.kernel[:, 0].float(), rtol=0, atol=0)
 
 
 def test_no_sample_is_lost_from_lengths_beyond_float32():

@@ -231,9 +231,16 @@ def test_denet_works_beside_a_persons_own_tools_and_training(elsewhere, tmp_path
     assert (project / "run" / "weights.safetensors").exists()
 
 
-def test_a_package_that_is_missing_is_one_line(tmp_path):
-    code = "import sys; sys.modules['optuna'] = None; from tools.command import main; sys.exit(main(['sweep', '--out', 'x']))"
+@pytest.mark.parametrize(
+    "missing, words, told",
+    [
+        ("optuna", ["sweep", "--out", "x"], "denet-torch[sweep]"),
+        ("torchaudio", ["detect", "a.wav", "--weights", "x"], "torchaudio is missing or does not fit torch"),
+    ],
+)
+def test_a_package_that_is_missing_or_does_not_fit_is_one_line(tmp_path, missing, words, told):
+    code = f"import sys; sys.modules[{missing!r}] = None; from tools.command import main; sys.exit(main({words!r}))"
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: ") and "denet-torch[sweep]" in done.stderr
+    assert done.stderr.startswith("error: ") and told in done.stderr

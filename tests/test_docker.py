@@ -38,8 +38,9 @@ def test_dependencies_come_before_the_source_and_without_rights():
 
 def test_torch_is_of_the_version_that_the_package_asks_for():
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    (pin,) = re.findall(r'"(torch[=><]\S+)"', TEXT)
-    assert pin in wanted
+    for name in ("torch", "torchaudio"):
+        (pin,) = re.findall(rf'"{name}(==\S+)"', TEXT)
+        assert f"{name}{pin}" in wanted
 
 
 def test_the_list_of_dependencies_is_what_the_step_prints(tmp_path):

@@ -144,9 +144,9 @@ def main(words: list[str] | None = None) -> int:
         sys.stdout.flush()
     except ImportError as error:
         extra = EXTRAS.get(error.name or "")
-        if extra is None:
+        if extra is None and "torchaudio" not in str(error):
             raise  # a fault of ours
-        print(f"error: {error}; pip install 'denet-torch[{extra}]'", file=sys.stderr)
+        print(f"error: {error}" + (f"; pip install 'denet-torch[{extra}]'" if extra else ""), file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # while modules were imported; those that work say more
         print("stopped before anything was done", file=sys.stderr)

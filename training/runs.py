@@ -24,7 +24,7 @@ from .config import FREE_ON_RESUME, Config, TrainingError, as_dict
 RUNS = Path("runs")
 CONFIG = "config.yaml"
 KEPT = ("*.ckpt", "*.damaged", "*.safetensors", "*.pt")  # a folder that holds any of these is worth keeping
-PACKAGES = ("torch", "numpy", "lightning-fabric", "torchmetrics")
+PACKAGES = ("torch", "torchaudio", "numpy", "lightning-fabric", "torchmetrics")
 
 
 class Stopped(Exception):

@@ -144,7 +144,13 @@ WRITTEN = {
     "_reset_gradients": "y carry transposed found",
     "_product_back": "y",
     "_phases": "out",
-    "_fold": "folded",
+    "_stages": "x",
+    "transform": "x",
+    "filtered": "y",
+    "_signals": "z",
+    "_turned": "y",
+    "_pool": "out places",
+    "_correlate": "total to_sound",
     "_sinc_pool": "y code",
     "_sinc_pool_back": "to_x",
     "_conv_pool": "y code",
@@ -377,14 +383,30 @@ def sinc_pool(draw: Draw) -> None:
 
 
 def sinc_parts(draw: Draw) -> None:
-    from denet_torch.fast.numba_cpu import sincnet
+    from denet_torch.fast.numba_cpu import fourier, sincnet
 
     rows, steps = draw.to(20), draw.to(200)
     draw.run.direct(sincnet._phases, draw.tensor(rows, steps), torch.zeros(3, rows, (steps + 2) // 3, dtype=draw.dtype))
-    taps, columns = draw.to(30), draw.to(140)
-    middle = draw.to(200, taps - 1)
-    length = max((middle + k) // 3 + columns for k in range(taps))
-    draw.run.direct(sincnet._fold, draw.tensor(3, 1, length), middle, draw.tensor(taps, columns))
+    places = draw.of([None, torch.zeros(steps, dtype=torch.int8)])
+    draw.run.direct(sincnet._pool, *draw.tensor(3, steps), draw.to(2) == 1, draw.tensor(steps), places)
+    flat = [draw.tensor(rows, steps) for _ in range(3)]
+    draw.run.direct(sincnet._correlate, *flat[:2], draw.tensor(rows), draw.tensor(rows), flat[2])
+    draw.run.direct(sincnet._turned, draw.tensor(rows, 2, 16), draw.rng.permutation(rows), draw.tensor(rows, 2, 16))
+    size, x = draw.of([64, 256]), draw.tensor(draw.to(9), draw.to(700))
+    places, turns, z = fourier.order(size), fourier.turns(size, x.numpy().dtype), draw.tensor(size, 2, 16)
+    draw.run.direct(sincnet._signals, x, draw.to(len(x)) - 1, draw.to(20, 0), draw.to(300), draw.to(3), places, turns, z)
+
+
+def transforms(draw: Draw) -> None:
+    from denet_torch.fast.numba_cpu import fourier
+
+    size = draw.of([64, 256, 1024])
+    x, turns = draw.tensor(size, 2, 16), fourier.turns(size, draw.tensor(1).numpy().dtype)
+    draw.run.direct(fourier.transform, x, turns)
+    draw.run.direct(fourier.filtered, draw.tensor(size, 2, 16), x, draw.tensor(size), turns)
+    apart = draw.of([1, 4, 16])
+    first = 64 * (draw.to(size // 64) - 1)
+    draw.run.direct(fourier._stages, x, turns, first, first + 64, apart, 64)
 
 
 def conv_pool(draw: Draw) -> None:
@@ -411,7 +433,8 @@ PRODUCTS = {  # the products that kernels are made of: raw addresses, which no a
     "waveform": ("_multiply", "_add"),
     "bands": ("_multiply", "_layer", "_masked", "_low_layer", "_add_1", "_add_7", "_add_9", "_add_11", "_add_12"),
     "gru": ("_multiply", "_add", "_add_to_one", "_add_back"),
-    "sincnet": ("_multiply", "_add"),
+    "fourier": (),
+    "sincnet": ("_add",),
 }
 
 
@@ -452,7 +475,8 @@ def tiles(module: str, name: str, draw: Draw) -> None:
 DRAWS = {
     function.__name__: function
     for function in (
-        few_rows, waveforms, band_convolutions, first_layer, correlations, gru, gru_parts, sinc_pool, sinc_parts, conv_pool, norm,
+        few_rows, waveforms, band_convolutions, first_layer, correlations, gru, gru_parts, transforms, sinc_pool, sinc_parts,
+        conv_pool, norm,
     )
 }  # fmt: skip
 DRAWS |= {f"{module}.{name}": functools.partial(tiles, module, name) for module in PRODUCTS for name in PRODUCTS[module]}

@@ -27,6 +27,12 @@ def drawn(*shape: int, scale: float = 1.0) -> Tensor:
     return scale * torch.randn(shape, dtype=torch.float64)
 
 
+def mirrored(*shape: int) -> Tensor:
+    """Symmetric filters."""
+    filters = drawn(*shape)
+    return filters + filters.flip(1)
+
+
 def attention_weights() -> list[Tensor]:
     shapes = (30, 1, 7), (30,), (30, 30, 7), (30,), (10, 30, 7), (10,)
     return [drawn(*shape, scale=0.3) for shape in shapes]
@@ -69,10 +75,14 @@ CASES = {
         "chunks": lambda: [drawn(6, 101), drawn(101), drawn(101)],
         "a constant row": lambda: [torch.cat([drawn(4, 10, 33), torch.ones(1, 10, 33).double()]), drawn(10, 33), drawn(10, 33)],
     },
-    "sinc_pool": {"usual": lambda: [drawn(4, 3200), drawn(80, 251)], "odd": lambda: [drawn(5, 301), drawn(10, 51)]},
+    "sinc_pool": {
+        "usual": lambda: [drawn(4, 3200), mirrored(80, 251)],
+        "odd": lambda: [drawn(5, 301), mirrored(7, 51)],
+        "long": lambda: [drawn(4, 9000), mirrored(10, 401)],
+    },
     "conv_layers": {
-        "two": lambda: [drawn(5, 520), drawn(10, 51), 0.2, *conv_weights(10, 156), *conv_weights(20, 50, 10)],
-        "the filters alone": lambda: [drawn(9, 301), drawn(10, 51), 0.2, *conv_weights(10, 83)],
+        "two": lambda: [drawn(5, 520), mirrored(10, 51), 0.2, *conv_weights(10, 156), *conv_weights(20, 50, 10)],
+        "the filters alone": lambda: [drawn(9, 301), mirrored(10, 51), 0.2, *conv_weights(10, 83)],
     },
     "conv_pool": {
         "usual": lambda: [drawn(4, 80, 327), drawn(60, 80, 5), drawn(60)],

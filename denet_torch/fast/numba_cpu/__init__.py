@@ -94,7 +94,16 @@ def norm_not_for(x: Tensor, *others) -> str | None:
 
 
 def sinc_pool_not_for(x: Tensor, filters: Tensor) -> str | None:
-    return chunks_not_for(x, len(filters))
+    return chunks_not_for(x) or filters_not_for(x, filters)
+
+
+def filters_not_for(x: Tensor, filters: Tensor) -> str | None:
+    # A transform would spread them over all that it sees.
+    if not (x.isfinite().all() and filters.isfinite().all()):
+        return "what is no number, or infinite"
+    if filters.shape[1] % 2 == 0 or not torch.equal(filters, filters.flip(1)):
+        return "filters that are not symmetric"
+    return None
 
 
 def conv_pool_not_for(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
@@ -104,7 +113,8 @@ def conv_pool_not_for(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
 def conv_layers_not_for(x: Tensor, filters: Tensor, slope: float, *weights: Tensor) -> str | None:
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, filters, *weights)):
         return "gradients are wanted"
-    return chunks_not_for(x, len(filters), *(count for weight in weights[2::4] for count in weight.shape[:2]))
+    channels = (count for weight in weights[2::4] for count in weight.shape[:2])
+    return chunks_not_for(x, *channels) or filters_not_for(x, filters)
 
 
 def convolve_waveform(x: Tensor, filters: Tensor) -> Tensor:

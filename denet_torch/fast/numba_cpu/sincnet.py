@@ -1,7 +1,8 @@
 """SincNet's convolutions with their pools, and its norms, compiled: twins of the plain text in `denet_torch/sincnet.py`.
 
-The sinc filters are symmetric: samples as far before the middle as behind it are added first, which halves the products. What
-the pool throws away is never written. A chunk's arrays stay in a core's cache.
+The sinc filters are long, and symmetric: their bands are made by Fourier transforms, and so are their gradients (`fourier`), in
+blocks of a chunk that overlap by a filter. Two blocks of a chunk, never of two, are real and imaginary part of a signal: what is
+rounded in one is of the size of the other. What the pool throws away is never written. A chunk's arrays stay in a core's cache.
 """
 
 from collections.abc import Callable
@@ -9,17 +10,37 @@ from collections.abc import Callable
 import numba
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..operators import once
+from .fourier import filtered, order, size_for, transform, turns
 from .product import compiled, product
 from .threads import LANES, share_out
 
-COLUMNS = 384  # of a chunk in one go, whole vectors and whole pools
 CHUNKS = 16  # gradients of weights of so many are added up, then those of all
-AT_ONCE = 4  # chunks that go through all layers while a core's cache holds them
-_multiply, _add = product(), product(added=True)  # a row in two tiles would be added twice: rows are multiples of ROWS
+_add = product(added=True)  # a row in two tiles would be added twice: rows are multiples of ROWS
+
+
+def compiled_sums(function: Callable) -> Callable:
+    """As `compiled`; sums may be made in any order, so that they fill the vectors."""
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc"}}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:
+        return numba.njit(**options)(function)
+
+
+def plan(samples: int, taps: int) -> tuple[int, int, int]:
+    """Steps of the transforms, pools in a block, and pairs of blocks in a chunk of `samples`, for half filters of `taps`."""
+    size = size_for(2 * taps - 1)
+    pools = (size - 2 * (taps - 1)) // 3
+    return size, pools, -(-((samples - 2 * (taps - 1)) // 3) // (2 * pools))
+
+
+def responses(half: Tensor, size: int) -> Tensor:
+    """The spectra (filters, size) of filters whose middle and half behind it is `half` (filters, taps), over `size`."""
+    spectrum = 2 * torch.fft.fft(half.double(), n=size).real - half[:, :1].double()
+    return (spectrum / size).to(half.dtype)
 
 
 class SincPool(torch.autograd.Function):
@@ -27,10 +48,14 @@ class SincPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, half: Tensor) -> Tensor:
-        steps = (x.shape[1] - 2 * (half.shape[1] - 1)) // 3
-        padded = F.pad(x, (0, COLUMNS + 2 * LANES))
+        samples, taps = x.shape[1], half.shape[1]
+        size, pools, pairs = plan(samples, taps)
+        steps = (samples - 2 * (taps - 1)) // 3
         y, code = x.new_empty(len(x), len(half), steps), torch.empty(len(x), len(half), steps, dtype=torch.int8)
-        share_out(_sinc_pool, len(x), 1, padded, half.contiguous(), y, code)
+        rows = order(size)
+        response = responses(half, size)[:, rows].contiguous()
+        of_blocks = taps, pools, rows, turns(size, response.numpy().dtype)
+        share_out(_sinc_pool, len(x), max(1, LANES // pairs), x.contiguous(), response, *of_blocks, y, code)
         ctx.save_for_backward(x, half, code)
         return y
 
@@ -38,110 +63,136 @@ class SincPool(torch.autograd.Function):
     @once
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, half, code = ctx.saved_tensors
-        count, taps = half.shape
-        columns = taps + -taps % LANES
-        padded, to_x = F.pad(x, (0, COLUMNS + 2 * LANES)), torch.zeros(len(x), x.shape[1] + COLUMNS + 2 * LANES, dtype=x.dtype)
-        turned = F.pad(half, (0, columns - taps)).T.contiguous()  # (columns, filters)
-        found = share_out(_sinc_pool_back, len(x), CHUNKS, padded, turned, grad.contiguous(), code, to_x, taps)
-        return to_x[:, : x.shape[1]], sum(map(torch.from_numpy, found))[:, :taps]
+        taps = half.shape[1]
+        size, pools, _ = plan(x.shape[1], taps)
+        response = responses(half, size)
+        of_blocks = taps, pools, order(size), turns(size, response.numpy().dtype)
+        to_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
+        found = share_out(_sinc_pool_back, len(x), CHUNKS, x.contiguous(), response, *of_blocks, grad.contiguous(), code, to_x)
+        to_half = torch.fft.fft(sum(torch.from_numpy(part).double() for part in found)).real[:, :taps] * (2 / size)
+        to_half[:, 0] /= 2
+        return to_x, to_half.to(half.dtype)
 
 
 @compiled
-def _phases(x, out):
-    """Every third sample of rows x (rows, steps), out[p, row, i] = x[row, 3 i + p]: what a pool compares lies in three arrays."""
-    rows, steps = x.shape
-    for row in range(rows):
-        for p in range(3):
-            for i in range((steps - p + 2) // 3):
-                out[p, row, i] = x[row, 3 * i + p]
+def _signals(x, first, signal, step, pairs, order, turns, z):
+    """The spectra, in the usual order, of LANES pairs of blocks from number `signal` on of chunks `first` and on, in z.
+
+    Blocks begin every `step` samples. Imaginary and real parts have changed places, as a transform forth has them by one back.
+    """
+    for lane in range(LANES):
+        chunk = first + (signal + lane) // pairs
+        for part in range(2):
+            start = (2 * ((signal + lane) % pairs) + part) * step
+            known = min(len(z), max(0, x.shape[1] - start)) if chunk < len(x) else 0
+            for i in range(known):
+                z[order[i], 1 - part, lane] = x[chunk, start + i]
+            for i in range(known, len(z)):
+                z[order[i], 1 - part, lane] = 0
+    transform(z, turns)
 
 
 @compiled
-def _fold(phases, middle, folded):
-    """folded[k, j] = x[middle + 3 j - k] + x[middle + 3 j + k], and x[middle + 3 j] for k = 0."""
-    taps, columns = folded.shape
-    folded[0] = phases[middle % 3, 0, middle // 3 : middle // 3 + columns]
-    for k in range(1, taps):
-        low, high = middle - k, middle + k
-        before, behind = phases[low % 3, 0, low // 3 :], phases[high % 3, 0, high // 3 :]
-        for j in range(columns):
-            folded[k, j] = before[j] + behind[j]
+def _turned(spectrum, order, y):
+    """`spectrum`, whose parts have changed places, as it is and with its rows in `order`, in y."""
+    for i in range(len(y)):
+        y[i, 0], y[i, 1] = spectrum[order[i], 1], spectrum[order[i], 0]
 
 
 @compiled
-def _sinc_pool(first, last, x, half, y, code):
-    count, taps = half.shape
-    steps, columns = y.shape[2], COLUMNS // 3
-    row = columns + LANES  # of a power of two, few places of the cache would hold them all
-    phases = np.zeros((3, 1, x.shape[1] // 3 + 1), x.dtype)
-    folded, bands = np.empty((taps, row), x.dtype), np.empty((3, count, columns), x.dtype)
-    for chunk in range(first, last):
-        _phases(x[chunk : chunk + 1], phases)
-        for start in range(0, steps, columns):
-            for p in range(3):
-                _fold(phases, 3 * start + p + taps - 1, folded[:, :columns])
-                place = (p * count * columns, columns)
-                _multiply(bands, place, half, (0, taps, 0, 1), folded, (0, row), (count, columns, 1, taps), bands)
-            width = min(columns, steps - start)
-            for f in range(count):
-                ones, twos, threes = bands[0, f, :width], bands[1, f, :width], bands[2, f, :width]
-                out = y[chunk, f, start : start + width]
+def _pool(ones, twos, threes, magnitudes, out, places):
+    """The largest of three, or of their magnitudes, in `out`. If wanted, in `places` which it was: of what is negative, if
+    magnitudes are compared, that and 4; 8 of 0, whose magnitude has no slope."""
+    for j in range(len(out)):
+        a, b, c = ones[j], twos[j], threes[j]
+        second = (abs(b) > abs(a) if magnitudes else b > a) or b != b  # NaN stays NaN
+        a = b if second else a
+        third = (abs(c) > abs(a) if magnitudes else c > a) or c != c
+        a = c if third else a
+        out[j] = abs(a) if magnitudes else a
+        if places is not None:
+            place = np.int8(2) if third else np.int8(1) if second else np.int8(0)
+            place += np.int8(4) if magnitudes and a < 0 else np.int8(0)
+            places[j] = np.int8(8) if magnitudes and a == 0 else place
+
+
+@compiled
+def _sinc_pool(first, last, x, response, taps, pools, order, turns, y, code):
+    size, steps = response.shape[1], y.shape[2]
+    pairs = -(-steps // (2 * pools))
+    spectrum, z = np.empty((size, 2, LANES), x.dtype), np.empty((size, 2, LANES), x.dtype)
+    bands, best = z.reshape((size, 2 * LANES)), np.empty((pools, 2 * LANES), x.dtype)
+    places = np.empty((pools, 2 * LANES), np.int8)
+    for signal in range(0, (last - first) * pairs, LANES):
+        _signals(x, first, signal, 3 * pools, pairs, order, turns, z)
+        _turned(z, order, spectrum)
+        for f in range(len(response)):
+            filtered(z, spectrum, response[f], turns)
+            for j in range(pools):
+                row = taps - 1 + 3 * j
                 if code is None:
-                    for j in range(width):
-                        a, b, c = abs(ones[j]), abs(twos[j]), abs(threes[j])
-                        a = b if b > a or b != b else a
-                        out[j] = c if c > a or c != c else a
-                    continue
-                places = code[chunk, f, start : start + width]
-                for j in range(width):
-                    a, b, c = ones[j], twos[j], threes[j]
-                    second = abs(b) > abs(a) or b != b  # NaN stays NaN
-                    a = b if second else a
-                    third = abs(c) > abs(a) or c != c
-                    a = c if third else a
-                    out[j] = abs(a)
-                    place = np.int8(2) if third else np.int8(1) if second else np.int8(0)
-                    place += np.int8(4) if a < 0 else np.int8(0)
-                    places[j] = np.int8(8) if a == 0 else place
+                    _pool(bands[row], bands[row + 1], bands[row + 2], True, best[j], None)
+                else:
+                    _pool(bands[row], bands[row + 1], bands[row + 2], True, best[j], places[j])
+            for lane in range(min(LANES, (last - first) * pairs - signal)):
+                chunk, pair = first + (signal + lane) // pairs, (signal + lane) % pairs
+                for part in range(2):
+                    start, column = (2 * pair + part) * pools, part * LANES + lane
+                    out = y[chunk, f, start : start + pools]
+                    for j in range(len(out)):
+                        out[j] = best[j, column]
+                    if code is not None:
+                        decided = code[chunk, f, start : start + pools]
+                        for j in range(len(out)):
+                            decided[j] = places[j, column]
+
+
+@compiled_sums
+def _correlate(sound, z, response, total, to_sound):
+    """Adds the products of two spectra to `total`, summed over all signals, and `response` times z to `to_sound`."""
+    for i in range(len(z)):
+        one, other, back, value = sound[i], z[i], to_sound[i], total[i]
+        for j in range(len(one)):
+            value += one[j] * other[j]
+        total[i] = value
+        for j in range(len(one)):
+            back[j] += response[i] * other[j]
 
 
 @compiled
-def _sinc_pool_back(first, last, x, turned, grad, code, to_x, taps):
-    columns, count = turned.shape
+def _sinc_pool_back(first, last, x, response, taps, pools, order, turns, grad, code, to_x):
+    count, size = response.shape
     steps = grad.shape[2]
-    total = np.zeros((count, columns), x.dtype)
-    unpooled = np.empty((count, COLUMNS), x.dtype)
-    by_step = np.zeros((COLUMNS, columns), x.dtype)
-    to_folded = np.empty((columns, COLUMNS), x.dtype)
-    for chunk in range(first, last):
-        turned_x = x[chunk, ::-1].copy()
-        for start in range(0, steps, COLUMNS // 3):
-            unpooled[:] = 0
-            for f in range(count):
-                for step in range(min(COLUMNS // 3, steps - start)):
-                    place, g = code[chunk, f, start + step], grad[chunk, f, start + step]
-                    if place < 4:
-                        unpooled[f, 3 * step + place] = g
-                    elif place < 8:
-                        unpooled[f, 3 * step + place - 4] = -g
-            middle = 3 * start + taps - 1
-            for j in range(COLUMNS):
-                before, behind = turned_x[len(turned_x) - 1 - middle - j :], x[chunk, middle + j :]
-                for k in range(taps):
-                    by_step[j, k] = before[k] + behind[k]
-                by_step[j, 0] = behind[0]
-            shape = (count, columns, 1, COLUMNS)
-            _add(total, (0, columns), unpooled, (0, COLUMNS, 0, 1), by_step, (0, columns), shape, total)
-            shape = (columns, COLUMNS, 1, count)
-            _multiply(to_folded, (0, COLUMNS), turned, (0, count, 0, 1), unpooled, (0, COLUMNS), shape, to_folded)
-            out = to_x[chunk]
-            out[middle : middle + COLUMNS] += to_folded[0]
-            for k in range(1, taps):
-                before, behind = out[middle - k : middle - k + COLUMNS], out[middle + k : middle + k + COLUMNS]
-                for j in range(COLUMNS):
-                    before[j] += to_folded[k, j]
-                for j in range(COLUMNS):
-                    behind[j] += to_folded[k, j]
+    pairs = -(-steps // (2 * pools))
+    total = np.zeros((count, size), x.dtype)
+    sound, z = np.empty((size, 2, LANES), x.dtype), np.empty((size, 2, LANES), x.dtype)
+    to_sound = np.empty((size, 2, LANES), x.dtype)
+    used = 3 * steps + 2 * (taps - 1)  # behind them nothing has a gradient, not even one of rounding
+    flat = (size, 2 * LANES)
+    for signal in range(0, (last - first) * pairs, LANES):
+        _signals(x, first, signal, 3 * pools, pairs, order, turns, sound)
+        to_sound[:] = 0
+        lanes = min(LANES, (last - first) * pairs - signal)
+        for f in range(count):
+            z[:] = 0
+            for lane in range(lanes):
+                chunk, pair = first + (signal + lane) // pairs, (signal + lane) % pairs
+                for part in range(2):
+                    start = (2 * pair + part) * pools
+                    for j in range(min(pools, steps - start)):
+                        place, g = code[chunk, f, start + j], grad[chunk, f, start + j]
+                        if place < 8:
+                            z[order[taps - 1 + 3 * j + place % 4], 1 - part, lane] = g if place < 4 else -g
+            transform(z, turns)
+            _correlate(sound.reshape(flat), z.reshape(flat), response[f], total[f], to_sound.reshape(flat))
+        _turned(to_sound, order, z)
+        transform(z, turns)
+        for lane in range(lanes):
+            chunk, pair = first + (signal + lane) // pairs, (signal + lane) % pairs
+            for part in range(2):
+                out = to_x[chunk, (2 * pair + part) * 3 * pools : used]
+                for i in range(min(size, len(out))):
+                    out[i] += z[i, part, lane]
     return total
 
 
@@ -170,6 +221,16 @@ class ConvPool(torch.autograd.Function):
 
 
 @compiled
+def _phases(x, out):
+    """Every third sample of rows x (rows, steps), out[p, row, i] = x[row, 3 i + p]: what a pool compares lies in three arrays."""
+    rows, steps = x.shape
+    for row in range(rows):
+        for p in range(3):
+            for i in range((steps - p + 2) // 3):
+                out[p, row, i] = x[row, 3 * i + p]
+
+
+@compiled
 def _conv_pool(first, last, x, weight, bias, y, code):
     taps, count, channels = weight.shape
     steps, length = y.shape[2], x.shape[2]
@@ -187,21 +248,10 @@ def _conv_pool(first, last, x, weight, bias, y, code):
                 _add(bands, (p * count * columns, columns), weight, a, sound, b, shape, bands)
         for f in range(count):
             ones, twos, threes = bands[0, f, :steps], bands[1, f, :steps], bands[2, f, :steps]
-            out = y[chunk, f]
             if code is None:
-                for j in range(steps):
-                    a, b, c = ones[j], twos[j], threes[j]
-                    a = b if b > a or b != b else a
-                    out[j] = c if c > a or c != c else a
-                continue
-            places = code[chunk, f]
-            for j in range(steps):
-                a, b, c = ones[j], twos[j], threes[j]
-                second = b > a or b != b  # NaN stays NaN
-                a = b if second else a
-                third = c > a or c != c
-                out[j] = c if third else a
-                places[j] = np.int8(2) if third else np.int8(1) if second else np.int8(0)
+                _pool(ones, twos, threes, False, y[chunk, f], None)
+            else:
+                _pool(ones, twos, threes, False, y[chunk, f], code[chunk, f])
 
 
 @compiled
@@ -258,15 +308,6 @@ class Norm(torch.autograd.Function):
         return to_x, to_gamma, to_beta, None
 
 
-def compiled_sums(function: Callable) -> Callable:
-    """As `compiled`; sums may be made in any order, so that they fill the vectors."""
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc"}}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:
-        return numba.njit(**options)(function)
-
-
 @compiled_sums
 def _norm(first, last, x, gamma, beta, slope, y, statistics):
     rows, n = gamma.shape
@@ -316,12 +357,15 @@ def _norm_back(first, last, x, gamma, y, statistics, grad, slope, to_x):
 def conv_layers(x: Tensor, half: Tensor, slope: float, *weights: Tensor) -> Tensor:
     """`sincnet.conv_layers` without gradients: what the pools decide is not kept."""
     gamma, beta, *others = (weight.detach().contiguous().numpy() for weight in weights)
-    stages = [(_sinc_pool, (half.detach().contiguous().numpy(),), gamma, beta)]
+    size, pools, pairs = plan(x.shape[1], half.shape[1])
+    rows = order(size)
+    response = responses(half.detach(), size)[:, rows].contiguous().numpy()
+    stages = [(_sinc_pool, (response, half.shape[1], pools, rows, turns(size, response.dtype)), gamma, beta)]
     for weight, bias, gamma, beta in zip(*[iter(others)] * 4, strict=True):
         taps = np.ascontiguousarray(weight.transpose(2, 0, 1))  # (taps, out, in)
         stages.append((_conv_pool, (taps, bias), gamma, beta))
     y = x.new_empty(len(x), *gamma.shape)
-    share_out(_conv_layers, len(x), AT_ONCE, F.pad(x, (0, COLUMNS + 2 * LANES)), stages, slope, y)
+    share_out(_conv_layers, len(x), max(1, LANES // pairs), x.contiguous(), stages, slope, y)
     return y
 
 

@@ -1,0 +1,141 @@
+"""Fourier transforms of LANES signals side by side, compiled by numba: convolutions with long symmetric filters.
+
+Signals (size, 2, LANES) are real and imaginary parts, a row for each step or frequency; `size` is a power of 4. A vector holds
+one step of LANES signals, so that no number ever changes its place within one. The spectrum of a filter that is symmetric about
+its first step is real: two real signals, as real and imaginary part, go through it together and stay apart.
+"""
+
+import functools
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from .product import compiled
+from .threads import LANES
+
+LEAST = 64  # steps of a transform; so many rows fit into a core's first cache
+ROOM = 2.5  # least steps of a transform over those of a filter
+
+
+def size_for(taps: int) -> int:
+    """Steps of the transforms for filters of so many taps."""
+    size = LEAST
+    while size < ROOM * taps:
+        size *= 4
+    return size
+
+
+@functools.cache
+def order(size: int) -> np.ndarray:
+    """Where the rows that `transform` begins with lie in the usual order, and the other way round: digits of base 4 reversed."""
+    places = np.zeros(1, np.int64)
+    while len(places) < size:
+        places = (4 * places + np.arange(4)[:, None]).ravel()
+    return places
+
+
+@functools.cache
+def turns(size: int, dtype: np.dtype) -> np.ndarray:
+    """Cosine and sine of the angles by which each stage turns three of four values."""
+    found, apart = [], 1
+    while apart < size:
+        angles = 2 * np.pi * np.arange(apart)[:, None] * np.arange(1, 4) / (4 * apart)
+        found.append(np.stack([np.cos(angles), np.sin(angles)], axis=-1).ravel())
+        apart *= 4
+    return np.concatenate(found).astype(dtype)
+
+
+def four(scaled: bool):
+    """A compiled f(y, x, factors, turns, i, apart, at): transforms of four rows of x, i and those `apart` behind it, in y's.
+
+    Before that they are turned by `turns` from `at` on; or, if `scaled`, multiplied by the factors of those rows.
+    """
+
+    @intrinsic
+    def transform_four(_, y, x, factors, turns, i, apart, at):
+        def generate(context, builder, signature, arguments):
+            y, x, factors, turns = (context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in range(4))
+            i, apart, at = arguments[4:]
+            number = context.get_data_type(signature.args[0].dtype)
+            bytes_each = context.get_abi_sizeof(number)
+            vector, lane = ir.VectorType(number, LANES), ir.IntType(32)
+            fma_type = ir.FunctionType(vector, [vector] * 3)
+            fma = cgutils.get_or_insert_function(builder.module, fma_type, f"llvm.fma.v{LANES}f{8 * bytes_each}")
+            add, subtract, multiply = builder.fadd, builder.fsub, builder.fmul
+
+            def number_of(value):
+                return ir.Constant(ir.IntType(64), value)
+
+            rows = [builder.add(i, builder.mul(apart, number_of(n))) for n in range(4)]
+
+            def vector_at(array, n, part):
+                place = builder.add(builder.mul(rows[n], number_of(2 * LANES)), number_of(part * LANES))
+                return builder.bitcast(builder.gep(array, [place]), vector.as_pointer())
+
+            def everywhere(array, place):
+                one = builder.load(builder.gep(array, [place]))
+                one = builder.insert_element(ir.Constant(vector, ir.Undefined), one, lane(0))
+                return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(lane, LANES), None))
+
+            values = []
+            for n in range(4):
+                re, im = (builder.load(vector_at(x, n, part), align=bytes_each) for part in range(2))
+                if scaled:
+                    factor = everywhere(factors, rows[n])
+                    re, im = multiply(re, factor), multiply(im, factor)
+                elif n:
+                    cos, sin = (everywhere(turns, builder.add(at, number_of(2 * n - 2 + part))) for part in range(2))
+                    turned = builder.call(fma, [re, cos, builder.fneg(multiply(im, sin))])
+                    re, im = turned, builder.call(fma, [re, sin, multiply(im, cos)])
+                values.append((re, im))
+            (a_re, a_im), (b_re, b_im), (c_re, c_im), (d_re, d_im) = values
+            e_re, e_im, f_re, f_im = add(a_re, c_re), add(a_im, c_im), subtract(a_re, c_re), subtract(a_im, c_im)
+            g_re, g_im, h_re, h_im = add(b_re, d_re), add(b_im, d_im), subtract(b_re, d_re), subtract(b_im, d_im)
+            results = [
+                (add(e_re, g_re), add(e_im, g_im)),
+                (subtract(f_re, h_im), add(f_im, h_re)),
+                (subtract(e_re, g_re), subtract(e_im, g_im)),
+                (add(f_re, h_im), subtract(f_im, h_re)),
+            ]
+            for n, parts in enumerate(results):
+                for part, value in enumerate(parts):
+                    builder.store(value, vector_at(y, n, part), align=bytes_each)
+            return context.get_dummy_value()
+
+        return types.void(y, x, factors, turns, i, apart, at), generate
+
+    return transform_four
+
+
+_turn_four, _scale_four = four(scaled=False), four(scaled=True)
+
+
+@compiled
+def _stages(x, turns, first, last, apart, stop):
+    """The stages of rows first to last in which rows lie `apart`, four times that, and so on below `stop`."""
+    while apart < stop:
+        at = 2 * (apart - 1)
+        for start in range(first, last, 4 * apart):
+            for i in range(apart):
+                _turn_four(x, x, turns, turns, start + i, apart, at + 6 * i)
+        apart *= 4
+
+
+@compiled
+def transform(x, turns):
+    """sum over n of x[n] exp(2 pi i k n / size) in row k of x, whose rows n lie in `order` before."""
+    for first in range(0, len(x), LEAST):
+        _stages(x, turns, first, first + LEAST, 1, LEAST)
+    _stages(x, turns, 0, len(x), LEAST, len(x))
+
+
+@compiled
+def filtered(y, x, response, turns):
+    """`transform` of x times `response` (size,), whose rows lie in `order` both, in y."""
+    for first in range(0, len(x), LEAST):
+        for i in range(first, first + LEAST, 4):
+            _scale_four(y, x, response, turns, i, 1, 0)
+        _stages(y, turns, first, first + LEAST, 4, LEAST)
+    _stages(y, turns, 0, len(x), LEAST, len(x))

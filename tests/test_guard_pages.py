@@ -58,7 +58,7 @@ FAULTS = [  # one past the end, each: module, function, text, replacement; what 
     ("sincnet", "_turned", "for i in range(len(y))", "for i in range(len(y) + 1)", "sinc_parts"),
     ("sincnet", "_pool", "for j in range(len(out))", "for j in range(len(out) + 1)", "sinc_parts"),
     ("sincnet", "_correlate", "for i in range(len(z))", "for i in range(len(z) + 1)", "sinc_parts"),
-    ("sincnet", "_sinc_pool", "3 * pools, pairs", "3 * pools, pairs - 1", "sinc_pool"),
+    ("sincnet", "_sinc_pool", "range(len(response))", "range(len(response) + 1)", "sinc_pool"),
     ("sincnet", "_sinc_pool_back", "min(pools, steps - start)", "min(pools, steps - start + 1)", "sinc_pool"),
     ("sincnet", "_conv_pool", "range(first, last)", "range(first, last + 1)", "conv_pool"),
     ("sincnet", "_conv_pool_back", "for step in range(steps)", "for step in range(steps + 1)", "conv_pool"),

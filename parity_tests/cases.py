@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import denet_torch
 import reference_tf
 from denet_torch import layers as port
-from parity_tests.sides import Case
+from parity_tests.port_side import Case
 from reference_tf import layers as reference
 
 RATES = st.sampled_from([8000, 16000, 44100, 192000, 250000])  # Hz

@@ -4,39 +4,22 @@ import math
 import zlib
 from statistics import median
 
-import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 
-from parity_tests import recordings, sides
+from parity_tests import port_side, recordings, reference_side
 from parity_tests.cases import CASES
+from parity_tests.port_side import error, errors
 from parity_tests.report import Report
-from parity_tests.sides import Case
 
 RECORDED = sorted({"BatchNorm", *(recording.layer for recording in recordings.RECORDINGS.values())})
 
 REFERENCE_BAR = 1e-10  # float64 port against float64 reference
-OUTPUT_BAR, GRADIENT_BAR = 1e-5, 2e-5  # a layer in float32 against a recording of the original
 HALF_ULP = 2**-24  # what rounding an exact result to float32 costs: no program can promise less
-# A case with a unit closer to a kink than this part of its array's largest magnitude (see `sides.kink_margins`) is left out of
-# the float32 comparison and counted in the report.
+# A case with a unit closer to a kink than this part of its array's largest magnitude (see `reference_side.kink_margins`) is left
+# out of the float32 comparison and counted in the report.
 MARGIN = 1e-6
 WORST_RATIO = 4.0  # float32 error of the port over TensorFlow's own, in one case
 LUCK = 1e-3
-
-
-def error(actual, expected, scale=None) -> float:
-    """Largest difference, relative to the largest magnitude of `expected` (or of `scale`); absolute where that is 0."""
-    if np.shape(actual) != np.shape(expected):
-        return np.inf
-    difference = np.abs(np.asarray(actual, "float64") - expected).max()
-    magnitude = np.abs(expected if scale is None else scale).max()
-    return float(difference / (magnitude or 1))
-
-
-def errors(case: Case, actual: sides.Result, expected: sides.Result) -> dict[str, float]:
-    """Error of each array of a result."""
-    scales = {f"grad/{bias}": expected[f"grad/{weight}"] for bias, weight in case.zero_gradients.items()}
-    return {key: error(actual[key], expected[key], scales.get(key)) for key in expected}
 
 
 def add(report: Report, layer: str, column: str, errors: dict[str, float]) -> None:
@@ -65,13 +48,13 @@ def check_reference(layer: str, report: Report, examples: int) -> list[float]:
     )
     @given(case=CASES[layer]())
     def compare(case):
-        fresh = sides.build_port(case)
-        names = sides.gradient_names(fresh)
+        fresh = port_side.build_port(case)
+        names = port_side.gradient_names(fresh)
         seed = zlib.crc32(repr(case.settings).encode()) // 2
-        numbers = sides.draw(case, sides.compared_state(fresh), seed)
-        with sides.kink_margins() as margins:
-            truth = sides.run_reference(case, numbers, "float64", names)
-        exact = errors(case, sides.run_port(case, numbers, "float64"), truth)
+        numbers = port_side.draw(case, port_side.compared_state(fresh), seed)
+        with reference_side.kink_margins() as margins:
+            truth = reference_side.run_reference(case, numbers, "float64", names)
+        exact = errors(case, port_side.run_port(case, numbers, "float64"), truth)
         for key, value in exact.items():
             assert value <= REFERENCE_BAR, f"{layer}: {key} is off by {value:.1e} in float64 at {case.settings}"
         add(report, layer, "float64", exact)
@@ -79,8 +62,8 @@ def check_reference(layer: str, report: Report, examples: int) -> list[float]:
         if min(margins) < MARGIN:
             report.count(layer, "near a kink")
             return
-        port = errors(case, sides.run_port(case, numbers, "float32"), truth)
-        tensorflow = errors(case, sides.run_reference(case, numbers, "float32", names), truth)
+        port = errors(case, port_side.run_port(case, numbers, "float32"), truth)
+        tensorflow = errors(case, reference_side.run_reference(case, numbers, "float32", names), truth)
         add(report, layer, "float32", port)
         add(report, layer, "tensorflow float32", tensorflow)
         ratios.append(max(*port.values(), HALF_ULP) / max(*tensorflow.values(), HALF_ULP))
@@ -113,19 +96,20 @@ def sign_test(larger: int, smaller: int) -> float:
 
 def check_recordings(layer: str, report: Report, side: str = "port") -> None:
     """One side, "port" or "reference", in float32 against every recording of the layer, initial weights included."""
-    found = {}
-    if layer == "BatchNorm":
-        result, recorded = recordings.run_batch_norm(side)
-        found["bn_train_steps"] = {key: error(result[key], recorded[key]) for key in recorded}
-    for name in [name for name, recording in recordings.RECORDINGS.items() if recording.layer == layer]:
-        case, numbers, recorded = recordings.read(name)
-        if side == "port":
-            result = sides.run_port(case, numbers, "float32")
-        else:
-            result = sides.run_reference(case, numbers, "float32", list(numbers.state))
-        found[name] = errors(case, result, recorded)
+    names = [name for name, recording in recordings.RECORDINGS.items() if recording.layer == layer]
+    if side == "port":
+        found = {name: recordings.port_errors(name) for name in [*names, *["bn_train_steps"] * (layer == "BatchNorm")]}
+    else:
+        found = {name: reference_errors(name) for name in names}
+        if layer == "BatchNorm":
+            result, recorded = recordings.run_batch_norm(side)
+            found["bn_train_steps"] = {key: error(result[key], recorded[key]) for key in recorded}
     for name, values in found.items():
         add(report, layer, "recording" if side == "port" else "tensorflow recording", values)
         for key, value in values.items():
-            bar = GRADIENT_BAR if key.startswith("grad/") else OUTPUT_BAR
-            assert value <= bar, f"{layer}: {key} of the {side} is off by {value:.1e} from the recording {name}"
+            assert value <= recordings.bar(key), f"{layer}: {key} of the {side} is off by {value:.1e} from the recording {name}"
+
+
+def reference_errors(name: str) -> dict[str, float]:
+    case, numbers, recorded = recordings.read(name)
+    return errors(case, reference_side.run_reference(case, numbers, "float32", list(numbers.state)), recorded)

@@ -5,10 +5,8 @@ import pytest
 import torch
 
 from parity_tests import kinks, weights
-from parity_tests.checks import GRADIENT_BAR
 from parity_tests.golden.recipe import sample
-from parity_tests.recordings import read_model
-from parity_tests.test_model_recordings import build_port
+from parity_tests.recordings import GRADIENT_BAR, build_model, read_model
 
 # bar on the number of decisions: what a float32 error of 5e-6 can be expected to turn, not a handle to fit the rest with
 MODELS = {"model_before_800": 40, "model_after_800": 10}
@@ -17,7 +15,7 @@ MODELS = {"model_before_800": 40, "model_after_800": 10}
 @pytest.mark.parametrize("name", MODELS)
 def test_recorded_gradients_up_to_undecided_units(name, report):
     recording = read_model(name)
-    model = build_port(recording).double().train()
+    model = build_model(recording).double().train()
     x = torch.tensor(recording.arrays["x"]).double()
     target = torch.tensor(recording.arrays["target"]).double()
 

@@ -16,27 +16,28 @@ import denet_torch
 import reference_tf
 from denet_torch import dispatch, using
 from parity_tests import weights
-from parity_tests.checks import GRADIENT_BAR, OUTPUT_BAR, error
 from parity_tests.golden.recipe import sample
-from parity_tests.recordings import read_model
+from parity_tests.port_side import error
+from parity_tests.recordings import (
+    DECIDED_ELSEWHERE,
+    GRADIENT_BAR,
+    MODELS,
+    OUTPUT_BAR,
+    PROBABILITY_BAR,
+    ZERO_GRADIENTS,
+    build_model,
+    gradient_errors,
+    port_gradients,
+    read_model,
+    recorded_loss,
+)
 
-NAMES = ["model_before_800", "model_after_800"]
-DECIDED_ELSEWHERE = ("attention.", "sinc.")  # test_kinks.py
-PROBABILITY_BAR = 1e-6  # absolute
 LOSS_BARS = 1e-5, 1e-4, 5e-3  # relative, step by step; later float32 and float64 themselves part
-ZERO_GRADIENTS = {"dense1.bias": "dense1.weight", "dense2.bias": "dense2.weight"}  # the batch's mean is subtracted
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=MODELS)
 def recording(request):
     return read_model(request.param)
-
-
-def build_port(recording):
-    with mock.patch("torch.nn.init.orthogonal_"):  # half a minute for weights that are replaced
-        model = denet_torch.get_denet(**recording.arguments, dropout=0.0)
-    model.load_state_dict({k: torch.tensor(v) for k, v in recording.state.items()}, strict=False)
-    return model
 
 
 def build_reference(recording):
@@ -84,23 +85,11 @@ def compare_activations(found, recording, report, column):
         assert value <= OUTPUT_BAR, f"DENet: output of {name} is off by {value:.1e}"
 
 
-def recorded_loss(model, recording):
-    """The loss of the recorded sequence, in the model's own type."""
-    x, target = (torch.tensor(recording.arrays[name]).to(model.dense3.weight.dtype) for name in ("x", "target"))
-    return -(target * torch.log_softmax(model(x), dim=-1)).sum(dim=-1).mean()
-
-
 def compare_gradients(gradients, recording, report, column):
-    for name, gradient in gradients.items():
-        recorded = recording.arrays[f"grad/{recording.keys[name]}"]
-        scale = gradients[ZERO_GRADIENTS[name]] if name in ZERO_GRADIENTS else None
-        value = error(sample(gradient), recorded, scale)
-        report.add("DENet", f"gradient {column}", value)
-        assert value <= GRADIENT_BAR, f"DENet: gradient of {name} is off by {value:.1e}"
-        if name not in ZERO_GRADIENTS:
-            norm = np.linalg.norm(gradient.astype("float64"))
-            value = error(norm, recording.arrays[f"gradnorm/{recording.keys[name]}"])
-            assert value <= GRADIENT_BAR, f"DENet: norm of the gradient of {name} is off by {value:.1e}"
+    for of, value in gradient_errors(gradients, recording).items():
+        if not of.startswith("norm"):
+            report.add("DENet", f"gradient {column}", value)
+        assert value <= GRADIENT_BAR, f"DENet: {of} is off by {value:.1e}"
 
 
 @pytest.fixture(params=["plain", *dispatch.BACKENDS, "all"])
@@ -111,7 +100,7 @@ def backend(request):
 
 
 def test_port_predicts(recording, backend, report):
-    model = build_port(recording).eval()
+    model = build_model(recording).eval()
     x = torch.tensor(recording.arrays["x"])
     with torch.no_grad():
         compare_activations(activations(model, denet_torch.layers, torch.reshape, x[0]), recording, report, "recording")
@@ -142,16 +131,14 @@ def test_port_has_the_recorded_gradients(recording, backend, report):
     In float32 the two would be rounded apart: norm2's scale by 0.8e-5 to 2.1e-5 on one machine, as memory happened to be aligned,
     and by more where a unit within rounding of a kink falls on its other side.
     """
-    model = build_port(recording).train().double()
+    model = build_model(recording).train().double()
     recorded_loss(model, recording).backward()
-    named = {name: p for name, p in model.named_parameters() if not name.startswith(DECIDED_ELSEWHERE)}
-    gradients = {name: weights.to_keras(name, p.grad.numpy()) for name, p in named.items()}
-    compare_gradients(gradients, recording, report, "recording")
+    compare_gradients(port_gradients(model), recording, report, "recording")
 
 
 def test_port_trains(recording, backend, report):
     """Five SGD steps as recorded: the attention branch left alone, and the running statistics, too (its updates were not run)."""
-    model = build_port(recording).train()
+    model = build_model(recording).train()
     statistics = {name: value.clone() for name, value in model.named_buffers()}
     start = {name: weights.to_keras(name, p.detach().numpy().copy()) for name, p in model.named_parameters()}
     losses = []

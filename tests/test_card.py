@@ -1,5 +1,6 @@
 """The network and a step of the trainer on a CUDA device that is none (fake_card.py): where tensors lie, what is waited for."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.accelerators import CPUAccelerator
 from lightning_fabric.strategies import SingleDeviceStrategy
 from torch import Tensor
+from torch.utils.data import DataLoader
 from trainer_cases import tiny
 
 import denet_torch
@@ -128,6 +130,25 @@ def test_a_batch_is_copied_without_waiting(trainer):
     for batches in trainer._epoch_batches():
         assert len(batches) == 2
     assert seen.copied["_to_copy"] == 2 * 2 * 3 and seen.blocking == 0 and not seen.waits and not seen.mixed
+
+
+@pytest.mark.parametrize("trainer", ["16-mixed"], indirect=True)
+def test_batches_are_made_ahead_in_pinned_memory(trainer, monkeypatch):
+    trainer, _ = trainer
+    trainer.config = replace(trainer.config, workers=2)
+    made = []
+
+    class Loader(DataLoader):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+
+        def __iter__(self):
+            return iter(())
+
+    monkeypatch.setattr(loop, "DataLoader", Loader)
+    assert list(trainer._epoch_batches()) == []
+    assert [(loader.pin_memory, loader.num_workers, loader.prefetch_factor) for loader in made] == [(True, 2, 2)]
 
 
 @pytest.mark.parametrize("trainer", [None], indirect=True)

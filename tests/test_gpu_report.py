@@ -1,6 +1,12 @@
 """The command for a GPU, run on the CPU with tiny sizes; the estimates and the page."""
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from test_docs import ROOT
@@ -24,21 +30,92 @@ def test_every_part_runs_and_is_written(dry):
         assert part["what"] in page
     assert parts["a"]["within"] and parts["b"]["within"]
     assert 1e-7 < parts["a"]["relative difference"]["float16"]
+    recorded = parts["a"]["recordings of the original"]
+    assert recorded["within"] and recorded["largest error"]["float32"] < 2e-5 < recorded["largest error"]["bfloat16"]
+    assert parts["a"]["drawn models, relative difference"]["within"]
     assert parts["c"]["float16"]["killed and resumed"] and 0 <= parts["c"]["float16"]["frame F1"] <= 1
-    assert all(row["seconds"] > 0 for row in parts["d"]["rows"]) and len(parts["d"]["rows"]) == 3
+    assert all(row["seconds"] > 0 for row in parts["d"]["rows"]) and len(parts["d"]["rows"]) == 4
     assert parts["e"]["times real time"] > 0
     assert "CPU, dry run" in page and gpu_parts.measured(report) == {}
 
 
-def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
-    def failing(setting):
-        """(a) Fails."""
-        raise RuntimeError("no kernel image")
+def failing(setting):
+    """(a) Fails."""
+    yield {"half": 1}
+    raise RuntimeError("no kernel image")
 
-    monkeypatch.setitem(gpu_parts.RUNS, "a", failing)
-    report = gpu_parts.run(["a", "e"], tmp_path, dry=True, minutes=1)
-    assert "no kernel image" in report["parts"]["a"]["error"] and "error" not in report["parts"]["e"]
-    assert "no kernel image" in (tmp_path / "report.md").read_text()
+
+def crashing(setting):
+    """(b) Takes its process with it."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+    yield {}
+
+
+def sleeping(setting):
+    """(c) Never ends."""
+    (setting.out / "sleeps").touch()
+    yield {"half": 2}
+    time.sleep(600)
+
+
+def quick(setting):
+    """(e) Ends well."""
+    yield {"left": setting.deadline - time.monotonic()}
+
+
+def test_a_part_that_fails_crashes_or_takes_too_long_does_not_stop_the_others(tmp_path, monkeypatch):
+    for part, work in {"a": failing, "b": crashing, "e": quick, "c": sleeping}.items():
+        monkeypatch.setitem(gpu_parts.RUNS, part, work)
+    now = time.monotonic  # an hour has passed once the part that never ends has begun
+    monkeypatch.setattr(gpu_parts.time, "monotonic", lambda: now() + 3600 * (tmp_path / "sleeps").exists())
+    parts = gpu_parts.run(list("abec"), tmp_path, dry=True, minutes=20)["parts"]
+    assert parts["a"]["half"] == 1 and parts["a"]["error"] == "RuntimeError: no kernel image"
+    assert parts["b"]["error"] == f"its process ended by itself, exit code {-signal.SIGSEGV}"
+    assert parts["e"]["left"] > 0 and "error" not in parts["e"]
+    assert parts["c"]["half"] == 2 and re.fullmatch(r"stopped after \d+ s, its share of the time", parts["c"]["error"])
+    page = (tmp_path / "report.md").read_text()
+    assert "no kernel image" in page and "stopped after" in page
+
+
+def test_the_parts_share_the_time(tmp_path, monkeypatch):
+    given, clock = {}, [1000.0]
+
+    def in_a_process(work, setting, seconds):
+        assert setting.deadline == pytest.approx(clock[0] + 0.9 * seconds)
+        given[work] = seconds
+        clock[0] += 10
+        return {}
+
+    monkeypatch.setattr(gpu_parts, "in_a_process", in_a_process)
+    monkeypatch.setattr(gpu_parts.time, "monotonic", lambda: clock[0])
+    gpu_parts.run(list("abcde"), tmp_path, dry=True, minutes=8.5)
+    shares = [given[gpu_parts.RUNS[part]] for part in "abecd"]
+    assert shares[0] == pytest.approx(60) and shares[-1] == pytest.approx(8.5 * 60 - 40)  # the last has all that is left
+
+
+def test_a_run_over_its_share_is_stopped_and_said_to_be(tmp_path):
+    words = [sys.executable, "-c", "import time; time.sleep(60)"]
+    found = gpu_parts.one_run(words, tmp_path, "float16", time.monotonic() + 0.5, kill=False)
+    assert found["error"].startswith("stopped after") and not found["killed and resumed"]
+
+
+def test_without_a_checkout_the_recordings_are_said_to_be_missing(tmp_path):
+    setting = "gpu_parts.Setting('cpu', True, __import__('pathlib').Path('.'), 0)"
+    script = f"import sys; sys.path[:1] = []; from tools import gpu_parts; print(gpu_parts.recordings({setting}))"
+    for package in ("tools", "training", "denet_torch"):  # as after an install of the wheel
+        (tmp_path / "installed").mkdir(exist_ok=True)
+        (tmp_path / "installed" / package).symlink_to(ROOT / package)
+    for folder, said in ((tmp_path, "not run: no parity_tests"), (ROOT, "{'largest error'")):
+        # -S: without the editable install, which would find the checkout; its site-packages are named instead
+        sites = [str(tmp_path / "installed"), *[p for p in sys.path if p.endswith("site-packages")]]
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", "\n" + script],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(["nowhere", *sites])},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.startswith(said), done.stderr
 
 
 def test_without_a_gpu_it_says_so(tmp_path, capsys, monkeypatch):

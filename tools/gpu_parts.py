@@ -1,14 +1,20 @@
-"""The parts of `denet gpu-report`: each a function of a `Setting` that returns what JSON can hold."""
+"""The parts of `denet gpu-report`: each a function of a `Setting` that yields what it finds, bit by bit, as JSON can hold it.
+
+Each part is a process with a share of the time. One that takes longer is ended and what it had yielded is kept; one that breaks
+the card for its process (a kernel that faults, say) leaves the others a sound one.
+"""
 
 import contextlib
 import json
+import multiprocessing
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -31,7 +37,7 @@ LIMITS = {"float64": 1e-9, "float32": 1e-3, "steps": 1e-3}  # see `difference`
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how large: `dry` on the CPU, tiny. `deadline`: monotonic time (s) after which no timing begins."""
+    """Where and how large: `dry` on the CPU, tiny. `deadline`: monotonic time (s) after which nothing new is begun."""
 
     device: str
     dry: bool
@@ -81,30 +87,99 @@ def difference(found: list[Tensor], truth: list[Tensor]) -> float:
     return max(float((a - b).norm() / b.norm()) for a, b in pairs)
 
 
-def accuracy(setting: Setting) -> dict:
-    """(a) Relative differences of logits and gradients to float64 on the CPU, for both places of the attention."""
+MODES = {  # type of weights and input, whether TF32 is off, type of products under autocast
+    "float64": (torch.float64, True, None),
+    "float32": (torch.float32, True, None),
+    "TF32": (torch.float32, False, None),
+    "bfloat16": (torch.float32, False, torch.bfloat16),
+    "float16": (torch.float32, False, torch.float16),
+}
+EXACT = ("float64", "float32")  # what has to be within a limit; of the others the cost is told
+
+
+@contextlib.contextmanager
+def mode(setting: Setting, name: str):
+    _, exact, half = MODES[name]
+    with tf32(not exact), torch.autocast(setting.device, half, enabled=half is not None):
+        yield
+
+
+def accuracy(setting: Setting) -> Iterator[dict]:
+    """(a) Accuracy with each type: the original's recordings, drawn models, and the full model beside float64 on the CPU."""
+    yield {"recordings of the original": recordings(setting)}
+    yield {"drawn models, relative difference": drawn_models(setting)}
     found: dict[str, float] = {}
     for before_pooling in (True, False):
         model = setting.model(before_pooling, dropout=0.0)
         x = setting.batch(4, model)
         with using("plain"):
             truth = outcome(model.double(), x.double())
-        for name, dtype, exact, half in (
-            ("float64", torch.float64, True, None),
-            ("float32", torch.float32, True, None),
-            ("TF32", torch.float32, False, None),
-            ("bfloat16", torch.float32, False, torch.bfloat16),
-            ("float16", torch.float32, False, torch.float16),
-        ):
+        for name, (dtype, _, _) in MODES.items():
             model = model.to(setting.device, dtype)
-            with tf32(not exact), torch.autocast(setting.device, half, enabled=half is not None):
+            with mode(setting, name):
                 error = difference(outcome(model, x.to(setting.device, dtype)), truth)
             found[name] = max(found.get(name, 0.0), error)
-    good = all(found[name] <= LIMITS[name] for name in ("float64", "float32"))
-    return {"relative difference": found, "limits": LIMITS, "within": good}
+    yield {"relative difference": found, "limits": LIMITS, "within": all(found[name] <= LIMITS[name] for name in EXACT)}
 
 
-def five_steps(setting: Setting) -> dict:
+def recordings(setting: Setting) -> dict | str:
+    """The largest error of each type over all recordings, and which arrays are off by more than the parity suite allows.
+
+    Errors are relative to an array's largest magnitude; those of the whole model's probabilities are absolute. Only float64 and
+    float32 are judged; in float64 an array may be as far off as on the CPU, by the original's own rounding.
+    """
+    sys.path.insert(0, "")  # a console command does not look into the folder that it is started in
+    try:
+        from parity_tests import recordings as recorded
+    except ImportError as error:
+        return f"not run: no parity_tests in this folder ({error}); start the command in a checkout"
+    largest, over = {}, []
+    for name in MODES:
+        exact = name in EXACT
+        models = recorded.MODELS if exact and not setting.dry else ()
+        dtype = "float64" if name == "float64" else "float32"
+        errors = {}
+        for recording in (*recorded.LAYERS, *models):
+            with mode(setting, name), using("plain"):
+                errors[recording] = recorded.port_errors(recording, dtype, setting.device)
+        largest[name] = max(max(found.values()) for found in errors.values())
+        for recording, found in errors.items() if exact else ():
+            for of in [of for of, error in found.items() if not error <= recorded.bar(of)]:
+                if dtype == "float64" and found[of] <= 1.01 * recorded.port_errors(recording, dtype)[of]:
+                    continue
+                over.append(f"{name}, {recording}, {of}: {found[of]:.1e}")
+    return {"largest error": largest, "over the parity suite's bars": over, "within": not over}
+
+
+def drawn_models(setting: Setting) -> dict:
+    """Largest differences of drawn small models to float64 on the CPU; in float32 of the logits alone: gradients have kinks."""
+    draw, found = random.Random(0), {"float64": 0.0, "float32, logits": 0.0}
+    for _ in range(3 if setting.dry else 30):
+        before_pooling = draw.random() < 0.5
+        samples = draw.randint(79, 110) if before_pooling else draw.randint(237, 300)
+        options = {
+            "dropout": 0.0,
+            "sr": draw.choice([8000, 16000, 44100, 192000, 250000]),
+            "n_filters": draw.randint(2, 6),
+            "gru_units": draw.randint(4, 16),
+            "dense_units": (draw.randint(4, 16), draw.randint(4, 16)),
+        }
+        torch.manual_seed(draw.randrange(2**31))
+        model = get_denet((draw.randint(1, 4), samples), draw.randint(1, 5), before_pooling=before_pooling, **options)
+        x = torch.randn(3, 3, samples)
+        with using("plain"):
+            truth = outcome(model.double(), x.double())
+        for name in EXACT:
+            dtype = MODES[name][0]
+            with mode(setting, name):
+                mine = outcome(model.to(setting.device, dtype), x.to(setting.device, dtype))
+            key = "float64" if name == "float64" else "float32, logits"
+            error = difference(mine, truth) if name == "float64" else float((mine[0] - truth[0]).norm() / truth[0].norm())
+            found[key] = max(found[key], error)
+    return found | {"within": found["float64"] <= LIMITS["float64"] and found["float32, logits"] <= LIMITS["float32"]}
+
+
+def five_steps(setting: Setting) -> Iterator[dict]:
     """(b) Five steps of SGD in float32 from the same weights, with the same dropout masks, beside the CPU's."""
     draw, ends, losses = layers.dropout_mask, [], []
     for device in ("cpu", setting.device):
@@ -122,33 +197,41 @@ def five_steps(setting: Setting) -> dict:
         ends.append([value.double().cpu() for value in model.state_dict().values()])
         losses.append(mine)
     error = difference(ends[1], ends[0])
-    return {"losses": losses, "relative difference of weights": error, "within": error <= LIMITS["steps"]}
+    yield {"losses": losses, "relative difference of weights": error, "within": error <= LIMITS["steps"]}
 
 
-def training_runs(setting: Setting) -> dict:
+def training_runs(setting: Setting) -> Iterator[dict]:
     """(c) `training.run --amp` on the generated set with each type; the first is killed once and resumed."""
-    found = {}
-    for number, dtype in enumerate(("float16",) if setting.dry else ("float16", "bfloat16", "float32")):
-        out = setting.out / f"run-{dtype}"
-        words = [sys.executable, "-m", f"{__package__.rpartition('.')[0]}.training.run".lstrip("."), "--out", str(out)]
-        words += ["--checkpoint-steps", "5", "--data-dir", str(data(setting)), "--no-report"]
-        words += ["--amp", "--amp-dtype", dtype] if dtype != "float32" else []
-        words += TINY if setting.dry else ["--accelerator", "gpu", "--workers", "4"]
-        start, killed = time.monotonic(), False
-        if number == 0:
-            killed = kill_after_a_checkpoint(words, out)
-        done = subprocess.run([*words, "--resume"], capture_output=True, text=True, timeout=240)
-        if done.returncode:
-            raise RuntimeError(f"{dtype}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-        scores = json.loads((out / "scores.json").read_text())
-        found[dtype] = {
-            "frame F1": scores["test"]["frames"]["f1"],
-            "event F1": scores["test"]["events"]["f1"],
-            "skipped steps": scores["skipped_steps"],
-            "seconds": time.monotonic() - start,
-            "killed and resumed": killed,
-        }
-    return found
+    types = ("float16",) if setting.dry else ("float16", "bfloat16", "float32")
+    words = [sys.executable, "-m", f"{__package__.rpartition('.')[0]}.training.run".lstrip("."), "--checkpoint-steps", "5"]
+    words += ["--data-dir", str(data(setting)), "--no-report"]
+    words += TINY if setting.dry else ["--accelerator", "gpu", "--workers", "4"]
+    for number, dtype in enumerate(types):
+        start = time.monotonic()
+        ends = start + (setting.deadline - start) / (len(types) - number)
+        yield {dtype: one_run(words, setting.out / f"run-{dtype}", dtype, ends, kill=number == 0)}
+
+
+def one_run(words: list[str], out: Path, dtype: str, ends: float, kill: bool) -> dict:
+    """A run to its end or until it is stopped at `ends`, monotonic time: scores, or what went wrong."""
+    words = [*words, "--out", str(out), *(["--amp", "--amp-dtype", dtype] if dtype != "float32" else [])]
+    start = time.monotonic()
+    killed = kill and kill_after_a_checkpoint(words, out, ends)
+    try:
+        left = max(1.0, ends - time.monotonic())
+        done = subprocess.run([*words, "--resume"], capture_output=True, text=True, timeout=left)
+    except subprocess.TimeoutExpired:
+        return {"error": f"stopped after {time.monotonic() - start:.0f} s, its share of the time", "killed and resumed": killed}
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1], "killed and resumed": killed}
+    scores = json.loads((out / "scores.json").read_text())
+    return {
+        "frame F1": scores["test"]["frames"]["f1"],
+        "event F1": scores["test"]["events"]["f1"],
+        "skipped steps": scores["skipped_steps"],
+        "seconds": time.monotonic() - start,
+        "killed and resumed": killed,
+    }
 
 
 TINY = "--accelerator cpu --threads 1 --sample-rate 4000 --seq-len 4 --n-filters 4 --gru-units 8 --dense-units 8 8".split()
@@ -164,10 +247,9 @@ def data(setting: Setting) -> Path:
     return folder
 
 
-def kill_after_a_checkpoint(words: list[str], out: Path) -> bool:
+def kill_after_a_checkpoint(words: list[str], out: Path, ends: float) -> bool:
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < until and not list(out.glob("step-*.ckpt")):
+    while process.poll() is None and time.monotonic() < ends and not list(out.glob("step-*.ckpt")):
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     return process.wait() == -signal.SIGKILL
@@ -182,27 +264,34 @@ def contenders(setting: Setting) -> dict[str, Callable]:
         "eager": (lambda model: model, ("torch_ops",), half),
         "triton": (lambda model: model, triton, half),
     }
-    if setting.device == "cuda":
+    if setting.dry:  # traced as for a card; to compile takes a minute
+        found["compiled"] = (lambda model: torch.compile(model, backend="aot_eager"), ("plain",), half)
+    else:
         found["compiled"] = (torch.compile, ("plain",), half)
         found["graphs"] = (lambda model: torch.compile(model, mode="reduce-overhead"), ("plain",), half)
     return found
 
 
-def timings(setting: Setting) -> dict:
+def timings(setting: Setting) -> Iterator[dict]:
     """(d) Training steps (forward, backward, Adam): s, samples a second, memory, share of the data sheet's bound, busy share."""
+    yield {"torch.nn.GRU": cudnn_gru(setting)}
     rows = []
     for name, (prepare, backends, half) in contenders(setting).items():
         for batch in (2,) if setting.dry else BATCHES:
-            if time.monotonic() > setting.deadline:
-                rows.append({"contender": name, "batch": batch, "error": "no time was left"})
-                continue
-            try:
-                with using(*(b for b in backends if b == "plain" or b in BACKENDS)):
-                    rows.append({"contender": name, "batch": batch} | time_step(setting, prepare, half, batch))
-            except Exception as error:
-                told = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-                rows.append({"contender": name, "batch": batch, "error": told})
-    return {"rows": rows, "torch.nn.GRU": cudnn_gru(setting), "TensorFlow": tensorflow(setting)}
+            rows.append({"contender": name, "batch": batch} | timed(setting, prepare, backends, half, batch))
+            yield {"rows": rows}
+    yield {"TensorFlow": tensorflow(setting)}  # last: it takes all of a card's memory
+
+
+def timed(setting: Setting, prepare: Callable, backends: tuple[str, ...], half: torch.dtype | None, batch: int) -> dict:
+    """What `time_step` finds, or why it found nothing."""
+    if time.monotonic() > setting.deadline:
+        return {"error": "skipped: no time was left"}
+    try:
+        with using(*(b for b in backends if b == "plain" or b in BACKENDS)):
+            return time_step(setting, prepare, half, batch)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
 
 
 def time_step(setting: Setting, prepare: Callable, half: torch.dtype | None, batch: int) -> dict:
@@ -294,7 +383,7 @@ def tensorflow(setting: Setting) -> str | dict:
     return {"seconds": median(times[1:]), "batch": 128}
 
 
-def detection(setting: Setting) -> dict:
+def detection(setting: Setting) -> Iterator[dict]:
     """(e) An hour of noise with tones, every frame in two sequences: s, and how many times faster than real time."""
     length = 5 if setting.dry else 3600  # s
     model, path = setting.model().eval().to(setting.device), setting.out / "hour.wav"
@@ -306,10 +395,11 @@ def detection(setting: Setting) -> dict:
     events = denet_torch.detect(model, path)
     passed = time.perf_counter() - start
     path.unlink()
-    return {"seconds of audio": length, "seconds": passed, "times real time": length / passed, "events": len(events)}
+    yield {"seconds of audio": length, "seconds": passed, "times real time": length / passed, "events": len(events)}
 
 
-RUNS = {"a": accuracy, "b": five_steps, "c": training_runs, "d": timings, "e": detection}
+RUNS = {"a": accuracy, "b": five_steps, "e": detection, "c": training_runs, "d": timings}  # what takes all that is left: last
+SHARES = {"a": 1.0, "b": 0.5, "e": 1.0, "c": 3.0, "d": 3.0}  # of the time; what a part leaves is the others'
 
 
 def run(parts: list[str], out: Path, dry: bool, minutes: float) -> dict:
@@ -317,18 +407,50 @@ def run(parts: list[str], out: Path, dry: bool, minutes: float) -> dict:
     if not dry and not torch.cuda.is_available():
         raise ValueError("PyTorch sees no GPU on this machine; --dry tries it on the CPU, --estimate needs none")
     out.mkdir(parents=True, exist_ok=True)
-    setting = Setting("cpu" if dry else "cuda", dry, out, time.monotonic() + 60 * minutes)
-    report = {"card": setting.card, "torch": torch.__version__, "command": " ".join(sys.argv), "parts": {}}
-    for part in sorted(parts, key="abecd".index):  # what takes all the time that is left comes last
+    ends = time.monotonic() + 60 * minutes
+    device = "cpu" if dry else "cuda"
+    card = Setting(device, dry, out, ends).card
+    report = {"card": card, "torch": torch.__version__, "command": " ".join(sys.argv), "parts": {}}
+    left = [part for part in RUNS if part in parts]
+    while left:
         start = time.monotonic()
-        try:
-            found = RUNS[part](setting)
-        except Exception as error:  # the others are wanted all the same
-            found = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        share = (ends - start) * SHARES[left[0]] / sum(SHARES[part] for part in left)
+        part = left.pop(0)
+        # A tenth is kept for what is under way at the deadline.
+        found = in_a_process(RUNS[part], Setting(device, dry, out, start + 0.9 * share), share)
         report["parts"][part] = {"what": RUNS[part].__doc__.split("\n")[0], "took": time.monotonic() - start} | found
         (out / "report.json").write_text(json.dumps(report, indent=1))
         (out / "report.md").write_text(page(report))
     return report
+
+
+def in_a_process(work: Callable, setting: Setting, seconds: float) -> dict:
+    """What `work` yields within so many seconds in a process of its own, and an `error` if that was not all."""
+    context = multiprocessing.get_context("spawn")  # CUDA does not outlive a fork
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(work, setting, sender), daemon=True)
+    ends, found = time.monotonic() + seconds, {}
+    process.start()
+    sender.close()
+    try:
+        while receiver.poll(max(0.0, ends - time.monotonic())):
+            found |= receiver.recv()
+        found["error"] = f"stopped after {seconds:.0f} s, its share of the time"
+    except EOFError:
+        process.join(max(1.0, ends - time.monotonic()))
+        if process.exitcode:
+            found["error"] = f"its process ended by itself, exit code {process.exitcode}"
+    finally:
+        process.kill()
+    return found
+
+
+def _send(work: Callable, setting: Setting, sender) -> None:
+    try:
+        for found in work(setting):
+            sender.send(found)
+    except Exception as error:  # the other parts are wanted all the same
+        sender.send({"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
 
 
 def page(report: dict) -> str:

@@ -1,13 +1,15 @@
-"""Check and measure the network on a GPU, meant for nine minutes; or say beforehand what the data sheets let expect.
+"""Check and measure the network on a GPU within nine minutes; or say beforehand what the data sheets let expect.
 
     denet gpu-report                            # all parts on the first GPU; report.json and report.md in gpu-report/
     denet gpu-report --page docs/gpu.md         # and the measured columns of that page
     denet gpu-report --estimate                 # print the estimates; no GPU is needed
     denet gpu-report --dry                      # tiny sizes on the CPU, to see that it works
 
-The parts: a what CUDA, TF32, bfloat16 and float16 cost in accuracy; b five training steps beside a CPU's; c a training run with
-each type, the first killed once and resumed; d time, memory and share of the peak of training steps; e detection of an hour of
-audio. A part that fails is named in the report and does not stop the others.
+The parts: a the original's recordings (in a checkout, which has them) and drawn models on CUDA in float64 and float32, and what
+TF32, bfloat16 and float16 cost in accuracy; b five training steps beside a CPU's; c a training run with each type, the first
+killed once and resumed; d time, memory and share of the peak of training steps; e detection of an hour of audio. Each part is a
+process with its share of the minutes. One that fails, or takes longer and is stopped, is named in the report and does not stop
+the others.
 """
 
 import sys
@@ -25,7 +27,7 @@ def parser(prog: str = "python -m tools.gpu_report") -> Parser:
     parser.add_argument("--page", type=Path, metavar="PAGE", help="write this page's table anew, with what was measured")
     parser.add_argument("--estimate", action="store_true", help="estimates alone, from data sheets")
     parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU")
-    parser.add_argument("--minutes", type=float, default=8.5, help="no timing begins after so many")
+    parser.add_argument("--minutes", type=float, default=8.5, help="for all parts together, which share them")
     return parser
 
 

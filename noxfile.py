@@ -32,6 +32,12 @@ def stress(session):
 
 
 @nox.session
+def commands(session):
+    """The command lines of README and docs that take minutes to hours, or a network, as written; -- WORD for those with it."""
+    session.run(sys.executable, "tests/test_docs_commands.py", *session.posargs, env={"PYTHONPATH": "."})
+
+
+@nox.session
 def gpu(session):
     """On a GPU: check and measure, and write what was measured into docs/gpu.md."""
     session.run(sys.executable, "-m", "tools.gpu_report", "--page", "docs/gpu.md", *session.posargs)

@@ -5,6 +5,7 @@
     pytest parity_tests -k GRU                                   every test that names it: drawn cases, recordings, planted faults
 
 `golden/` holds recordings of the original (see its README), `recordings.py` reads them, `weights.py` says which weight is which,
-`cases.py` draws the cases of each layer, `port_side.py` and `reference_side.py` run a case, `checks.py` compares and sets the
-bars, and `test_mutations.py` plants faults in the port and requires those same checks to fail.
+`cases.py` draws the cases of each layer, `sides.py` runs a case on both sides, `port_side.py` the port's half of that without
+TensorFlow, `checks.py` compares and sets the bars, and `test_mutations.py` plants faults in the port and requires those same
+checks to fail.
 """

@@ -6,7 +6,7 @@ from statistics import median
 
 from hypothesis import HealthCheck, Phase, given, settings
 
-from parity_tests import port_side, recordings, reference_side
+from parity_tests import recordings, sides
 from parity_tests.cases import CASES
 from parity_tests.port_side import error, errors
 from parity_tests.report import Report
@@ -15,8 +15,8 @@ RECORDED = sorted({"BatchNorm", *(recording.layer for recording in recordings.RE
 
 REFERENCE_BAR = 1e-10  # float64 port against float64 reference
 HALF_ULP = 2**-24  # what rounding an exact result to float32 costs: no program can promise less
-# A case with a unit closer to a kink than this part of its array's largest magnitude (see `reference_side.kink_margins`) is left
-# out of the float32 comparison and counted in the report.
+# A case with a unit closer to a kink than this part of its array's largest magnitude (see `sides.kink_margins`) is left out of
+# the float32 comparison and counted in the report.
 MARGIN = 1e-6
 WORST_RATIO = 4.0  # float32 error of the port over TensorFlow's own, in one case
 LUCK = 1e-3
@@ -48,13 +48,13 @@ def check_reference(layer: str, report: Report, examples: int) -> list[float]:
     )
     @given(case=CASES[layer]())
     def compare(case):
-        fresh = port_side.build_port(case)
-        names = port_side.gradient_names(fresh)
+        fresh = sides.build_port(case)
+        names = sides.gradient_names(fresh)
         seed = zlib.crc32(repr(case.settings).encode()) // 2
-        numbers = port_side.draw(case, port_side.compared_state(fresh), seed)
-        with reference_side.kink_margins() as margins:
-            truth = reference_side.run_reference(case, numbers, "float64", names)
-        exact = errors(case, port_side.run_port(case, numbers, "float64"), truth)
+        numbers = sides.draw(case, sides.compared_state(fresh), seed)
+        with sides.kink_margins() as margins:
+            truth = sides.run_reference(case, numbers, "float64", names)
+        exact = errors(case, sides.run_port(case, numbers, "float64"), truth)
         for key, value in exact.items():
             assert value <= REFERENCE_BAR, f"{layer}: {key} is off by {value:.1e} in float64 at {case.settings}"
         add(report, layer, "float64", exact)
@@ -62,8 +62,8 @@ def check_reference(layer: str, report: Report, examples: int) -> list[float]:
         if min(margins) < MARGIN:
             report.count(layer, "near a kink")
             return
-        port = errors(case, port_side.run_port(case, numbers, "float32"), truth)
-        tensorflow = errors(case, reference_side.run_reference(case, numbers, "float32", names), truth)
+        port = errors(case, sides.run_port(case, numbers, "float32"), truth)
+        tensorflow = errors(case, sides.run_reference(case, numbers, "float32", names), truth)
         add(report, layer, "float32", port)
         add(report, layer, "tensorflow float32", tensorflow)
         ratios.append(max(*port.values(), HALF_ULP) / max(*tensorflow.values(), HALF_ULP))
@@ -112,4 +112,4 @@ def check_recordings(layer: str, report: Report, side: str = "port") -> None:
 
 def reference_errors(name: str) -> dict[str, float]:
     case, numbers, recorded = recordings.read(name)
-    return errors(case, reference_side.run_reference(case, numbers, "float32", list(numbers.state)), recorded)
+    return errors(case, sides.run_reference(case, numbers, "float32", list(numbers.state)), recorded)

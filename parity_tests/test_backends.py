@@ -7,9 +7,9 @@ import pytest
 import denet_torch.layers as port
 import reference_tf.layers as reference
 from denet_torch import dispatch, using
-from parity_tests import port_side, reference_side
-from parity_tests.checks import REFERENCE_BAR, WORST_RATIO, errors
-from parity_tests.port_side import Case
+from parity_tests import sides
+from parity_tests.checks import REFERENCE_BAR, WORST_RATIO
+from parity_tests.port_side import Case, errors
 
 BACKENDS = sorted(dispatch.BACKENDS)
 
@@ -40,13 +40,13 @@ CASES = [attention(2, 217, 260), attention(8, 400, 70), recurrence(256, 1, 7, 30
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_reference(backend, case):
     """Forwards and backwards in float64; in float32 as near to that as TensorFlow, within the factor allowed elsewhere."""
-    fresh = port_side.build_port(case)
-    names = port_side.gradient_names(fresh)
-    numbers = port_side.draw(case, port_side.compared_state(fresh), zlib.crc32(repr(case.shape).encode()) // 2)
-    truth = reference_side.run_reference(case, numbers, "float64", names)
+    fresh = sides.build_port(case)
+    names = sides.gradient_names(fresh)
+    numbers = sides.draw(case, sides.compared_state(fresh), zlib.crc32(repr(case.shape).encode()) // 2)
+    truth = sides.run_reference(case, numbers, "float64", names)
     with using(backend):
-        double, single = (errors(case, port_side.run_port(case, numbers, dtype), truth) for dtype in ("float64", "float32"))
+        double, single = (errors(case, sides.run_port(case, numbers, dtype), truth) for dtype in ("float64", "float32"))
     for key, value in double.items():
         assert value <= REFERENCE_BAR, f"{backend}: {key} is off by {value:.1e} in float64"
-    tensorflow = errors(case, reference_side.run_reference(case, numbers, "float32", names), truth)
+    tensorflow = errors(case, sides.run_reference(case, numbers, "float32", names), truth)
     assert max(single.values()) <= WORST_RATIO * max(tensorflow.values())

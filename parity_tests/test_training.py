@@ -7,7 +7,7 @@ import torch
 
 import denet_torch
 import reference_tf
-from parity_tests import port_side, reference_side, weights
+from parity_tests import sides, weights
 from parity_tests.port_side import Case, error
 
 # A step multiplies the difference of the two sides by what the sinc cuts' large gradients make of it: a hundredfold at a rate of
@@ -33,25 +33,25 @@ def small_case(before_pooling, dropout, **switches) -> Case:
 
 
 def train_port(case, numbers, targets):
-    model = port_side.build_port(case)
+    model = sides.build_port(case)
     model.load_state_dict({k: torch.tensor(v) for k, v in numbers.state.items()}, strict=False)
     model.double().train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=RATE)
     losses = []
-    with port_side.fed_masks(numbers.seed):
+    with sides.fed_masks(numbers.seed):
         for x, target in zip(numbers.inputs, targets, strict=False):
             loss = torch.nn.functional.cross_entropy(model(torch.tensor(x).double()).flatten(0, 1), torch.tensor(target.ravel()))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-    return losses, port_side.compared_state(model), model.predict_proba(torch.tensor(numbers.inputs[-1]).double()).numpy()
+    return losses, sides.compared_state(model), model.predict_proba(torch.tensor(numbers.inputs[-1]).double()).numpy()
 
 
 def train_reference(case, numbers, targets):
-    model = reference_side.build_reference(case, numbers, "float64")
+    model = sides.build_reference(case, numbers, "float64")
     losses = []
-    with reference_side.fed_masks(numbers.seed):
+    with sides.feed_reference(numbers.seed):
         for x, target in zip(numbers.inputs, targets, strict=False):
             with tf.GradientTape() as tape:
                 log_proba = tf.nn.log_softmax(model(x.astype("float64"), training=True))
@@ -72,7 +72,7 @@ def train_reference(case, numbers, targets):
 def test_five_steps(before_pooling, dropout, switches, report):
     """Losses, every weight, the running statistics and a prediction after five steps on five batches."""
     case = small_case(before_pooling, dropout, **switches)
-    numbers = port_side.draw(case, port_side.compared_state(port_side.build_port(case)), seed=5)
+    numbers = sides.draw(case, sides.compared_state(sides.build_port(case)), seed=5)
     targets = np.random.RandomState(6).randint(0, 3, (STEPS, 2, 4))
     losses, state, proba = train_port(case, numbers, targets)
     reference_losses, reference_state, reference_proba = train_reference(case, numbers, targets)
@@ -107,7 +107,7 @@ def test_trains_with_default_arguments(side, silence):
     """
     torch.manual_seed(0)
     tf.random.set_seed(0)
-    x = np.zeros((2, 6, 100), "float32") if silence else port_side.normal(np.random.RandomState(0), (2, 6, 100))
+    x = np.zeros((2, 6, 100), "float32") if silence else sides.normal(np.random.RandomState(0), (2, 6, 100))
     if side == "port":
         model = denet_torch.get_denet((6, 100), 3, **SMALL).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)

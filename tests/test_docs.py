@@ -1,4 +1,4 @@
-"""README and docs: every command line has options that there are, README's own run, the notebook runs, links lead somewhere."""
+"""README and docs: command lines have options that there are, README's own run, the notebook runs, links lead somewhere."""
 
 import re
 import shlex
@@ -7,10 +7,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-import soundfile
 from field_cases import SMALL, raven, selection, wav
 
 from tools import command
@@ -100,17 +98,6 @@ def test_readmes_own_commands_from_annotated_recordings_to_a_score(tmp_path, mon
     done = subprocess.run([sys.executable, "-c", python], capture_output=True, text=True, check=True)
     promised = re.search(r"# (\[.*\])", python)[1]
     assert done.stdout.strip() == promised
-
-
-def test_the_table_of_what_one_has(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert command.main("make-dataset data/practice --recordings 8 --max-seconds 1".split()) == 0
-    (tmp_path / "data" / "practice").rename(tmp_path / "egyptian_fruit_bats")
-    assert command.main(["index", "egyptian_fruit_bats"]) == 0
-    (tmp_path / "recordings").mkdir()
-    soundfile.write("recordings/a.wav", np.zeros(16000), 16000)
-    (tmp_path / "recordings" / "a.txt").write_text("0.1\t0.4\tcall\n")
-    assert command.main(["index", "recordings"]) == 0
 
 
 def test_the_notebook_runs(tmp_path):

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import soundfile
 from test_detect_report import CHROMIUM, TRUE, Browser, made
+from test_season import results
 from trainer_cases import tiny
 
 from tools import command, detect_report
@@ -17,7 +18,7 @@ from training.loop import train
 from training.report import write_report
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["recording", "index", "training", "evaluate", "compare", "site", "demo"]
+PAGES = ["recording", "without_model", "index", "training", "files", "evaluate", "compare", "season", "site", "demo"]
 WIDTHS = (390, 800, 1400)
 SERIOUS = ("serious", "critical")
 
@@ -45,14 +46,25 @@ def recording(root: Path, collection: Path) -> Path:
 
 
 def index(root: Path, collection: Path) -> Path:
-    results, model = made(root)
+    found, model = made(root)
     reference = pd.DataFrame(TRUE, columns=["onset", "offset", "label"])
-    reference = reference.assign(file=results.recordings.file[0], score=float("nan"))
-    return detect_report.write(results, model, root / "report", reference=reference)
+    reference = reference.assign(file=found.recordings.file[0], score=float("nan"))
+    return detect_report.write(found, model, root / "report", reference=reference)
+
+
+def without_model(root: Path, collection: Path) -> Path:
+    found, _ = made(root)  # events of another program
+    detect_report.write(found, None, root / "report")
+    return next((root / "report").rglob("*#1.WAV.html"))
 
 
 def training(root: Path, collection: Path) -> Path:
     return write_report(train(tiny(collection, root / "out")))
+
+
+def files(root: Path, collection: Path) -> Path:
+    sizes = {"model": "sincnet", "n_filters": 6, "hidden_units": [8], "epochs": 1}
+    return write_report(train(tiny(collection, root / "out", mode="file", task="context", **sizes)))
 
 
 def tables(root: Path) -> list[str]:
@@ -82,6 +94,12 @@ def compare(root: Path, collection: Path) -> Path:
     truth, *others = tables(root)
     assert command.main(["compare", "--reference", truth, "--estimated", *others, "--output", str(root / "both")]) == 0
     return root / "both" / "comparison.html"
+
+
+def season(root: Path, collection: Path) -> Path:
+    folder = results(root / "detections")
+    assert command.main(["report", str(folder)]) == 0
+    return folder / "season.html"
 
 
 def site(root: Path, collection: Path) -> Path:

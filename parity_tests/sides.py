@@ -1,4 +1,4 @@
-"""The reference's half of a comparison: a case of `port_side.py` run in TensorFlow, by the same numbers to the same names."""
+"""Runs one case on both sides, with the same numbers: the port's half is `port_side.py`, the TensorFlow reference's is here."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -8,8 +8,22 @@ import numpy as np
 import tensorflow as tf
 
 import reference_tf
-from parity_tests import port_side, weights
-from parity_tests.port_side import Case, Numbers, Result, cotangent
+from parity_tests import weights
+from parity_tests.port_side import (
+    Case,
+    Numbers,
+    Result,
+    build_port,
+    compared_state,
+    cotangent,
+    draw,
+    fed_masks,
+    gradient_names,
+    normal,
+    run_port,
+)
+
+__all__ = ["build_port", "compared_state", "draw", "fed_masks", "gradient_names", "normal", "run_port"]
 
 
 def run_reference(case: Case, numbers: Numbers, dtype: str, names: list[str]) -> Result:
@@ -18,7 +32,7 @@ def run_reference(case: Case, numbers: Numbers, dtype: str, names: list[str]) ->
     result = {f"initial/{k}": initial_reference(case, dtype, k) for k in case.initial}
     kwargs = {"training": case.training} if isinstance(layer, tf.Module) else {}
     variables = [weights.variable(layer, name) for name in names]
-    with fed_masks(numbers.seed):
+    with feed_reference(numbers.seed):
         for x in numbers.inputs:
             with tf.GradientTape() as tape:
                 x = tf.constant(x.astype(dtype))
@@ -48,9 +62,9 @@ def initial_reference(case: Case, dtype: str, name: str) -> np.ndarray:
     return weights.from_keras(name, weights.variable(case.reference(dtype), name).numpy())
 
 
-def fed_masks(seed: int) -> contextlib.AbstractContextManager:
-    """The reference's dropout masks, those that `port_side.fed_masks` feeds the port."""
-    return port_side.fed_masks(seed, reference_tf.layers, lambda keep, like: tf.cast(keep.numpy(), like.dtype))
+def feed_reference(seed: int) -> contextlib.AbstractContextManager:
+    """The dropout masks that `fed_masks` feeds the port, for the reference."""
+    return fed_masks(seed, reference_tf.layers, lambda keep, like: tf.cast(keep.numpy(), like.dtype))
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ import shutil
 import sys
 import types
 from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,7 +21,7 @@ from trainer_cases import as_options, tiny
 
 import denet_torch
 from denet_torch.detection import frame_probabilities
-from training import checkpoints, guards, loop
+from training import checkpoints, guards, loop, runs
 from training.config import Config, TrainingError, as_dict, parse
 from training.labels import IGNORE
 from training.loop import WEIGHTS, get_fabric, train
@@ -443,3 +445,12 @@ def test_original_attention_stays_as_it_was(collection, tmp_path):
     torch.testing.assert_close(result.model.attention.conv1.weight, fresh.attention.conv1.weight, rtol=0, atol=0)
     assert not torch.equal(result.model.conv1.weight, fresh.conv1.weight)
     assert result.model.config["train_attention"] is False
+
+
+def test_runs_that_start_in_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    moment = types.SimpleNamespace(now=lambda: datetime(2026, 1, 1, 12))
+    monkeypatch.setattr(runs, "datetime", moment)
+    for _ in range(3):
+        runs._choose(Config()).mkdir(parents=True)
+    assert sorted(path.name for path in Path("runs").iterdir()) == [f"20260101-120000{end}" for end in ("", "-2", "-3")]

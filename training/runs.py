@@ -185,7 +185,9 @@ def _choose(config: Config) -> Path:
         if not runs:
             raise TrainingError(f"{RUNS}/ holds no run to resume; name its folder with --out")
         return runs[-1]
-    return RUNS / datetime.now().strftime("%Y%m%d-%H%M%S")
+    now = datetime.now().strftime("%Y%m%d-%H%M%S")
+    others = len(list(RUNS.glob(f"{now}*")))  # started in this second
+    return RUNS / (f"{now}-{others + 1}" if others else now)
 
 
 def _check_same(folder: Path, config: Config) -> None:

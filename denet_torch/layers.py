@@ -94,11 +94,13 @@ class SincConv1D(nn.Module):
         self.taps, self.sr = taps, sr
         if high_freq_mel is None:
             high_freq_mel = hz_to_mel(sr / 2)
-        cuts = mel_to_hz(torch.linspace(low_freq_mel, high_freq_mel, filters, dtype=torch.float64))
+        # On the CPU also where weights are made without numbers: to compute on "meta" loads PyTorch's compiler, for a second.
+        cuts = mel_to_hz(torch.linspace(low_freq_mel, high_freq_mel, filters, dtype=torch.float64, device="cpu"))
         b1, b2 = cuts.roll(1), cuts.roll(-1)
         b1[0], b2[-1] = 30, sr / 2 - 100
-        self.filt_b1 = nn.Parameter((b1 / sr).to(torch.get_default_dtype()))
-        self.filt_band = nn.Parameter(((b2 - b1) / sr).to(torch.get_default_dtype()))
+        like = {"device": torch.get_default_device(), "dtype": torch.get_default_dtype()}
+        self.filt_b1 = nn.Parameter((b1 / sr).to(**like))
+        self.filt_band = nn.Parameter(((b2 - b1) / sr).to(**like))
 
     def forward(self, x: Tensor) -> Tensor:
         filters = sinc_filters(self.filt_b1, self.filt_band, self.sr, self.taps)
@@ -258,7 +260,8 @@ class GRU(nn.Module):
         self.recurrent_kernel = nn.Parameter(torch.empty(units, 3 * units))
         self.bias = nn.Parameter(torch.zeros(3 * units))
         nn.init.xavier_uniform_(self.kernel)
-        nn.init.orthogonal_(self.recurrent_kernel)
+        if not self.recurrent_kernel.is_meta:  # as in SincConv1D
+            nn.init.orthogonal_(self.recurrent_kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, steps, features = x.shape

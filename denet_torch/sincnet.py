@@ -30,10 +30,11 @@ class SincFilters(nn.Module):
     def __init__(self, filters: int, taps: int, sr: float):
         super().__init__()
         self.taps, self.sr = taps + 1 - taps % 2, sr
-        mel = torch.linspace(hz_to_mel(30), hz_to_mel(sr / 2 - 100), filters + 1, dtype=torch.float64)
-        cuts = mel_to_hz(mel)
-        self.low_hz = nn.Parameter(cuts[:-1].to(torch.get_default_dtype()))
-        self.band_hz = nn.Parameter(cuts.diff().to(torch.get_default_dtype()))
+        mel = torch.linspace(hz_to_mel(30), hz_to_mel(sr / 2 - 100), filters + 1, dtype=torch.float64, device="cpu")
+        cuts = mel_to_hz(mel)  # on the CPU: see SincConv1D
+        like = {"device": torch.get_default_device(), "dtype": torch.get_default_dtype()}
+        self.low_hz = nn.Parameter(cuts[:-1].to(**like))
+        self.band_hz = nn.Parameter(cuts.diff().to(**like))
 
     def filters(self) -> Tensor:
         """The filters (filters, taps), made in float64: their differences cancel, and there are few of them."""

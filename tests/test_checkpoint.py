@@ -68,6 +68,25 @@ def test_loading_does_not_draw_initial_weights(model, tmp_path):
     assert torch.equal(state, torch.get_rng_state())
 
 
+LOADED = """
+import sys, denet_torch
+for path in sys.argv[1:]:
+    denet_torch.load(path)
+print("torch._dynamo" in sys.modules, "sympy" in sys.modules)
+"""
+
+
+def test_loading_does_not_load_pytorchs_compiler(model, tmp_path):
+    """It takes more than a second, and comes with any of many functions on weights without memory."""
+    after = DENet(**SMALL | {"input_shape": [4, 300, 1], "before_pooling": False})
+    paths = []
+    for name, one in {"model": model, "after": after, "sincnet": denet_torch.SincNet((4, 400), 2, hidden=(8, 8))}.items():
+        paths.append(str(tmp_path / f"{name}.safetensors"))
+        save(one, paths[-1])
+    told = subprocess.run([sys.executable, "-c", LOADED, *paths], capture_output=True, text=True, check=True)
+    assert told.stdout == "False False\n"
+
+
 def test_loaded_weights_begin_at_whole_cache_lines(model, tmp_path):
     save(model, tmp_path / "a.safetensors")
     assert not any(weight.data_ptr() % 64 for weight in load(tmp_path / "a.safetensors").state_dict().values())

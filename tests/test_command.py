@@ -9,6 +9,8 @@ import sysconfig
 import venv
 import zipfile
 from pathlib import Path
+from statistics import median
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -43,6 +45,23 @@ def test_help_comes_at_once(name):
     assert children_seconds() - before < 1
     assert told.returncode == 0 and not told.stderr
     assert f"usage: denet {name}".strip() in told.stdout
+
+
+def test_a_cold_detection_of_a_second(tmp_path):
+    """With what was compiled and read before: the first run is not counted. Of the full model, 47 million weights."""
+    with mock.patch("torch.nn.init.orthogonal_"):  # half a minute
+        model = denet_torch.get_denet((10, 800), 2)
+    weights, recording = tmp_path / "weights.safetensors", tmp_path / "one.wav"
+    denet_torch.save(model, weights)
+    soundfile.write(recording, 0.1 * np.random.default_rng(0).standard_normal(model.sr), model.sr)
+    environment, took = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"), []
+    for number in range(4):
+        before = children_seconds()
+        told = denet("detect", recording, "--weights", weights, "--output", tmp_path / str(number), env=environment)
+        assert told.returncode == 0, told.stderr
+        took.append(children_seconds() - before)
+    print(f"a cold denet detect: {median(took[1:]):.1f} s of processor time")
+    assert median(took[1:]) < 4
 
 
 def test_no_parser_needs_what_takes_long_to_import():

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-import crowsetta
 import pandas as pd
 import pyarrow
 import pyarrow.parquet
@@ -175,24 +174,24 @@ def raven(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> None:
             "Selection": range(1, len(events) + 1),
             "View": "Spectrogram 1",
             "Channel": 1,
-            "begin_time_s": events.onset,
-            "end_time_s": events.offset,
-            "low_freq_hz": _or(events.get("low_hz"), 0.0),
-            "high_freq_hz": _or(events.get("high_hz"), events.file.map(recordings.rate).astype(float) / 2),
+            "Begin Time (s)": events.onset,
+            "End Time (s)": events.offset,
+            "Low Freq (Hz)": _or(events.get("low_hz"), 0.0),
+            "High Freq (Hz)": _or(events.get("high_hz"), events.file.map(recordings.rate).astype(float) / 2),
             "Begin Path": events.file.map(os.path.abspath),
             "File Offset (s)": events.onset,
-            "annotation": events.label.map(_one_line),
+            "Annotation": events.label.map(_one_line),
             "Score": events.score,
         }
     )
     for file, rows in table.groupby(events.file):
         path = _place(folder, recordings.place[file], ".Table.1.selections.txt")
         rows = rows.assign(Selection=range(1, len(rows) + 1))
-        crowsetta.formats.bbox.Raven(rows.round(6), path, "Annotation").to_file(path)
+        rows.round(6).to_csv(path, sep="\t", index=False)
     start = events.file.map(recordings.duration.cumsum() - recordings.duration).astype(float)
-    table = table.assign(begin_time_s=table.begin_time_s + start, end_time_s=table.end_time_s + start)
-    path = folder / formats.COMBINED
-    crowsetta.formats.bbox.Raven(table.round(6), path, "Annotation").to_file(path)
+    for name in ("Begin Time (s)", "End Time (s)"):
+        table[name] += start
+    table.round(6).to_csv(folder / formats.COMBINED, sep="\t", index=False)
 
 
 def _or(values: pd.Series | None, otherwise: pd.Series | float) -> pd.Series | float:
@@ -206,13 +205,19 @@ def audacity(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> No
 
 def sequence(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> None:
     """crowsetta's generic sequence, all recordings in events.csv."""
-    path, sequences = folder / "events.csv", []
-    for file, rows in events.groupby("file", sort=False):
-        onsets, offsets, labels = (rows[name].to_numpy() for name in ("onset", "offset", "label"))
-        seq = crowsetta.Sequence.from_keyword(labels=labels, onsets_s=onsets, offsets_s=offsets)
-        sequences.append(crowsetta.Annotation(path.name, notated_path=file, seq=seq))
-    if sequences:
-        crowsetta.formats.seq.GenericSeq(sequences).to_file(path)
+    table = pd.DataFrame(
+        {
+            "label": events.label,
+            "onset_s": events.onset,
+            "offset_s": events.offset,
+            "notated_path": events.file,
+            "annot_path": "events.csv",
+            "sequence": 0,
+            "annotation": pd.factorize(events.file)[0],
+        }
+    )
+    if len(table):
+        table.sort_values("annotation", kind="stable").to_csv(folder / "events.csv", index=False)
 
 
 def svl(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> None:

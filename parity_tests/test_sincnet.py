@@ -151,6 +151,8 @@ def test_silence_has_gradients():
     ("_sinc_pool", "taps - 1 + 3 * j", "3 * j"),
     ("_sinc_pool_back", "else -g", "else g"),
     ("_sinc_pool_back", "taps - 1 + 3 * j", "3 * j"),
+    ("_conv_pool", "1 if k < half else -1", "1"),
+    ("_conv_pool", "channels * length + 6", "channels * length + 3"),
     ("_conv_pool_back", "margin - tap", "tap"),
     ("_norm", "(n - 1)", "n"),
     ("_norm_back", "- middle", ""),

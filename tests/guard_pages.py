@@ -143,7 +143,8 @@ WRITTEN = {
     "_state_gradients": "y carry transposed found",
     "_reset_gradients": "y carry transposed found",
     "_product_back": "y",
-    "_phases": "out",
+    "gather": "z",
+    "complex_sums": "y",
     "_stages": "x",
     "transform": "x",
     "filtered": "y",
@@ -386,7 +387,6 @@ def sinc_parts(draw: Draw) -> None:
     from denet_torch.fast.numba_cpu import fourier, sincnet
 
     rows, steps = draw.to(20), draw.to(200)
-    draw.run.direct(sincnet._phases, draw.tensor(rows, steps), torch.zeros(3, rows, (steps + 2) // 3, dtype=draw.dtype))
     places = draw.of([None, torch.zeros(steps, dtype=torch.int8)])
     draw.run.direct(sincnet._pool, *draw.tensor(3, steps), draw.to(2) == 1, draw.tensor(steps), places)
     flat = [draw.tensor(rows, steps) for _ in range(3)]
@@ -400,13 +400,18 @@ def sinc_parts(draw: Draw) -> None:
 def transforms(draw: Draw) -> None:
     from denet_torch.fast.numba_cpu import fourier
 
-    size = draw.of([64, 256, 1024])
+    size, width = draw.of([16, 64, 256, 1024]), draw.to(5)
     x, turns = draw.tensor(size, 2, 16), fourier.turns(size, draw.tensor(1).numpy().dtype)
-    draw.run.direct(fourier.transform, x, turns)
     draw.run.direct(fourier.filtered, draw.tensor(size, 2, 16), x, draw.tensor(size), turns)
-    apart = draw.of([1, 4, 16])
-    first = 64 * (draw.to(size // 64) - 1)
-    draw.run.direct(fourier._stages, x, turns, first, first + 64, apart, 64)
+    x = draw.tensor(size, width, 2, 16)
+    draw.run.direct(fourier.transform, x, turns)
+    first, apart = 16 * (draw.to(size // 16) - 1), draw.of([1, 4])
+    draw.run.direct(fourier._stages, x, turns, first, first + 16, apart, 16)
+    draw.run.direct(fourier.complex_sums, draw.tensor(width, 2, 16), draw.tensor(2, width, 2, 16), draw.of([-1, 1]))
+    sound, shift = draw.tensor(size + draw.to(300)), draw.to(20, 0)
+    places = draw.rng.integers(0, max(1, len(sound) - size - shift), 16, endpoint=False)
+    shift = min(shift, len(sound) - size - int(places.max()))
+    draw.run.direct(fourier.gather, x, draw.to(width) - 1, draw.to(1, 0), sound, places, shift, fourier.order(size))
 
 
 def conv_pool(draw: Draw) -> None:
@@ -434,7 +439,7 @@ PRODUCTS = {  # the products that kernels are made of: raw addresses, which no a
     "bands": ("_multiply", "_layer", "_masked", "_low_layer", "_add_1", "_add_7", "_add_9", "_add_11", "_add_12"),
     "gru": ("_multiply", "_add", "_add_to_one", "_add_back"),
     "fourier": (),
-    "sincnet": ("_add",),
+    "sincnet": ("_multiply", "_add"),
 }
 
 

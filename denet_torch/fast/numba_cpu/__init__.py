@@ -94,27 +94,29 @@ def norm_not_for(x: Tensor, *others) -> str | None:
 
 
 def sinc_pool_not_for(x: Tensor, filters: Tensor) -> str | None:
-    return chunks_not_for(x) or filters_not_for(x, filters)
+    return chunks_not_for(x) or numbers_not_for(x, filters) or filters_not_for(filters)
 
 
-def filters_not_for(x: Tensor, filters: Tensor) -> str | None:
-    # A transform would spread them over all that it sees.
-    if not (x.isfinite().all() and filters.isfinite().all()):
-        return "what is no number, or infinite"
+def numbers_not_for(*tensors: Tensor) -> str | None:
+    # A transform would spread them over all that it sees. A sum shows them, and takes no memory.
+    return None if all(tensor.sum().isfinite() for tensor in tensors) else "what is no number, or infinite"
+
+
+def filters_not_for(filters: Tensor) -> str | None:
     if filters.shape[1] % 2 == 0 or not torch.equal(filters, filters.flip(1)):
         return "filters that are not symmetric"
     return None
 
 
 def conv_pool_not_for(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
-    return chunks_not_for(x, *weight.shape[:2])
+    return chunks_not_for(x, *weight.shape[:2]) or numbers_not_for(x, weight, bias)
 
 
 def conv_layers_not_for(x: Tensor, filters: Tensor, slope: float, *weights: Tensor) -> str | None:
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, filters, *weights)):
         return "gradients are wanted"
     channels = (count for weight in weights[2::4] for count in weight.shape[:2])
-    return chunks_not_for(x, *channels) or filters_not_for(x, filters)
+    return chunks_not_for(x, *channels) or numbers_not_for(x, filters, *weights) or filters_not_for(filters)
 
 
 def convolve_waveform(x: Tensor, filters: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Fourier transforms of LANES signals side by side, compiled by numba: convolutions with long symmetric filters.
 
-Signals (size, 2, LANES) are real and imaginary parts, a row for each step or frequency; `size` is a power of 4. A vector holds
-one step of LANES signals, so that no number ever changes its place within one. The spectrum of a filter that is symmetric about
-its first step is real: two real signals, as real and imaginary part, go through it together and stay apart.
+Signals (size, width, 2, LANES) are real and imaginary parts, a row for each step or frequency; `size` is a power of 4. A vector
+holds one step of LANES signals, so that no number ever changes its place within one. Two real signals go through real filters as
+real and imaginary part of one. The spectrum of a filter that is symmetric about its first step is real.
 """
 
 import functools
@@ -15,7 +15,8 @@ from numba.extending import intrinsic
 from .product import compiled
 from .threads import LANES
 
-LEAST = 64  # steps of a transform; so many rows fit into a core's first cache
+LEAST = 16  # steps of a transform
+NEAR = 64  # rows that fit into a core's first cache
 ROOM = 2.5  # least steps of a transform over those of a filter
 
 
@@ -112,30 +113,110 @@ def four(scaled: bool):
 _turn_four, _scale_four = four(scaled=False), four(scaled=True)
 
 
+@intrinsic
+def _gather(_, z, across, column, x, places, shift, order):
+    """Vector order[i] * across + column of z is x[places[lane] + shift + i] of each lane, for i < LANES."""
+
+    def generate(context, builder, signature, arguments):
+        z, x, places, order = (context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in (0, 3, 4, 6))
+        across, column, shift = arguments[1], arguments[2], arguments[5]
+        number, lane = context.get_data_type(signature.args[0].dtype), ir.IntType(32)
+        bytes_each, vector = context.get_abi_sizeof(number), ir.VectorType(number, LANES)
+
+        def number_at(array, n):
+            return builder.load(builder.gep(array, [ir.Constant(ir.IntType(64), n)]))
+
+        rows = []
+        for n in range(LANES):
+            place = builder.gep(x, [builder.add(number_at(places, n), shift)])
+            rows.append(builder.load(builder.bitcast(place, vector.as_pointer()), align=bytes_each))
+        apart = 1
+        while apart < LANES:  # swap what lies beside the diagonal of squares of twice so many rows
+            for n in range(LANES):
+                if not n & apart:
+                    first, second = rows[n], rows[n + apart]
+                    upper = [i if not i & apart else LANES + i - apart for i in range(LANES)]
+                    lower = [i + apart if not i & apart else LANES + i for i in range(LANES)]
+                    masks = (ir.Constant(ir.VectorType(lane, LANES), mask) for mask in (upper, lower))
+                    rows[n], rows[n + apart] = (builder.shuffle_vector(first, second, mask) for mask in masks)
+            apart *= 2
+        for n, row in enumerate(rows):
+            place = builder.add(builder.mul(number_at(order, n), across), column)
+            place = builder.gep(z, [builder.mul(place, ir.Constant(ir.IntType(64), LANES))])
+            builder.store(row, builder.bitcast(place, vector.as_pointer()), align=bytes_each)
+        return context.get_dummy_value()
+
+    return types.void(z, across, column, x, places, shift, order), generate
+
+
+@compiled
+def gather(z, w, part, x, places, shift, order):
+    """z[order[i], w, part, lane] = x[places[lane] + shift + i] for all i < len(z)."""
+    for i in range(0, len(z), LANES):
+        _gather(z, z.size // (len(z) * LANES), 2 * w + part, x, places, shift + i, order[i:])
+
+
+@intrinsic
+def _complex_sum(_, y, to, x, first, second, sign):
+    """Signal `to` of y is signal `first` of x and `sign` times i times signal `second`, signals being counted as they lie."""
+
+    def generate(context, builder, signature, arguments):
+        y, x = (context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in (0, 2))
+        to, first, second, sign = arguments[1], *arguments[3:]
+        number, lane = context.get_data_type(signature.args[0].dtype), ir.IntType(32)
+        bytes_each, vector = context.get_abi_sizeof(number), ir.VectorType(number, LANES)
+
+        def vectors(array, place):
+            places = (builder.add(builder.mul(place, ir.Constant(ir.IntType(64), 2 * LANES)), p) for p in parts)
+            return [builder.bitcast(builder.gep(array, [place]), vector.as_pointer()) for place in places]
+
+        parts = [ir.Constant(ir.IntType(64), part) for part in (0, LANES)]
+        (a, b), (c, d) = ([builder.load(p, align=bytes_each) for p in vectors(x, place)] for place in (first, second))
+        sign = builder.insert_element(ir.Constant(vector, ir.Undefined), sign, lane(0))
+        sign = builder.shuffle_vector(sign, sign, ir.Constant(ir.VectorType(lane, LANES), None))
+        sums = builder.fsub(a, builder.fmul(sign, d)), builder.fadd(b, builder.fmul(sign, c))
+        for value, place in zip(sums, vectors(y, to), strict=True):
+            builder.store(value, place, align=bytes_each)
+        return context.get_dummy_value()
+
+    return types.void(y, to, x, first, second, sign), generate
+
+
+@compiled
+def complex_sums(y, x, sign):
+    """y (width, 2, LANES) is x[0] and `sign` times i times x[1]."""
+    for w in range(len(y)):
+        _complex_sum(y, w, x, w, len(y) + w, y.dtype.type(sign))
+
+
 @compiled
 def _stages(x, turns, first, last, apart, stop):
     """The stages of rows first to last in which rows lie `apart`, four times that, and so on below `stop`."""
+    width = x.size // (len(x) * 2 * LANES)
     while apart < stop:
         at = 2 * (apart - 1)
         for start in range(first, last, 4 * apart):
             for i in range(apart):
-                _turn_four(x, x, turns, turns, start + i, apart, at + 6 * i)
+                for w in range(width):
+                    _turn_four(x, x, turns, turns, (start + i) * width + w, apart * width, at + 6 * i)
         apart *= 4
 
 
 @compiled
 def transform(x, turns):
     """sum over n of x[n] exp(2 pi i k n / size) in row k of x, whose rows n lie in `order` before."""
-    for first in range(0, len(x), LEAST):
-        _stages(x, turns, first, first + LEAST, 1, LEAST)
-    _stages(x, turns, 0, len(x), LEAST, len(x))
+    near = min(NEAR, len(x))
+    for first in range(0, len(x), near):
+        _stages(x, turns, first, first + near, 1, near)
+    _stages(x, turns, 0, len(x), near, len(x))
 
 
 @compiled
 def filtered(y, x, response, turns):
-    """`transform` of x times `response` (size,), whose rows lie in `order` both, in y."""
-    for first in range(0, len(x), LEAST):
-        for i in range(first, first + LEAST, 4):
+    """`transform` of x (size, 2, LANES) times `response` (size,), whose rows lie in `order` both, in y."""
+    near = min(NEAR, len(x))
+    for first in range(0, len(x), near):
+        for i in range(first, first + near, 4):
             _scale_four(y, x, response, turns, i, 1, 0)
-        _stages(y, turns, first, first + LEAST, 4, LEAST)
-    _stages(y, turns, 0, len(x), LEAST, len(x))
+        _stages(y, turns, first, first + near, 4, near)
+    _stages(y, turns, 0, len(x), near, len(x))

@@ -10,15 +10,17 @@ from collections.abc import Callable
 import numba
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..operators import once
-from .fourier import filtered, order, size_for, transform, turns
+from .fourier import complex_sums, filtered, gather, order, size_for, transform, turns
 from .product import compiled, product
 from .threads import LANES, share_out
 
 CHUNKS = 16  # gradients of weights of so many are added up, then those of all
-_add = product(added=True)  # a row in two tiles would be added twice: rows are multiples of ROWS
+AT_ONCE = 8  # chunks of which the convolutions are made together
+_multiply, _add = product(), product(added=True)  # a row in two tiles would be added twice: rows are multiples of ROWS
 
 
 def compiled_sums(function: Callable) -> Callable:
@@ -203,8 +205,8 @@ class ConvPool(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         steps = (x.shape[2] - weight.shape[2] + 1) // 3
         y, code = x.new_empty(len(x), len(weight), steps), torch.empty(len(x), len(weight), steps, dtype=torch.int8)
-        taps = weight.permute(2, 0, 1).contiguous()  # (taps, out, in)
-        share_out(_conv_pool, len(x), 1, x.contiguous(), taps, bias, y, code)
+        padded = F.pad(x, (0, max(0, needed(steps, weight.shape[2]) - x.shape[2])))
+        share_out(_conv_pool, len(x), AT_ONCE, padded.contiguous(), *conv_plan(weight, bias), y, code)
         ctx.save_for_backward(x, weight, code)
         return y
 
@@ -220,38 +222,61 @@ class ConvPool(torch.autograd.Function):
         return to_x, to_weight.permute(1, 2, 0).contiguous(), grad.sum((0, 2))
 
 
-@compiled
-def _phases(x, out):
-    """Every third sample of rows x (rows, steps), out[p, row, i] = x[row, 3 i + p]: what a pool compares lies in three arrays."""
-    rows, steps = x.shape
-    for row in range(rows):
-        for p in range(3):
-            for i in range((steps - p + 2) // 3):
-                out[p, row, i] = x[row, 3 * i + p]
+def conv_plan(weight: Tensor, bias: Tensor) -> tuple:
+    """What `_conv_pool` is told of a convolution: spectra of its weights (half, 2, out, in), bias, pools in a block and so on."""
+    taps = weight.shape[2]
+    size = size_for(taps)
+    spectrum = torch.view_as_real(torch.fft.rfft(weight.double(), n=size) / size)  # (out, in, half, 2)
+    spectra = spectrum.permute(2, 3, 0, 1).to(weight.dtype).contiguous().numpy()
+    return spectra, bias.numpy(), (size - taps + 1) // 3, order(size), turns(size, spectra.dtype)
+
+
+def needed(steps: int, taps: int) -> int:
+    """Samples that `_conv_pool` reads of a channel, for so many steps behind the pool."""
+    size = size_for(taps)
+    pools = (size - taps + 1) // 3
+    return (2 * -(-steps // (2 * pools)) - 1) * 3 * pools + size
 
 
 @compiled
-def _conv_pool(first, last, x, weight, bias, y, code):
-    taps, count, channels = weight.shape
-    steps, length = y.shape[2], x.shape[2]
-    columns = steps + -steps % LANES
-    row = columns + (length - 3 * steps) // 3 + LANES
-    sound, bands = np.zeros((3, channels, row), x.dtype), np.empty((3, count, columns), x.dtype)
-    for chunk in range(first, last):
-        _phases(x[chunk], sound)
-        for p in range(3):
-            for f in range(count):
-                bands[p, f] = bias[f]
-            for tap in range(taps):
-                a, shape = (tap * count * channels, channels, 0, 1), (count, columns, 1, channels)
-                b = ((p + tap) % 3 * channels * row + (p + tap) // 3, row)
-                _add(bands, (p * count * columns, columns), weight, a, sound, b, shape, bands)
-        for f in range(count):
-            ones, twos, threes = bands[0, f, :steps], bands[1, f, :steps], bands[2, f, :steps]
+def _conv_pool(first, last, x, spectra, bias, pools, order, turns, y, code):
+    half, _, count, channels = spectra.shape
+    size, steps, length = 2 * (half - 1), y.shape[2], x.shape[2]
+    pairs, both = -(-steps // (2 * pools)), 2 * LANES
+    chunks, starts, places = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
+    sound = np.empty((size, channels, 2, LANES), x.dtype)
+    products = np.empty((2, count, 2, LANES), x.dtype)  # with real and imaginary parts of a frequency's weights
+    bands = np.empty((size, count, 2, LANES), x.dtype)
+    best, decided = np.empty((pools, count, 2, LANES), x.dtype), np.empty((pools, count, 2, LANES), np.int8)
+    for signal in range(0, (last - first) * pairs, LANES):
+        lanes = min(LANES, (last - first) * pairs - signal)
+        for lane in range(lanes):
+            chunks[lane], pair = first + (signal + lane) // pairs, (signal + lane) % pairs
+            starts[lane], places[lane] = 2 * pools * pair, chunks[lane] * channels * length + 6 * pools * pair
+        for c in range(channels):
+            for part in range(2):
+                gather(sound, c, part, x.reshape(x.size), places, c * length + 3 * pools * part, order)
+        transform(sound, turns)
+        for k in range(size):
+            a, b = (min(k, size - k) * 2 * count * channels, channels, 0, 1), (k * channels * both, both)
+            _multiply(products, (0, both), spectra, a, sound, b, (2 * count, both, 1, channels), products)
+            complex_sums(bands[order[k]], products, 1 if k < half else -1)
+        transform(bands, turns)
+        for j in range(pools):
+            ones, twos = bands[(size - 3 * j) % size].ravel(), bands[size - 3 * j - 1].ravel()
+            threes, out = bands[size - 3 * j - 2].ravel(), best[j].ravel()
             if code is None:
-                _pool(ones, twos, threes, False, y[chunk, f], None)
+                _pool(ones, twos, threes, False, out, None)
             else:
-                _pool(ones, twos, threes, False, y[chunk, f], code[chunk, f])
+                _pool(ones, twos, threes, False, out, decided[j].ravel())
+        for f in range(count):
+            for lane in range(lanes):
+                chunk, start = chunks[lane], starts[lane]
+                for part in range(2):
+                    for j in range(min(pools, steps - start - pools * part)):
+                        y[chunk, f, start + pools * part + j] = best[j, f, part, lane] + bias[f]
+                        if code is not None:
+                            code[chunk, f, start + pools * part + j] = decided[j, f, part, lane]
 
 
 @compiled
@@ -357,23 +382,26 @@ def _norm_back(first, last, x, gamma, y, statistics, grad, slope, to_x):
 def conv_layers(x: Tensor, half: Tensor, slope: float, *weights: Tensor) -> Tensor:
     """`sincnet.conv_layers` without gradients: what the pools decide is not kept."""
     gamma, beta, *others = (weight.detach().contiguous().numpy() for weight in weights)
-    size, pools, pairs = plan(x.shape[1], half.shape[1])
+    size, pools, _ = plan(x.shape[1], half.shape[1])
     rows = order(size)
     response = responses(half.detach(), size)[:, rows].contiguous().numpy()
     stages = [(_sinc_pool, (response, half.shape[1], pools, rows, turns(size, response.dtype)), gamma, beta)]
+    lengths = []  # of channels, for the next convolution
     for weight, bias, gamma, beta in zip(*[iter(others)] * 4, strict=True):
-        taps = np.ascontiguousarray(weight.transpose(2, 0, 1))  # (taps, out, in)
-        stages.append((_conv_pool, (taps, bias), gamma, beta))
+        lengths.append(needed(gamma.shape[1], weight.shape[2]))
+        stages.append((_conv_pool, conv_plan(torch.from_numpy(weight), torch.from_numpy(bias)), gamma, beta))
     y = x.new_empty(len(x), *gamma.shape)
-    share_out(_conv_layers, len(x), max(1, LANES // pairs), x.contiguous(), stages, slope, y)
+    share_out(_conv_layers, len(x), AT_ONCE, x.contiguous(), stages, [*lengths, 0], slope, y)
     return y
 
 
-def _conv_layers(first, last, x, stages, slope, y):
+def _conv_layers(first, last, x, stages, lengths, slope, y):
     sound, count = x[first:last], last - first
-    for pool, weights, gamma, beta in stages:
-        pooled, statistics = np.empty((count, *gamma.shape), x.dtype), np.empty((count, len(gamma), 2), x.dtype)
+    for (pool, weights, gamma, beta), length in zip(stages, lengths, strict=True):
+        rows, steps = gamma.shape
+        pooled, statistics = np.empty((count, rows, steps), x.dtype), np.empty((count, rows, 2), x.dtype)
         pool(0, count, sound, *weights, pooled, None)
-        sound = np.empty_like(pooled)
+        sound = np.empty((count, rows, max(steps, length)), x.dtype)
+        sound[:, :, steps:] = 0
         _norm(0, count, pooled, gamma, beta, slope, sound, statistics)
     y[first:last] = sound

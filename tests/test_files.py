@@ -108,6 +108,21 @@ def data(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("files") / "data", 40, snr_db=(15, 20), one_caller=True)
 
 
+@pytest.mark.parametrize(("of_calls", "calls"), [(True, 1), (True, 0), (False, 1)])
+def test_a_chunk_without_a_call_teaches_no_class(sincnet, tmp_path, of_calls, calls):
+    """Where calls are known, and the labels are theirs; a chunk that has a bit of one does."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(RATE), RATE)
+    known = [np.array([[0.5, 0.6]] * calls).reshape(-1, 2)]
+    chunks = files.Chunks(files.Files([tmp_path / "a.wav"], np.array([2]), tuple("abc"), known, of_calls=of_calls), sincnet, 0)
+    found = []
+    for start in (0, RATE // 2 - WINDOW, RATE // 2 - WINDOW + 1, round(0.6 * RATE) - 1, round(0.6 * RATE)):
+        chunks._start = lambda i, rng, start=start: start
+        _, targets = chunks.draw(np.random.default_rng(0), 2)
+        assert targets.shape == (2, 3) and targets.sum(1).allclose(torch.ones(2))
+        found.append(targets[0].tolist() == [0, 0, 1])
+    assert found == [True] * 5 if not (of_calls and calls) else found == [False, False, True, True, False]
+
+
 def tiny_sincnet(data, out, **changes):
     sizes = {"model": "sincnet", "mode": "file", "task": "context", "seq_len": 4, "n_filters": 6, "hidden_units": [16]}
     return tiny(data, out, **sizes, **changes)

@@ -3,12 +3,14 @@
     python -m training.run --mode file --model sincnet --task emitter --data-dir DIR
 
 A training step draws files, then a chunk of each; a file's class is decided by the sum of log posteriors over all its chunks
-(`denet_torch.classification`). A file in which several classes call has no label: it is left out and counted.
+(`denet_torch.classification`). A file in which several classes call has no label: it is left out and counted. Where tables mark
+the calls, a chunk without one teaches that all classes are as likely: most chunks are such, and what a network reads out of a
+file's background would outweigh its calls in the sum.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +46,8 @@ CACHED = 2**28  # samples, at the model's rate, held in memory; of larger sets c
 class Files:
     """Recordings with one label each: paths, labels (files,), names of the classes, and [start, stop) in seconds of their calls.
 
-    `excluded`: files left out, by reason. `seconds`: read no more than so much of each file.
+    `excluded`: files left out, by reason. `seconds`: read no more than so much of each file. `of_calls`: labels are of calls, so
+    that a chunk has none in a file whose calls are known and lie elsewhere.
     """
 
     paths: list[Path]
@@ -54,21 +57,15 @@ class Files:
     excluded: dict[str, int] = field(default_factory=dict)
     time_expansion: float = 1
     seconds: float = math.inf
+    of_calls: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def select(self, rows: Sequence[int]) -> "Files":
         """Some of them."""
-        return Files(
-            [self.paths[i] for i in rows],
-            self.labels[rows],
-            self.classes,
-            [self.calls[i] for i in rows],
-            {},
-            self.time_expansion,
-            self.seconds,
-        )
+        paths, calls = ([of_all[i] for i in rows] for of_all in (self.paths, self.calls))
+        return replace(self, paths=paths, labels=self.labels[rows], calls=calls, excluded={})
 
     def majority(self) -> float:
         """Accuracy of always answering the commonest class."""
@@ -108,11 +105,11 @@ def files_of(collection: Collection, task: str) -> tuple[Files, np.ndarray]:
     rates = collection.recordings["samplerate"].to_numpy(np.float64)
     calls = [collection.voice_of(i)[["start", "stop"]].to_numpy(np.float64) / rates[i] for i in rows]
     paths = [collection.path(i) for i in rows]
-    return Files(paths, labels[rows], classes, calls, excluded, collection.time_expansion), rows
+    return Files(paths, labels[rows], classes, calls, excluded, collection.time_expansion, of_calls=task != "call"), rows
 
 
 class Chunks:
-    """Chunks of files for training: `draw(rng, n)` gives waveforms (n, seq_len, samples) and labels (n,)."""
+    """Chunks of files for training: `draw(rng, n)` gives waveforms (n, seq_len, samples) and wanted posteriors (n, n_classes)."""
 
     def __init__(self, files: Files, model: Model, call_share: float):
         self.files, self.model, self.call_share = files, model, call_share
@@ -124,20 +121,35 @@ class Chunks:
     def draw(self, rng: np.random.Generator, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = rng.integers(len(self.files), size=number)
         shape = (self.model.seq_len, self.model.samples)
-        sound = np.stack([self._chunk(int(i), rng) for i in chosen]).reshape(number, *shape)
-        return torch.from_numpy(sound), torch.from_numpy(self.files.labels[chosen])
+        starts = [self._start(i, rng) for i in chosen]
+        sound = np.stack([self._read(i, start) for i, start in zip(chosen, starts, strict=True)]).reshape(number, *shape)
+        targets = np.eye(len(self.files.classes), dtype=np.float32)[self.files.labels[chosen]]
+        if self.files.of_calls:
+            targets[[self._silent(i, start) for i, start in zip(chosen, starts, strict=True)]] = 1 / len(self.files.classes)
+        return torch.from_numpy(sound), torch.from_numpy(targets)
 
-    def _chunk(self, i: int, rng: np.random.Generator) -> np.ndarray:
-        size, last = self.model.seq_len * self.model.samples, int(self.lengths[i]) - self.model.seq_len * self.model.samples
+    @property
+    def size(self) -> int:
+        """Samples of a chunk."""
+        return self.model.seq_len * self.model.samples
+
+    def _start(self, i: int, rng: np.random.Generator) -> int:
+        size, last = self.size, int(self.lengths[i]) - self.size
         calls = self.files.calls[i]
         if rng.random() < self.call_share and len(calls):
             start, stop = calls[rng.integers(len(calls))] * self.model.sr
             start = rng.uniform(start, max(start + 1, stop)) - size / 2  # the middle lies in a call
         else:
             start = rng.uniform(0, max(1, last + 1))
-        return self._read(i, int(min(max(0, start), max(0, last))), size)
+        return int(min(max(0, start), max(0, last)))
 
-    def _read(self, i: int, start: int, size: int) -> np.ndarray:
+    def _silent(self, i: int, start: int) -> bool:
+        """Whether the calls of file i are known and the chunk from `start` on holds nothing of one."""
+        calls = self.files.calls[i] * self.model.sr
+        return len(calls) > 0 and not ((calls[:, 0] < start + self.size) & (calls[:, 1] > start)).any()
+
+    def _read(self, i: int, start: int) -> np.ndarray:
+        size = self.size
         options = {"rate": self.model.sr, "time_expansion": self.files.time_expansion}
         if self.cached is None:
             found = audio.read(self.files.paths[i], start, min(size, int(self.lengths[i]) - start), **options)
@@ -157,9 +169,9 @@ def fit(
     chunks = Chunks(train, model, config.call_share)
 
     def loss_of(module, rng: np.random.Generator) -> torch.Tensor:
-        sound, labels = (fabric.to_device(part) for part in chunks.draw(rng, config.batch_size))
+        sound, targets = (fabric.to_device(part) for part in chunks.draw(rng, config.batch_size))
         logits = module(sound)  # (batch, answers, n_classes)
-        return F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
+        return F.cross_entropy(logits.flatten(0, 1), targets.repeat_interleave(logits.shape[1], dim=0))
 
     def validate() -> tuple[float, Detection, dict]:
         accuracy = evaluate(model, validation, "validation", check)["accuracy"]

@@ -73,11 +73,29 @@ def read_tree(path: Path, data: bytes) -> Tree:
 
 @contextmanager
 def writing(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file, made in memory and then written: the library does not recover from a full disk."""
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
-        yield file
-    path.write_bytes(buffer.getbuffer())
+    """A new HDF5 file; OSError where the disk is full, of which the library itself does not recover."""
+    with FailsLater(path, "w+") as raw:
+        try:
+            with h5py.File(raw, "w") as file:
+                yield file
+        finally:
+            if raw.error is not None:
+                raise raw.error
+
+
+class FailsLater(io.FileIO):
+    """A file whose first error of writing is kept in `error`; from then on it takes what is written and drops it."""
+
+    error: OSError | None = None
+
+    def write(self, data) -> int:
+        size = len(data)
+        try:
+            while len(data) and self.error is None:
+                data = data[super().write(data) :]
+        except OSError as error:
+            self.error = error
+        return size
 
 
 def _report(data: bytes, sender) -> None:

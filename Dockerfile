@@ -13,6 +13,7 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
     && pip install --extra-index-url "$TORCH_INDEX" -r base.txt
 
 COPY setup.py README.md LICENSE ./
+COPY denet_program.py ./
 COPY denet_torch denet_torch
 COPY reference_tf reference_tf
 COPY training training

@@ -52,6 +52,7 @@ class BuildPy(build_py):
 packages = find_packages(include=["denet_torch*", "reference_tf*"])
 home = find_packages(include=[f"{name}*" for name in MOVED])
 setup(
+    py_modules=["denet_program"],
     packages=packages + [f"denet_torch.{name}" for name in home] + (home if EDITABLE else []),
     package_dir={f"denet_torch.{name}": name for name in MOVED},
     cmdclass={"build_py": BuildPy},

@@ -1,1 +1,5 @@
 """Command lines."""
+
+from denet_program import begin
+
+begin(__name__)

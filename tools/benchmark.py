@@ -10,9 +10,9 @@ A turn is as many runs as take 0.2 s, two at least; the last counts, as in a loo
 Outputs are compared before anything is timed. Writes report.md, report.json and times.png into --out.
 """
 
-import sys
 from pathlib import Path
 
+import denet_program
 from training.options import Parser, tell
 
 from .benchmark_contenders import CONTENDERS
@@ -59,4 +59,4 @@ def main(argv: list[str] | None = None, prog: str = "python -m tools.benchmark")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

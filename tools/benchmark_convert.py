@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+import denet_program
 from tools.weights.keras_h5 import write_keras_h5
 from tools.weights.names import shapes
 from tools.weights.npz import write_npz
@@ -98,4 +99,4 @@ def copy(source: Path, target: Path) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

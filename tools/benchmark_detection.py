@@ -21,6 +21,7 @@ import psutil
 import soundfile
 import torch
 
+import denet_program
 import denet_torch
 
 RATE = 16_000
@@ -100,4 +101,4 @@ def count(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import denet_program
 from denet_torch import SincNet
 from denet_torch.memory import keep_freed_memory
 from denet_torch.sincnet import POOL
@@ -186,4 +187,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

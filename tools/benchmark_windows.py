@@ -23,6 +23,7 @@ import torchaudio
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import denet_program
 from training.collection import open_collection
 from training.labels import Labeller
 from training.synthetic import ANNOTATIONS_HEADER, FILE_INFO_HEADER, SAMPLERATE
@@ -133,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    denet_program.run(main)

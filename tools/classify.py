@@ -12,9 +12,9 @@ Exit code: 0, or 2 if a recording could not be used or nothing could be done.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+import denet_program
 from training.options import Parser, show, tell
 
 
@@ -90,4 +90,4 @@ def parser(prog: str = "python -m tools.classify") -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

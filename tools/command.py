@@ -5,14 +5,13 @@ import nothing heavy.
 """
 
 import argparse
-import contextlib
-import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
+import denet_program
 from tools import (
     benchmark,
     classify,
@@ -138,23 +137,13 @@ def main(words: list[str] | None = None) -> int:
         elif "-h" in rest or "--help" in rest:
             PARSERS[name](f"denet {name}").print_help()
         else:
-            code = module(name).main(rest, f"denet {name}")
-            sys.stdout.flush()
-            return code
-        sys.stdout.flush()
+            return module(name).main(rest, f"denet {name}")
     except ImportError as error:
         extra = EXTRAS.get(error.name or "")
         if extra is None and "torchaudio" not in str(error):
             raise  # a fault of ours
         print(f"error: {error}" + (f"; pip install 'denet-torch[{extra}]'" if extra else ""), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # while modules were imported; those that work say more
-        print("stopped before anything was done", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of a pipe, head or less, has seen enough
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as a program that SIGPIPE ends
     return 0
 
 
@@ -196,4 +185,4 @@ def completion(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

@@ -8,9 +8,9 @@ Example:
   denet compare --reference boxes/reference.csv --estimated denet=found/events.csv yolor=labels/events.csv --output comparison
 """
 
-import sys
 from pathlib import Path
 
+import denet_program
 from training.options import Parser, counted, tell
 
 
@@ -68,4 +68,4 @@ def named(words: list[str]) -> dict[str, Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

@@ -9,8 +9,8 @@ Examples:
   denet conflicts egyptian_fruit_bats --recording 120601011047196133.WAV --output call.png
 """
 
-import sys
 
+import denet_program
 from training.config import add_reading_options, reading
 from training.options import Parser, tell
 
@@ -45,4 +45,4 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.confli
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

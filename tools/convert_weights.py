@@ -12,6 +12,7 @@ A model_raw.pkl of SincNet becomes a .safetensors: its weights are read, nothing
 import sys
 from pathlib import Path
 
+import denet_program
 from tools.weights import Weights, WeightsError
 from tools.weights.convert import WRITERS, convert
 from training.options import Parser, show, tell
@@ -99,4 +100,4 @@ def verify(weights: Weights, config: dict, target: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

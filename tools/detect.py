@@ -21,6 +21,7 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import denet_program
 from training.options import Parser, tell
 
 PROGRAMS = ("raven", "audacity", "sequence", "svl", "ann", "birdnet", "kaleidoscope")
@@ -109,4 +110,4 @@ def parser(prog: str = "python -m tools.detect") -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

@@ -11,9 +11,9 @@ Examples:
   denet evaluate --reference corrected_raven_tables/ --estimated detections/events.csv
 """
 
-import sys
 from pathlib import Path
 
+import denet_program
 from training.options import Parser, counted, tell
 
 
@@ -89,4 +89,4 @@ def parser(prog: str = "python -m tools.evaluate") -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

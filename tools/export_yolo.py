@@ -11,9 +11,9 @@ Examples:
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
+import denet_program
 from training.config import SPLIT_BY, TASKS, Config, TrainingError, add_reading_options, parse
 from training.options import Parser, tell
 
@@ -59,4 +59,4 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.export
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

@@ -12,9 +12,9 @@ process with its share of the minutes. One that fails, or takes longer and is st
 the others.
 """
 
-import sys
 from pathlib import Path
 
+import denet_program
 from training.options import Parser, tell
 
 PARTS = ("a", "b", "c", "d", "e")
@@ -54,4 +54,4 @@ def main(argv: list[str] | None = None, prog: str = "python -m tools.gpu_report"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

@@ -10,9 +10,9 @@ Examples:
   denet import-yolo boxes/ yolor/inference/output --call-gap 0.05 --formats raven --report
 """
 
-import sys
 from pathlib import Path
 
+import denet_program
 from tools.detect import PROGRAMS
 from training.options import Parser, counted, tell
 
@@ -63,4 +63,4 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.import
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

@@ -9,9 +9,9 @@ Examples:
 """
 
 import resource
-import sys
 import time
 
+import denet_program
 from training.config import add_reading_options, reading
 from training.options import Parser, show, tell
 
@@ -60,4 +60,4 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.index_
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

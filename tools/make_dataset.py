@@ -3,8 +3,8 @@
 Example: denet make-dataset data/synthetic --recordings 200 --seed 0
 """
 
-import sys
 
+import denet_program
 from training.options import Parser, add_snr_option, tell
 
 
@@ -56,4 +56,4 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.make_d
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

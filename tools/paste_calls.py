@@ -13,6 +13,7 @@ Examples:
 import sys
 from pathlib import Path
 
+import denet_program
 from training.config import TASKS, add_reading_options, reading
 from training.options import Parser, add_snr_option, counted, tell
 
@@ -82,4 +83,4 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.paste_
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

@@ -15,9 +15,9 @@ Examples:
   denet report detections corrected.csv
 """
 
-import sys
 from pathlib import Path
 
+import denet_program
 from training.options import Parser, tell
 
 
@@ -44,4 +44,4 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.report
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

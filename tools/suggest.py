@@ -5,8 +5,8 @@ Examples:
   denet suggest bats --data-format raven --time-expansion 10
 """
 
-import sys
 
+import denet_program
 from training.config import add_reading_options, reading
 from training.options import Parser, counted, tell
 
@@ -41,4 +41,4 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.sugges
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

@@ -4,9 +4,9 @@ Example:
   denet yolo-config boxes/ yolor/cfg/yolor_csp.cfg
 """
 
-import sys
 from pathlib import Path
 
+import denet_program
 from training.options import Parser, tell
 
 
@@ -37,4 +37,4 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.yolo_c
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

@@ -1,1 +1,5 @@
 """Data and training of DENet."""
+
+from denet_program import begin
+
+begin(__name__)

@@ -12,7 +12,6 @@ day (the first six digits of a file's name, as the collection has them), and bot
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+import denet_program
 from denet_torch import MODELS, audio, checkpoint
 from denet_torch.audio import AudioError
 from denet_torch.checkpoint import CheckpointError
@@ -203,4 +203,4 @@ def main(arguments: list[str] | None = None, prog: str = "python -m training.bea
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

@@ -2,13 +2,13 @@
 of `training.config.FewStudyConfig`."""
 
 import json
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+import denet_program
 from denet_torch import checkpoint
 from denet_torch.detection import stored_decoding
 
@@ -119,4 +119,4 @@ def main(argv: list[str] | None = None, prog: str = "python -m training.few_stud
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

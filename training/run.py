@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
+import denet_program
 from denet_torch import detect
 from denet_torch.audio import AudioError, probe
 from denet_torch.checkpoint import CheckpointError
@@ -37,13 +38,10 @@ def _run(argv: list[str] | None, prog: str) -> int:
             return 0
         if config.report and not isinstance(result, BoxResult):
             write_report(result)  # also if a signal comes: a few seconds, after hours
-        if config.mode == "file":
-            print(result.summary())
-            return stop.code or 0
-        print(result.summary() if isinstance(result, BoxResult) else summary(result))
+        print(summary(result) if isinstance(result, Result) else result.summary())
         if stop.code is not None:
-            return stop.code
-        stop.later = False
+            raise Stopped("stopped; the run was at its end and is whole", stop.code)
+        stop.later, stop.at_once = False, "stopped; the run is whole"
         if config.detect:
             events = detect(result.model, config.detect, time_expansion=detected_expansion(config, result))
             told = events.map(lambda cell: printable(cell) if isinstance(cell, str) else cell)
@@ -60,7 +58,7 @@ def exit_code(work: Callable[[], int | None], after: str = "the same command goe
         return stopped.code
     except KeyboardInterrupt:
         print(f"stopped; {after}", file=sys.stderr)
-        return 130
+        return denet_program.STOPPED
     except USER_ERRORS as error:
         tell("error", one_line(error))
         return 2
@@ -97,4 +95,4 @@ def summary(result: Result) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import os
 import platform
 import shutil
 import signal
@@ -18,6 +19,8 @@ from typing import Any
 import yaml
 from lightning_fabric import Fabric
 
+import denet_program
+
 from .collection import replacing
 from .config import FREE_ON_RESUME, Config, TrainingError, as_dict
 
@@ -27,8 +30,11 @@ KEPT = ("*.ckpt", "*.damaged", "*.safetensors", "*.pt")  # a folder that holds a
 PACKAGES = ("torch", "torchaudio", "numpy", "lightning-fabric", "torchmetrics")
 
 
-class Stopped(Exception):
-    """The run was told to stop, by SIGTERM (`code` 0) or Ctrl-C (130), and has saved what there was to save."""
+class Stopped(KeyboardInterrupt):
+    """The run was told to stop, by SIGTERM (`code` 0) or Ctrl-C (130), and has saved what there was to save.
+
+    Not an Exception: libraries that pass over those would pass over it.
+    """
 
     def __init__(self, message: str, code: int = 0):
         super().__init__(message)
@@ -42,20 +48,24 @@ class Stop:
     that they ask for, and whoever works ends at the next whole step; a second SIGINT raises KeyboardInterrupt.
     """
 
-    CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
+    CODES = {signal.SIGTERM: 0, signal.SIGINT: denet_program.STOPPED}
 
     def __init__(self):
+        self.process = os.getpid()
         self.code: int | None = None
         self.later = False
+        self.at_once = "stopped before there was anything to save; start it again"
 
     def came(self, number: int, frame: Any) -> None:
         """The signals' handler."""
-        again, self.code = self.code == 130, self.CODES[number]
+        if os.getpid() != self.process:  # a loader's, before `ignore_signals`
+            return
+        again, self.code = self.code == denet_program.STOPPED, self.CODES[number]
         if not self.later:
-            raise Stopped("stopped before there was anything to save; start it again", self.code)
-        if again and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if number == signal.SIGINT:
+            denet_program.interrupt(Stopped(self.at_once, self.code), frame)
+        elif again and number == signal.SIGINT:
+            denet_program.interrupt(KeyboardInterrupt(), frame)
+        elif number == signal.SIGINT:
             # The line that says where it stopped follows on this one.
             print("\rstopping after this step (Ctrl-C again: at once, without saving) ... ", end="", file=sys.stderr, flush=True)
 
@@ -72,7 +82,7 @@ def on_zero(fabric: Fabric, function: Callable, *arguments) -> Any:
     if fabric.is_global_zero:
         try:
             result = function(*arguments)
-        except Exception as raised:
+        except (Exception, Stopped) as raised:
             error = raised
     failed, result = fabric.broadcast((error is not None, result))
     if error is not None:

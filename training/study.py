@@ -3,7 +3,6 @@
 
 import json
 import math
-import sys
 from dataclasses import fields, replace
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 
+import denet_program
 from denet_torch import MODELS, Model, checkpoint
 from denet_torch.detection import stored_decoding
 from denet_torch.schema import Decoding
@@ -168,4 +168,4 @@ def main(argv: list[str] | None = None, prog: str = "python -m training.study") 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

@@ -1,7 +1,6 @@
 """Sweeps: trials of an Optuna study that share a folder. The command's options are those of `training.config.SweepConfig`."""
 
 import fcntl
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -12,6 +11,8 @@ import optuna
 import pandas as pd
 from optuna import Study, Trial
 from optuna.trial import TrialState
+
+import denet_program
 
 from .collection import replacing
 from .config import Config, SweepConfig, parse
@@ -105,4 +106,4 @@ def main(argv: list[str] | None = None, prog: str = "python -m training.sweep") 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    denet_program.run(main)

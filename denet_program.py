@@ -1,0 +1,121 @@
+"""How the programs of this project begin, end and are stopped by Ctrl-C: `denet`, and `python -m` of modules with a command line.
+
+Ctrl-C has one rule for each part of a program's life.
+
+1. Before the work, which is while libraries are imported: one line, and the process is over.
+2. In the work: KeyboardInterrupt, in a training run what `training.runs.Stop` makes of it. Not inside of an import, which
+   libraries make an ImportError or a traceback of, but a moment later; and once more if nobody could be told (in a destructor, or
+   in a function that C calls).
+3. After the work: nothing, the exit code stands.
+
+A second Ctrl-C ends the process there and then, without a word. At the end all that is registered with `atexit` is done, but C++
+libraries are not taken down: their threads may still be at work. This is a module of its own because it comes before all others,
+and `import denet_torch` takes seconds.
+"""
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from types import FrameType
+from typing import NoReturn
+
+STOPPED = 130  # exit code after Ctrl-C, as shells have it
+SOON = 0.02  # s
+
+_part = "before"  # "work", "after"
+_process = 0  # this program's; its children inherit the handler
+_code: int | None = None  # once it is known
+_came_before = False
+_raised: BaseException | None = None
+
+
+def denet() -> NoReturn:
+    """The console command."""
+    _take()
+    run(import_module("denet_torch.tools.command").main)
+
+
+def begin(package: str) -> None:
+    """For a package's first line: take Ctrl-C over if the program that begins is `python -m PACKAGE.…`."""
+    if sys.argv[0] == "-m" and any(word.startswith(f"{package}.") for word in sys.orig_argv):  # "-m" until the module is found
+        _take()
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Call `main` and end the process with the exit code that it returns; 130 after Ctrl-C, 141 if nobody reads its output."""
+    global _part, _process, _code
+    _part, _process = "work", os.getpid()
+    try:
+        try:
+            code = main() or 0
+            sys.stdout.flush()
+        except BrokenPipeError:  # head or less has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            code = 128 + signal.SIGPIPE
+        except KeyboardInterrupt:  # commands that have more to say catch it themselves
+            print("stopped", file=sys.stderr)
+            code = STOPPED
+    except KeyboardInterrupt:  # it came as one of these lines was done
+        code = STOPPED
+    finally:
+        _part = "after"
+    _code = code
+    sys.exit(code)
+
+
+def interrupt(error: KeyboardInterrupt, frame: FrameType | None) -> None:
+    """Raise `error` out of a signal's handler, which was called in `frame`; a moment later if that is inside of an import."""
+    global _raised
+    _raised = error
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return _once_more()
+        frame = frame.f_back
+    raise error
+
+
+def _once_more() -> None:
+    signal.signal(signal.SIGALRM, lambda number, frame: _part == "after" or interrupt(_raised, frame))
+    signal.setitimer(signal.ITIMER_REAL, SOON)
+
+
+def _take() -> None:
+    global _process
+    _process = os.getpid()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is in what shells run in the background
+        signal.signal(signal.SIGINT, _came)
+    sys.unraisablehook = _unraisable
+    atexit.register(_end)  # before all others, to be called after them
+
+
+def _came(number: int, frame: FrameType | None) -> None:
+    global _came_before
+    again, _came_before = _came_before, True
+    if os.getpid() != _process:  # a child: it is the parent who says something
+        os._exit(STOPPED)
+    elif _part == "before":
+        os.write(2, b"stopped before anything was done\n")
+        os._exit(STOPPED)
+    elif again:
+        os._exit(STOPPED if _code is None else _code)
+    elif _part == "work":
+        interrupt(KeyboardInterrupt(), frame)
+
+
+def _unraisable(unraisable) -> None:
+    if _raised is not None and unraisable.exc_value is _raised:
+        _once_more()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+def _end() -> None:
+    if _code is None or os.getpid() != _process:
+        return  # an error that nobody caught, or a fork: the interpreter's own end
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(_code)

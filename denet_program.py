@@ -35,14 +35,14 @@ _raised: BaseException | None = None
 
 def denet() -> NoReturn:
     """The console command."""
-    _take()
+    take()
     run(import_module("denet_torch.tools.command").main)
 
 
 def begin(package: str) -> None:
     """For a package's first line: take Ctrl-C over if the program that begins is `python -m PACKAGE.…`."""
     if sys.argv[0] == "-m" and any(word.startswith(f"{package}.") for word in sys.orig_argv):  # "-m" until the module is found
-        _take()
+        take()
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -83,7 +83,8 @@ def _once_more() -> None:
     signal.setitimer(signal.ITIMER_REAL, SOON)
 
 
-def _take() -> None:
+def take() -> None:
+    """Take Ctrl-C and the end over, in the process that this is."""
     global _process
     _process = os.getpid()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is in what shells run in the background

@@ -7,7 +7,8 @@ Each case is drawn: a run is killed (SIGKILL) or told to stop (SIGTERM, SIGINT, 
 finds a disk that is full after so many bytes, or two others at work on the same output. Then the same command is given until it
 ends. Its result must be that of a run that was left alone, byte for byte, its folder must hold no other names, no process may be
 left, and nobody may have printed a traceback or what the C library says of a corrupted heap. Runs are forks of this process,
-which has imported everything and started no thread; they end as interpreters do. Exit code: the number of things that were lost.
+which has imported everything and started no thread; they end as programs do (denet_program.py). Exit code: the number of things
+that were lost.
 """
 
 # ruff: noqa: E402  (one module is replaced before the others are imported)
@@ -29,6 +30,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+
+import denet_program
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells ignore in what they run in the background
+denet_program.take()
 
 # torchmetrics imports it where it is installed, and it starts a thread, which no fork would have.
 onnxruntime = sys.modules["onnxruntime"] = ModuleType("onnxruntime")
@@ -63,12 +69,11 @@ class Process:
             os.setsid()
             os.dup2(tell, 1)
             os.dup2(tell, 2)
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells ignore in what they run in the background
             sys.modules["__main__"] = ModuleType("__main__")  # detection's processes need not import this file
             threads._parallel = threads._openmp()  # no thread was lost by the fork
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-            sys.exit(main(arguments))
+            denet_program.run(lambda: main(arguments))
         os.close(tell)
         os.set_blocking(self.said, False)
         self.text, self.code = "", None
@@ -227,7 +232,7 @@ class Stress:
             self.tried[kind] += 1
             (os.killpg if group else os.kill)(process.id, number)
             # A signal that comes before it is handled ends the process at once.
-            self.check_end(kind, process, {signal.SIGKILL: (-9,), signal.SIGTERM: (0, -15), signal.SIGINT: (130, 0, -2)}[number])
+            self.check_end(kind, process, {signal.SIGKILL: (-9,), signal.SIGTERM: (0, -15), signal.SIGINT: (130, 0)}[number])
         self.check_end(kind, process, (0,))
         self.check_same(kind, out, config.out, process)
 

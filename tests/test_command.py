@@ -201,7 +201,7 @@ def test_the_wheel_has_no_packages_of_others_names_and_no_tests(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         tops = {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}
-        assert tops == {"denet_torch", "reference_tf"}
+        assert tops == {"denet_program.py", "denet_torch", "reference_tf"}
         for folder in ("tools", "training"):
             for path in (ROOT / folder).rglob("*"):
                 if path.suffix in (".py", ".html", ".css", ".js"):

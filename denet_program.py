@@ -9,8 +9,9 @@ Ctrl-C has one rule for each part of a program's life.
 3. After the work: nothing, the exit code stands.
 
 A second Ctrl-C ends the process there and then, without a word. At the end all that is registered with `atexit` is done, but C++
-libraries are not taken down: their threads may still be at work. This is a module of its own because it comes before all others,
-and `import denet_torch` takes seconds.
+libraries are not taken down: threads may still be at work in them, and CPython ends a thread of its own that comes back from
+PyTorch then by unwinding it, on which C++ aborts ("terminate called without an active exception", or "recursively"). This is a
+module of its own because it comes before all others, and `import denet_torch` takes seconds.
 """
 
 import atexit
@@ -56,6 +57,10 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         except BrokenPipeError:  # head or less has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             code = 128 + signal.SIGPIPE
+        except SystemExit as end:  # argparse's
+            if not isinstance(end.code, int):
+                raise
+            code = end.code
         except KeyboardInterrupt:  # commands that have more to say catch it themselves
             print("stopped", file=sys.stderr)
             code = STOPPED

@@ -2,8 +2,8 @@
 
     python tests/kernel_stops.py --times 100
 
-Each trial is a fork of this process, which has loaded the kernels and started no thread. It must end as it should, print nothing,
-and, where it goes on, find the same numbers as before.
+Each trial is a fork of this process, which has loaded the kernels and started no thread. It ends as programs do
+(denet_program.py), and must end as it should, print nothing, and, where it goes on, find the same numbers as before.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from collections.abc import Callable
 import numba
 import torch
 
+import denet_program
 from denet_torch.fast.numba_cpu import gru, threads, waveform
 
 PATIENCE = 300  # seconds
@@ -95,7 +96,7 @@ def failed(expected, rng, tell) -> int:
 
 
 def left(expected, rng, tell) -> int:
-    """The interpreter ends while threads of Python's are at work."""
+    """The program ends while threads of Python's are at work."""
     for _ in range(2):
         threading.Thread(target=for_ever, daemon=True).start()
     time.sleep(rng.uniform(0.01, 0.1))
@@ -149,6 +150,7 @@ def main() -> int:
     parser.add_argument("--trials", nargs="*", choices=names, default=names)
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4)))
     options = parser.parse_args()
+    denet_program.take()
     torch.set_num_threads(1)
     expected, rng, wrong = ONCE(), random.Random(options.seed), 0
     print(f"seed {options.seed}", flush=True)
@@ -164,7 +166,7 @@ def main() -> int:
                     rng.seed(rng.random())
                     threads._parallel = threads._openmp()  # no thread was lost by the fork
                     torch.set_num_threads(rng.choice((2, 2, 3, 4)))
-                    return trial(expected, rng, tell)
+                    denet_program.run(lambda trial=trial, tell=tell: trial(expected, rng, tell))
                 os.close(tell)
                 found = attend(child, number, rng, heard)
                 os.close(heard)

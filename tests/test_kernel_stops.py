@@ -12,7 +12,6 @@ pytest.importorskip("numba")
 from guard_pages import with_malloc_checks
 
 
-@pytest.mark.skipif("DENET_DRAWN_STOPS" not in os.environ, reason="not clean at every moment yet: DENET_DRAWN_STOPS=1 runs it")
 @pytest.mark.skipif(sys.platform != "linux", reason="each trial is a fork")
 @pytest.mark.parametrize("trials", [["killed", "ended", "interrupted", "failed", "left"], ["forked"]], ids=" ".join)
 def test_stops_inside_of_kernels(trials):

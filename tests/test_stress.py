@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip("numba")
 
 
-@pytest.mark.skipif("DENET_DRAWN_STOPS" not in os.environ, reason="not clean at every moment yet: DENET_DRAWN_STOPS=1 runs it")
 @pytest.mark.skipif(sys.platform != "linux", reason="each run is a fork")
 def test_nothing_is_lost_in_a_minute():
     program, root = Path(__file__).with_name("stress.py"), Path(__file__).resolve().parents[1]

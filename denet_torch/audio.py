@@ -270,7 +270,7 @@ def _open(path: str | Path) -> soundfile.SoundFile:
         return file if _is_plain(file, path) else _repaired(file, path)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: headerless .raw
         path = Path(path)
-        if not path.exists():
+        if not os.path.exists(path):  # Path.exists raises for names that are too long
             raise AudioError(f"{path}: no such file", "file missing") from None
         if path.is_dir():
             raise AudioError(f"{path}: is a folder, not a recording") from None

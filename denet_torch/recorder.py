@@ -50,7 +50,7 @@ def metadata(path: str | Path) -> Metadata:
     """What the chunks of a recording tell; nothing for other files than WAV."""
     try:
         told = riff(path).told
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a zero byte, which no file has
         return Metadata()
     found = [_guano(told.get(b"guan", b"")), _wamd(told.get(b"wamd", b"")), _comments(told)]
     dated = next((one for one in found if one.recorded is not None), Metadata())

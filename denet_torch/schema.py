@@ -32,7 +32,7 @@ class Decoding:
     call_gap: float = 0.0
 
     def __post_init__(self):
-        for name, value in asdict(self).items():
+        for name, value in vars(self).items():  # asdict copies what is inside, by recursion
             if not _number(value) and not (name == "low_threshold" and value is None):
                 raise ValueError(f"{name} is {shown(value)}, not a number")
         low = self.threshold if self.low_threshold is None else self.low_threshold

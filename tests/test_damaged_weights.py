@@ -23,9 +23,9 @@ import h5py
 import numpy as np
 import pytest
 import safetensors.numpy
-from weight_cases import SMALL, draw_tensors, same
+from weight_cases import SMALL, draw_tensors, same, whole_files
 
-from tools.weights import Weights, WeightsError, hdf5, keras_h5, keras_v3, npz, safetensors_file
+from tools.weights import Weights, WeightsError, hdf5, npz, safetensors_file
 from tools.weights.convert import convert
 from tools.weights.names import keras_name, transposed
 
@@ -483,22 +483,7 @@ def run_checkpoints(folder: Path, count: int) -> tuple[Counter, int]:
 
 @pytest.fixture(scope="module")
 def bases() -> dict[str, bytes]:
-    """One whole file of each format, by its ending."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        tensors, found = draw_tensors(SMALL), {}
-        writers = {
-            ".safetensors": safetensors_file.write_safetensors,
-            ".npz": npz.write_npz,
-            ".keras": keras_v3.write_keras,
-            ".weights.h5": keras_v3.write_weights_h5,
-            ".h5": keras_h5.write_keras_h5,
-        }
-        for ending, write in writers.items():
-            write(tensors, SMALL, Path(folder) / "a")
-            found[ending] = (Path(folder) / "a").read_bytes()
-    return found
+    return whole_files()
 
 
 def apart(function, *arguments) -> tuple[Counter, int]:

@@ -21,7 +21,9 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from weight_cases import SMALL
 
+import denet_torch
 from denet_torch import audio, files
 from denet_torch.pickles import check_archive, check_pickle
 from tools import detect_batch, scores
@@ -30,6 +32,7 @@ from tools.weights.convert import read
 from training import checkpoints
 from training.collection import open_collection
 from training.config import TrainingError, parse
+from training.loop import Progress
 from training.options import show, tell
 from training.tables import CollectionError
 
@@ -61,7 +64,7 @@ def test_checkpoints_with_wrong_fields(rng, tmp_path):
     model = torch.nn.Linear(3, 2)
     progress = {"step": 2, "epoch": 0, "epoch_step": 2, "losses": [0.5, 0.4], "rates": [0.1, 0.1], "epochs": [], "decoding": {}}
     right = {"model": model.state_dict(), "progress": progress}
-    state = {"model": model, "progress": None}
+    state = {"model": model, "progress": Progress()}
     checkpoints.save(tmp_path, right, 2, keep=9)
     checkpoints.load(checkpoints.newest_first(tmp_path)[0], state)
     wrong = [
@@ -142,12 +145,13 @@ def test_damaged_parts_are_known(rng, tmp_path):
     whole = buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest()
     part = detect_batch.Part(Path("a.wav"), 0, 50, tmp_path / "a.npy")
     part.file.write_bytes(whole)
-    assert detect_batch._intact(part)
+    model = denet_torch.DENet(**SMALL | {"n_classes": 2})
+    assert detect_batch._intact(part, model)
     for _ in range(200):
         damaged = bytearray(whole)
         damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
         part.file.write_bytes(rng.choice([damaged, whole[: rng.randrange(len(whole))]]))
-        assert not detect_batch._intact(part)
+        assert not detect_batch._intact(part, model)
 
 
 def test_segments_without_number():

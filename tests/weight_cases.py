@@ -1,5 +1,8 @@
 """Architectures and weights for the tests of the weight files: small, and drawn by hypothesis."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -17,6 +20,9 @@ SMALL = {  # a few hundred kilobytes
     "gru_units": 3,
     "dense_units": [5, 6],
 }
+
+
+FORMATS = (".safetensors", ".npz", ".keras", ".weights.h5", ".h5")
 
 
 @st.composite
@@ -56,3 +62,15 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(
         a[name].dtype == b[name].dtype and a[name].shape == b[name].shape and a[name].tobytes() == b[name].tobytes() for name in a
     )
+
+
+def whole_files() -> dict[str, bytes]:
+    """A whole file of each format that needs neither PyTorch nor TensorFlow, by its ending."""
+    from tools.weights.convert import WRITERS
+
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for ending in FORMATS:
+            WRITERS[ending](draw_tensors(SMALL), SMALL, Path(folder) / "a")
+            found[ending] = (Path(folder) / "a").read_bytes()
+    return found

@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 import denet_torch
 from denet_torch import audio
+from denet_torch.boxes import FOUND
 from denet_torch.detection import (
     Decoding,
     answer_seconds,
@@ -43,7 +44,7 @@ from denet_torch.detection import (
     search,
     stored_decoding,
 )
-from denet_torch.files import clear_partial
+from denet_torch.files import clear_partial, printable
 from denet_torch.measures import class_probabilities, measure
 from denet_torch.memory import keep_freed_memory
 from training import dates
@@ -124,12 +125,12 @@ def collect(paths: Iterable[str]) -> list[Path]:
     """
     found = []
     for path in paths:
-        if Path(path).is_dir():
+        if os.path.isdir(path):  # Path.is_dir raises for names that are too long
             matches = audio.find(path)
         elif path.lower().endswith(".txt"):
             listed = filter(None, map(str.strip, text_lines(Path(path).read_bytes())))
             matches = collect(_from_list(Path(path), line) for line in listed)
-        elif glob.has_magic(path) and not Path(path).exists():
+        elif glob.has_magic(path) and not os.path.exists(path):
             matches = sorted(map(Path, glob.glob(path, recursive=True)))
         else:
             matches = [Path(path)]  # if missing, it is reported with the other bad files
@@ -182,10 +183,12 @@ def pace(speed: float) -> str:
 
 def _from_list(path: Path, line: str) -> str:
     """What a line of the list at `path` means: below the list's folder, or else where the program runs."""
+    if "\0" in line:
+        raise audio.AudioError(f"{path}: holds a line with a zero byte; it is no list of recordings")
     for name in (line, line.replace("\\", "/")):
-        beside = path.parent / name
-        if beside.exists() or glob.glob(str(beside), recursive=True):
-            return str(beside)
+        beside = str(path.parent / name)
+        if os.path.exists(beside) or glob.has_magic(name) and glob.glob(beside, recursive=True):
+            return beside
     return line
 
 
@@ -294,10 +297,11 @@ def _more(lines: list[str]) -> str:
 def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, str], float]:
     """Compute the parts that have no file yet; the reasons of those that fail, and the seconds of audio computed in a second."""
     keep_freed_memory()
-    step = answer_seconds(load_model(job))
+    model = load_model(job)
+    step = answer_seconds(model)
     clear_partial(job.folder / "parts")
-    todo = [part for part in parts if not _intact(part)]
-    failures, speed = {}, float("nan")
+    todo = [part for part in parts if not _intact(part, model)]
+    failures, speed, computed = {}, float("nan"), 0.0
     executor = None
     if processes > 1:
         threads = max(1, torch.get_num_threads() // processes)
@@ -318,7 +322,8 @@ def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, st
             if failure:
                 failures[part.path] = failure
             seconds = step * (part.stop - part.start)
-            speed = (bar.n - bar.initial + seconds) / (time.perf_counter() - started)
+            computed += seconds
+            speed = computed / (time.perf_counter() - started)
             bar.set_postfix_str(pace(speed), refresh=False)
             bar.update(seconds)
     finally:
@@ -374,15 +379,27 @@ def _work(job: Job, part: Part) -> str | None:
         file.write_bytes(data + hashlib.sha256(data).digest())  # numpy does not look behind the array
 
 
-def _intact(part: Part) -> bool:
-    """Whether the part's file is as `_work` wrote it; one that is not is computed anew."""
+def _intact(part: Part, model: denet_torch.Model) -> bool:
+    """Whether the part's file is as `_work` wrote it, answers of this model; one that is not is computed anew."""
     if not part.file.is_file():
         return False
     data = part.file.read_bytes()
-    whole = hashlib.sha256(data[:-32]).digest() == data[-32:]
+    whole = hashlib.sha256(data[:-32]).digest() == data[-32:] and _fits(part, data[:-32], model)
     if not whole:
-        tqdm.write(f"{part.file} is damaged; {part.path} is searched there again", file=sys.stderr)
+        tqdm.write(f"{part.file} is damaged; {printable(str(part.path))} is searched there again", file=sys.stderr)
     return whole
+
+
+def _fits(part: Part, data: bytes, model: denet_torch.Model) -> bool:
+    try:
+        found = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError, MemoryError):
+        return False
+    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind != "f" or not np.isfinite(found).all():
+        return False
+    if model.answers_with_boxes:
+        return found.shape[1] == len(FOUND)
+    return found.shape == (part.stop - part.start, model.n_classes)
 
 
 def _gather(failures: dict[Path, str]) -> dict[Path, str]:

@@ -14,6 +14,7 @@ from training.options import counted
 
 KEYS = ["site", "night", "hour"]
 TEXTS = ("file", "label", "clock", "began", "site")
+LATEST = 1e7  # s in a recording: four months
 HOURS = [*range(12, 24), *range(12)]  # of a night, from noon to noon
 
 
@@ -48,7 +49,11 @@ def _table(path: Path, needed: list[str]) -> pd.DataFrame:
         raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     if missing := [name for name in needed if name not in table]:
         raise ValueError(f"{path}: has no column {missing[0]}")
-    return table.astype({name: float for name in ("onset", "duration") if name in needed})
+    for name in [name for name in ("onset", "duration") if name in needed]:
+        table[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
+        if not table[name].between(0, LATEST).all():
+            raise ValueError(f"{path}: {name} of a row is no number of seconds from 0 to {LATEST:.0f}")
+    return table
 
 
 def _dated(table: pd.DataFrame, name: str, after: pd.Series | float) -> pd.DataFrame:

@@ -469,14 +469,14 @@ def _reader_of_numbers(texts: list[str]):
     return partial(_number, thousands=points)
 
 
-def _number(text: str, thousands: bool = False) -> float | str:
+def _number(text: str, thousands: bool = False, latest: float = LATEST) -> float | str:
     text = text.strip()
     # With a second comma, or a point, it is none.
     plain = text if thousands and _THOUSANDS.fullmatch(text) else text.replace(",", ".")
     if not _NUMBER.fullmatch(plain):
         return text
     value = float(plain)
-    return value if abs(value) <= LATEST else text
+    return value if abs(value) <= latest else text
 
 
 def _value(text: str) -> float:
@@ -522,12 +522,13 @@ def _layer(path: Path) -> Annotations:
         root = ElementTree.parse(path).getroot()
         rate = float(root.find("data/model").attrib["sampleRate"])
         points = [point.attrib for point in root.findall("data/dataset/point")]
-        1 / rate
-    except (ElementTree.ParseError, AttributeError, KeyError, ValueError, ZeroDivisionError) as error:
+        if not audio.RATES[0] <= rate <= audio.RATES[1]:
+            raise ValueError(f"its sampleRate is {rate:g}")
+    except (ElementTree.ParseError, AttributeError, KeyError, ValueError) as error:
         raise NotATable(f"is no layer of regions ({error})") from None
     found = _Rows()
     for line, point in enumerate(points, 1):
-        onset, length = (_number(point.get(name, "")) for name in ("frame", "duration"))
+        onset, length = (_number(point.get(name, ""), latest=LATEST * rate) for name in ("frame", "duration"))
         if not isinstance(onset, str):
             onset /= rate
             length = length if isinstance(length, str) else onset + length / rate

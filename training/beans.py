@@ -63,7 +63,7 @@ def read_table(root: Path, name: str = "annotations.csv") -> pd.DataFrame:
     return table
 
 
-def split_by_file(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def split_by_file(table: pd.DataFrame, root: Path = Path("annotations.csv")) -> dict[str, pd.DataFrame]:
     """The benchmark's split: train, train-low (a fifth of it), valid and test. Raises CollectionError if it cannot be made."""
     try:
         from sklearn.model_selection import train_test_split
@@ -74,7 +74,7 @@ def split_by_file(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         valid, test = train_test_split(rest, test_size=0.5, random_state=SEED, stratify=rest["Emitter"])
         low, _ = train_test_split(train, test_size=0.8, random_state=SEED, stratify=train["Emitter"])
     except ValueError as error:
-        raise CollectionError(f"the files cannot be split 6:2:2 by emitter: {str(error).splitlines()[0]}") from None
+        raise CollectionError(f"{root}: the files cannot be split 6:2:2 by emitter: {str(error).splitlines()[0]}") from None
     return {"train": train, "valid": valid, "test": test, "train-low": low}
 
 
@@ -140,7 +140,7 @@ def score(config: Config, parts: dict[str, Files], rates: Sequence[float]) -> di
 def run(root: Path, config: Config, low: bool) -> dict[str, dict]:
     """Both splits trained and scored, also in scores.json in `config.out`. Raises CollectionError, AudioError, TrainingError."""
     table = read_table(root)
-    splits = {"by file": own_split(root) or split_by_file(table), "by day": split_by_day(table)}
+    splits = {"by file": own_split(root) or split_by_file(table, root), "by day": split_by_day(table)}
     found = {}
     for name, parts in splits.items():
         if parts is None:

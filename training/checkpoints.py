@@ -4,9 +4,14 @@ A checkpoint is called step-STEP-DIGEST.ckpt after the first 16 digits of its ow
 and its checksum appear.
 """
 
+import copy
+import dataclasses
 import hashlib
+import math
 import os
 import pickle
+import typing
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +89,8 @@ def load(path: Path, state: dict[str, Any]) -> None:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(saved, dict) or (missing := [name for name in state if name not in saved]):
             raise ValueError(f"{missing[0]} is missing" if isinstance(saved, dict) else "it is no dict")
-        _check(saved)
+        for name, item in state.items():
+            _check(name, saved[name], item)
         for name, item in state.items():
             if hasattr(item, "load_state_dict"):
                 item.load_state_dict(saved[name])
@@ -94,24 +100,113 @@ def load(path: Path, state: dict[str, Any]) -> None:
         raise TrainingError(f"{path}: is no checkpoint of this run ({reason(error)}); delete it to go on from another") from None
 
 
-def _check(saved: dict[str, Any]) -> None:
-    """Raise ValueError for what no run of ours writes."""
-    for name, value in saved.get("model", {}).items():
-        if not isinstance(value, torch.Tensor) or not bool(value.isfinite().all()):
-            raise ValueError(f"{name} of the model holds values that are not finite numbers")
-    for number, slot in saved.get("optimizer", {}).get("state", {}).items():
-        for name, value in slot.items():
-            if isinstance(value, torch.Tensor) and not bool(value.isfinite().all()):
-                raise ValueError(f"{name} {number} of the optimizer holds values that are not finite numbers")
-    progress = saved.get("progress", {})
-    for name in ("step", "epoch", "epoch_step", "best_epoch", "skipped", "skipped_in_a_row", "single_class"):
-        if name in progress and not (type(progress[name]) is int and progress[name] >= 0):
-            raise ValueError(f"{name} is {shown(progress[name])}, no number of steps or epochs")
+def _check(name: str, saved: Any, item: Any) -> None:
+    """Raise ValueError unless `saved` is what a run of ours saves of `item`, which has the sizes and settings of this run."""
+    if name == "optimizer":
+        _check_optimizer(saved, item)
+    elif name == "progress":
+        _check_progress(saved, item)
+    elif hasattr(item, "state_dict"):
+        _check_alike(f"{name}", saved, item.state_dict())
+
+
+def _check_alike(name: str, saved: Any, own: Any) -> None:
+    """Raise ValueError unless both are built alike, of finite numbers."""
+    if isinstance(own, torch.Tensor):
+        if not isinstance(saved, torch.Tensor) or saved.shape != own.shape or saved.dtype != own.dtype or saved.is_meta:
+            raise ValueError(f"{name} is not {tuple(own.shape)} as in this run")
+        if saved.layout != torch.strided or not bool(saved.isfinite().all()):
+            raise ValueError(f"{name} holds values that are not finite numbers")
+    elif isinstance(own, dict):
+        if not isinstance(saved, dict) or saved.keys() != own.keys():
+            raise ValueError(f"{name} has other entries than in this run")
+        for key in own:
+            _check_alike(f"{name} {key}", saved[key], own[key])
+    elif isinstance(own, (list, tuple)):
+        if not isinstance(saved, (list, tuple)) or len(saved) != len(own):
+            raise ValueError(f"{name} has other entries than in this run")
+        for mine, theirs in zip(saved, own, strict=True):
+            _check_alike(name, mine, theirs)
+    elif _is_number(own):
+        if not _is_number(saved) or not math.isfinite(saved):
+            raise ValueError(f"{name} is {shown(saved)}, no number")
+    elif type(saved) is not type(own):
+        raise ValueError(f"{name} is {shown(saved)}")
+
+
+def _check_optimizer(saved: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError unless `saved` is of such an optimizer: its settings but for the rate, what it keeps of each weight."""
+    own = optimizer.state_dict()
+    if not isinstance(saved, dict) or saved.keys() != own.keys() or not isinstance(saved["state"], dict):
+        raise ValueError("the optimizer has other entries than in this run")
+    _check_alike("optimizer", saved["param_groups"], own["param_groups"])
+    for mine, theirs in zip(saved["param_groups"], own["param_groups"], strict=True):
+        if odd := [name for name in theirs if name != "lr" and mine[name] != theirs[name]]:
+            raise ValueError(f"{odd[0]} of the optimizer is {shown(mine[odd[0]])}, {shown(theirs[odd[0]])} in this run")
+    weights, slots = [weight for group in optimizer.param_groups for weight in group["params"]], _slots(optimizer)
+    for number, kept in saved["state"].items():
+        if type(number) is not int or not 0 <= number < len(weights) or not isinstance(kept, dict) or kept.keys() != slots.keys():
+            raise ValueError(f"the optimizer keeps something else of {shown(number)} than in this run")
+        for name, own_slot in slots.items():
+            like = torch.zeros_like(weights[number]) if own_slot is None else own_slot
+            _check_alike(f"{name} {number} of the optimizer", kept[name], like)
+
+
+def _slots(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What such an optimizer keeps of a weight after a step; None where that is of the weight's size."""
+    weight = torch.zeros(2, requires_grad=True)
+    weight.grad = torch.zeros(2)
+    twin = copy.copy(optimizer)
+    twin.param_groups, twin.state = [optimizer.param_groups[0] | {"params": [weight]}], defaultdict(dict)
+    twin.step()
+    kept = twin.state[weight]
+    return {name: None if isinstance(value, torch.Tensor) and value.shape == (2,) else value for name, value in kept.items()}
+
+
+def _check_progress(saved: Any, progress: Any) -> None:
+    """Raise ValueError for fields of other types, or for an account of other steps and epochs than there were."""
+    if not isinstance(saved, dict):
+        raise ValueError("progress is no account of steps")
+    kinds = {field.name: field.type for field in dataclasses.fields(progress)}
+    for name, value in saved.items():
+        if name not in kinds or not _fits(value, kinds[name]):
+            raise ValueError(f"{shown(name)} of progress is {shown(value)}")
+    whole = dataclasses.asdict(progress) | saved
     for name, count in (("losses", "step"), ("rates", "step"), ("epochs", "epoch")):
-        if name in progress and not (isinstance(progress[name], list) and len(progress[name]) == progress[count]):
-            raise ValueError(f"{name} are not of {progress.get(count)} {count}s")
-    if progress.get("decoding"):
-        Decoding(**progress["decoding"])
+        if len(whole[name]) != whole[count]:
+            raise ValueError(f"{name} are not of {whole[count]} {count}s")
+    if not all(map(math.isfinite, [whole["best"], *whole["rates"]])):
+        raise ValueError("rates or the best score are no finite numbers")
+    if not (whole["epoch"] > 0) <= whole["best_epoch"] <= whole["epoch"]:
+        raise ValueError(f"best_epoch is {whole['best_epoch']} of {whole['epoch']}")
+    records = whole["epochs"]
+    for record in records:
+        if not {"epoch", "step", "train_loss", *progress.RECORDED} <= record.keys() or _outline(record) != _outline(records[0]):
+            raise ValueError("epochs do not say what each of them gave")
+    if whole.get("decoding"):
+        Decoding(**whole["decoding"])
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value from a file is of the type that a field has; dicts hold numbers by name, and such dicts."""
+    if kind is int:
+        return type(value) is int and value >= 0
+    if kind is float:
+        return _is_number(value)
+    if kind is dict:
+        numbers = isinstance(value, dict) and all(isinstance(name, str) for name in value)
+        return numbers and all(one is None or _is_number(one) or _fits(one, dict) for one in value.values())
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(one, typing.get_args(kind)[0]) for one in value)
+    return isinstance(value, kind)
+
+
+def _outline(record: Any) -> Any:
+    return {name: _outline(value) for name, value in record.items()} if isinstance(record, dict) else None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 def newest_first(folder: Path) -> list[Path]:

@@ -12,12 +12,12 @@ dropped. Nothing is written in place of a good index until the new one is comple
 
 import dataclasses
 import json
-import math
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,6 +42,7 @@ from training.tables import (
     CollectionError,
     Reading,
     Table,
+    is_factor,
 )
 
 INDEX_NAME = "index.parquet"
@@ -128,10 +129,7 @@ def open_collection(root: str | Path, index: str | Path | None = None, **reading
     if not index.exists():
         return build_index(root, index, **reading)[0]
     facts = _facts(index)
-    try:
-        before = Reading(**facts["reading"]) if "reading" in facts else Reading(FRUIT_BATS)
-    except TypeError:
-        raise CollectionError(f"{index}: is no index of a collection; delete it and it is built anew") from None
+    before = Reading(**facts["reading"]) if "reading" in facts else Reading(FRUIT_BATS)
     wanted = dataclasses.replace(before, **reading)
     if wanted != before or _outdated(root, facts):
         return build_index(root, index, **vars(wanted))[0]
@@ -180,6 +178,7 @@ def read_index(index: str | Path, root: str | Path | None = None) -> Collection:
         raise CollectionError(f"{index}: is of another version of this program; index the collection again")
     try:
         table = pq.read_table(index)
+        _check_columns(table)
         recordings = table.drop_columns(["voice", "annotations"]).to_pandas()
         collection = Collection(
             Path(root or index.parent),
@@ -199,18 +198,81 @@ def read_index(index: str | Path, root: str | Path | None = None) -> Collection:
     return collection
 
 
+TEXTS, COUNTS, SPANS = ("file", "treatment", "channel"), ("file_id", "samplerate", "frames"), {"voice": [], "annotations": []}
+SPANS["annotations"] = [*CODE_COLUMNS, *FREQUENCY_COLUMNS]
+MAX_FRAMES = 2**34  # samples of a recording: 19 hours at 250 kHz; see training.labels
+MAX_CODE = 2**53
+
+
+def _check_columns(table: pa.Table) -> None:
+    """Raise ValueError unless an index has the columns of ours, of their types."""
+    if wrong := {*table.column_names} ^ {*TEXTS, *COUNTS, *SPANS, "recorded", "complete"}:
+        raise ValueError(f"the column {shown(min(wrong))} is missing or too much")
+    types = dict(zip(table.column_names, table.schema.types, strict=True))
+    right = {name: pa.types.is_string(types[name]) or pa.types.is_large_string(types[name]) for name in TEXTS}
+    right |= {name: pa.types.is_integer(types[name]) for name in COUNTS}
+    right |= {"complete": pa.types.is_boolean(types["complete"]), "recorded": pa.types.is_timestamp(types["recorded"])}
+    for name, more in SPANS.items():
+        fields = {field.name: field.type for field in types[name].value_type} if _is_list_of_structs(types[name]) else {}
+        numbers = {field: pa.types.is_floating if field in FREQUENCY_COLUMNS else pa.types.is_integer for field in fields}
+        right[name] = [*fields] == ["start", "stop", *more] and all(numbers[field](kind) for field, kind in fields.items())
+    for name in [name for name in right if name not in ("recorded", "samplerate", "frames")]:
+        values = [table[name], *(table[name].combine_chunks().flatten().flatten() if right[name] and name in SPANS else ())]
+        right[name] &= not any(value.null_count for value in values)
+    if wrong := [name for name, good in right.items() if not good]:
+        raise ValueError(f"the column {wrong[0]} holds something else than in an index of ours")
+
+
+def _is_list_of_structs(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) and pa.types.is_struct(kind.value_type)
+
+
 def _check(collection: Collection) -> None:
-    """Raise ValueError if an index says what none of ours does: recordings elsewhere, lengths below 0, calls of no recording."""
+    """Raise ValueError if an index says what none of ours does: recordings elsewhere, lengths below 0, calls behind their end."""
     rows = collection.recordings
     for file in rows["file"]:
-        parts = file.replace("\\", "/").split("/") if isinstance(file, str) else [""]
-        if parts[0] == "" or ".." in parts or re.fullmatch("[A-Za-z]:", parts[0]):
+        parts = file.replace("\\", "/").split("/")
+        if parts[0] == "" or ".." in parts or re.fullmatch("[A-Za-z]:", parts[0]) or "\0" in file:
             raise ValueError(f"{shown(file)} is not below the collection's folder")
-    for name in ("samplerate", "frames"):
-        if (rows[name].dropna() <= 0).any():
-            raise ValueError(f"a recording's {name} is not above 0")
-    if not isinstance(collection.time_expansion, (int, float)) or not 0 < collection.time_expansion < math.inf:
-        raise ValueError(f"the time expansion is {shown(collection.time_expansion)}")
+    if rows["file"].duplicated().any():
+        raise ValueError("a recording stands in two rows")
+    for name, (low, high) in {"samplerate": audio.RATES, "frames": (1, MAX_FRAMES - 1)}.items():
+        if not rows[name].dropna().between(low, high).all():
+            raise ValueError(f"a recording's {name} is not from {low} to {high}")
+    frames = rows["frames"].fillna(MAX_FRAMES).to_numpy(np.int64)
+    for spans in (collection.voice, collection.annotations):
+        if ((spans["start"] < 0) | (spans["stop"] <= spans["start"]) | (spans["stop"] > frames[spans["recording"]])).any():
+            raise ValueError("a call lies outside of its recording")
+    calls = collection.annotations
+    codes = (calls[CODE_COLUMNS].abs() < MAX_CODE).to_numpy()
+    if not calls["context"].between(0, len(collection.contexts) - 1).all() or not codes.all():
+        raise ValueError("a call has a code that has no name")
+    if not (calls[FREQUENCY_COLUMNS].isna() | (calls[FREQUENCY_COLUMNS].abs() < audio.RATES[1])).to_numpy().all():
+        raise ValueError("a call's frequency is none")
+
+
+def _check_facts(facts: Any) -> None:
+    """Raise ValueError unless an index says of itself what ours do. One of an earlier version only has to say which."""
+    if not isinstance(facts, dict) or "reading" in facts and type(facts.get("version")) is not int:
+        raise ValueError("what it says of itself is no object")
+    try:
+        Reading(**facts.get("reading", {}))
+    except (TypeError, ValueError):
+        raise ValueError("it was read in no way that is known here") from None
+    if facts.get("version") != INDEX_VERSION:
+        return
+    if facts.get("data_format") not in [*formats.READERS] or "reading" not in facts or "stamps" not in facts:
+        raise ValueError("it does not say what it was read from")
+    if not isinstance(facts.get("contexts"), list) or not all(isinstance(name, str) and name for name in facts["contexts"]):
+        raise ValueError("its classes are no list of names")
+    if not is_factor(facts.get("time_expansion")):
+        raise ValueError(f"the time expansion is {shown(facts.get('time_expansion'))}")
+    rows = facts.get("rows")
+    counts = [*rows.values()] if isinstance(rows, dict) else [None]
+    if not all(isinstance(one, dict) and [*one] == ["read", "kept", "dropped"] for one in counts) or not all(
+        type(number) is int and number >= 0 for one in counts for number in one.values()
+    ):
+        raise ValueError("it counts no rows")
 
 
 def _with_factor(how: Reading, root: Path, scanned: pd.DataFrame | None) -> Reading:
@@ -233,8 +295,7 @@ def _facts(index: Path) -> dict:
     try:
         refuse_pipes(index)
         facts = json.loads(pq.read_schema(index).metadata[b"collection"])
-        if not isinstance(facts, dict):
-            raise ValueError("what it says of itself is no object")
+        _check_facts(facts)
         return facts
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CollectionError(f"{index}: is no index of a collection ({line_of(error)})") from None

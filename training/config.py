@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import inspect
 import math
+import re
 import sys
 import typing
 from dataclasses import dataclass
@@ -436,6 +437,18 @@ def parse(argv: list[str] | None, config_class: type = Config, prog: str | None 
     if told := unknown_option(parser, argv):
         raise TrainingError(f"{told}; --help lists all")
     try:
+        return _parsed(parser, argv, config_class)
+    except TrainingError as error:
+        files, words = _config_files(argv)
+        try:
+            _parsed(get_parser(config_class, prog), words, config_class)
+        except TrainingError:
+            raise error from None  # the words alone are wrong, too
+        raise TrainingError(f"--config {files[-1]}: {_without_values(str(error))}") from None
+
+
+def _parsed(parser: jsonargparse.ArgumentParser, argv: list[str], config_class: type):
+    try:
         values = parser.parse_args(argv).as_dict()
         from denet_torch import MODELS  # PyTorch takes seconds
 
@@ -448,7 +461,23 @@ def parse(argv: list[str] | None, config_class: type = Config, prog: str | None 
     except jsonargparse.ArgumentError as error:
         raise TrainingError(" ".join(str(error).split())) from None
     values.pop("config")
+    hints = typing.get_type_hints(config_class)
+    for name, value in values.items():
+        if value is None and type(None) not in typing.get_args(hints[name]):
+            raise TrainingError(f"{flag(name)} has no value")
     return config_class(**values)
+
+
+def _without_values(said: str) -> str:
+    """What the parser says of a file, without what the file holds."""
+    if not said.startswith(("Parser key", "Option", "--")):
+        return "has a value of another kind than its option takes"
+    key = re.match(r"""(?:Parser key|Option) ["']([\w.]{1,60})["']""", said)
+    if key is None:
+        return said
+    if said.startswith("Option"):
+        return f"{key[1]} is no option"
+    return f"the value of {key[1]} is of another kind than the option takes"
 
 
 def _resumed(argv: list[str]) -> list[str]:
@@ -462,10 +491,22 @@ def _resumed(argv: list[str]) -> list[str]:
     return argv
 
 
+def _config_files(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The --config files among the words, and the other words."""
+    files, others, words = [], [], iter(argv)
+    for word in words:
+        if word == "--config":
+            files += [name for name in [next(words, None)] if name is not None]
+        elif word.startswith("--config="):
+            files.append(word.removeprefix("--config="))
+        else:
+            others.append(word)
+    return files, others
+
+
 def _check_files(argv: list[str]) -> None:
     """Raise TrainingError for a --config file that is none, without showing what another file holds."""
-    after = [word for before, word in zip(argv, argv[1:], strict=False) if before == "--config"]
-    for name in after + [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]:
+    for name in _config_files(argv)[0]:
         path = Path(name)
         if not path.is_file():
             raise TrainingError(f"--config {name}: {'is no file' if path.exists() else 'no such file'}")
@@ -475,13 +516,21 @@ def _check_files(argv: list[str]) -> None:
             text = path.read_text(encoding="utf-8")
             # An alias repeats what was said before: a few lines of them make gigabytes.
             aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
-            fits = not aliases and isinstance(yaml.safe_load(text), dict)
+            fits = not aliases and _holds_options(yaml.safe_load(text))
         except OSError as error:
             raise TrainingError(f"--config {name}: cannot be read ({error.strerror})") from None
         except (yaml.YAMLError, ValueError, RecursionError):
             fits = False
         if not fits:
             raise TrainingError(f"--config {name}: is no YAML file of options and their values (without aliases)")
+
+
+def _holds_options(value) -> bool:
+    """Names with numbers, texts and lists of these: the parser goes wrong over anything else."""
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        return False
+    items = [item for one in value.values() for item in (one if isinstance(one, list) else [one])]
+    return not any(isinstance(item, (dict, list, set)) for item in items)
 
 
 def as_dict(config: Config) -> dict:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,8 +29,12 @@ WEIGHTS = checkpoint.RUNS_WEIGHTS
 
 @dataclass
 class Progress:
-    """How far a run has come, optimizer steps and whole epochs, and what it saw. initial_filters: low and high cuts (Hz)."""
+    """How far a run has come, optimizer steps and whole epochs, and what it saw. initial_filters: low and high cuts (Hz).
 
+    RECORDED: what each of `epochs` has beside its number, step and train_loss.
+    """
+
+    RECORDED: ClassVar[tuple[str, ...]] = ()
     step: int = 0
     epoch: int = 0
     skipped_in_a_row: int = 0

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -54,6 +55,7 @@ MAX_UNREADABLE = 0.25  # of all recordings: more that cannot be read any more en
 class Progress(fitting.Progress):
     """Of a run of frames also: steps after the last whole epoch, the decoding chosen with the best weights, what was left out."""
 
+    RECORDED: ClassVar[tuple[str, ...]] = ("validation_loss", "validation")
     epoch_step: int = 0
     decoding: dict = field(default_factory=dict)
     skipped: int = 0

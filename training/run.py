@@ -66,6 +66,8 @@ def exit_code(work: Callable[[], int | None], after: str = "the same command goe
 
 def one_line(error: Exception) -> str:
     """The message; of an error in a data loader's process, which comes with its traceback, the message alone."""
+    if "Traceback (most recent call last)" not in str(error):
+        return str(error).strip() or type(error).__name__
     return re.sub(r"^[\w.]+Error: ", "", (str(error).strip().splitlines() or [type(error).__name__])[-1])
 
 

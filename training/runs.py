@@ -211,7 +211,7 @@ def _check_same(folder: Path, config: Config) -> None:
     except (yaml.YAMLError, ValueError, RecursionError):
         raise TrainingError(f"{folder / CONFIG}: is damaged; --resume goes on without it if it is deleted") from None
     for name in now:
-        if name == "epochs" and now[name] > before.get(name, now[name]):
+        if name == "epochs" and type(before.get(name)) is int and now[name] > before[name]:
             continue  # the schedule goes on as that of the longer run
         if name not in FREE_ON_RESUME and before.get(name, now[name]) != now[name]:
             raise TrainingError(

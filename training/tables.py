@@ -13,6 +13,7 @@ import re
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ class Reading:
     data_format: a key of training.formats.READERS, None for what the folder looks like. label_column: the column of the
     labels, where it has another name than the usual ones. completely_annotated: recordings without a table hold no call.
     time_expansion: factor by which the recordings were slowed down, None for what their metadata say. rate: keep
-    recordings of this true rate (Hz) only. headers: read the audio files'.
+    recordings of this true rate (Hz) only. headers: read the audio files'. Raises ValueError for anything else.
     """
 
     data_format: str | None = None
@@ -84,6 +85,20 @@ class Reading:
     time_expansion: float | None = None
     rate: int | None = None
     headers: bool = True
+
+    def __post_init__(self) -> None:
+        texts, flags = [self.data_format, self.label_column], [self.completely_annotated, self.headers]
+        if not all(isinstance(text, str) for text in texts if text is not None) or {*map(type, flags)} != {bool}:
+            raise ValueError("a format and a column have names; completely_annotated and headers are yes or no")
+        if self.rate is not None and not isinstance(self.rate, Integral):
+            raise ValueError(f"rate is {self.rate}; expected whole Hz")
+        if self.time_expansion is not None and not is_factor(self.time_expansion):
+            raise ValueError(f"time_expansion is {self.time_expansion}; expected a positive factor")
+
+
+def is_factor(value: object) -> bool:
+    """Whether it can be the factor by which recordings were slowed down."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 @dataclass

@@ -19,13 +19,15 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from types import FrameType
 from typing import NoReturn
 
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
 SOON = 0.02  # s
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _part = "before"  # "work", "after"
 _process = 0  # this program's; its children inherit the handler
@@ -61,6 +63,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             if not isinstance(end.code, int):
                 raise
             code = end.code
+        except Exception:  # a fault of ours; whoever it leaves behind is let go of here, not waited for at the end
+            traceback.print_exc()
+            code = 1
         except KeyboardInterrupt:  # commands that have more to say catch it themselves
             print("stopped", file=sys.stderr)
             code = STOPPED
@@ -81,6 +86,20 @@ def interrupt(error: KeyboardInterrupt, frame: FrameType | None) -> None:
             return _once_more()
         frame = frame.f_back
     raise error
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait: here until the block ends, in processes that it starts until `signals_come` is called there."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signals_come()
+
+
+def signals_come() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _once_more() -> None:
@@ -121,7 +140,7 @@ def _unraisable(unraisable) -> None:
 
 def _end() -> None:
     if _code is None or os.getpid() != _process:
-        return  # an error that nobody caught, or a fork: the interpreter's own end
+        return  # a fork
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     os._exit(_code)

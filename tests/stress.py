@@ -54,7 +54,7 @@ for module in ("tools.detect_batch", "tools.detect_report", "tools.event_formats
     importlib.import_module(module)  # once, before the forks
 
 PATIENCE = 300  # seconds for a run that is left alone
-HEAP = re.compile("corrupted|double free|invalid (pointer|size)|malloc\\(|free\\(|munmap_chunk|Fatal Python error|terminate")
+HEAP = re.compile("corrupted|double free|invalid (pointer|size)|(malloc|free)\\(|munmap|Fatal Python error|terminate called")
 TARGETS = (".safetensors", ".h5", ".weights.h5", ".keras", ".npz", ".pt")
 
 

@@ -16,9 +16,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
@@ -31,6 +30,7 @@ import torch
 import torch.distributed
 from tqdm import tqdm
 
+import denet_program
 import denet_torch
 from denet_torch import audio
 from denet_torch.boxes import FOUND
@@ -313,7 +313,8 @@ def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, st
         bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s {remaining} left{postfix}",
     )
     try:
-        with _interrupted_later():  # the workers are started here
+        resource_tracker.ensure_running()  # which lets signals come
+        with denet_program.signals_wait():  # the workers are started here
             outcomes = (executor.map if executor else map)(partial(_work, job), todo)
         started = time.perf_counter()
         for i, part in enumerate(todo):
@@ -333,27 +334,12 @@ def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, st
     return failures, speed
 
 
-@contextmanager
-def _interrupted_later() -> Iterator[None]:
-    """Ctrl-C, which reaches all processes, waits: here until the block ends, in workers started in it until they are set up."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # which would end it
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
-
-
 def _start(threads: int) -> None:
     """Set up a worker: its share of the threads, a quiet end at Ctrl-C and when the parent ends."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+    denet_program.signals_come()
     parent = parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 

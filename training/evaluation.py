@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset, default_collate
+from torch.utils.data import Subset, default_collate
 from tqdm import tqdm
 
 from denet_torch import Model
@@ -17,7 +17,7 @@ from denet_torch.detection import EVENT_COLUMNS, Decoding, events, mean_probabil
 from .collection import Collection
 from .labels import BACKGROUND, IGNORE, Labeller
 from .metrics import choose_threshold, class_scores, event_scores, frame_scores, rates, segment_scores
-from .runs import ignore_signals
+from .runs import Loader
 from .windows import ExhaustiveWindows
 
 FRAME_KEYS = ("waveform", "labels", "recording", "start", "failed")
@@ -63,7 +63,7 @@ def predict(
     ranks, total = fabric.world_size, len(stretches)
     per_rank = -(-total // ranks)
     mine = [min(fabric.global_rank * per_rank + i, total - 1) for i in range(per_rank)]
-    loader = DataLoader(Subset(stretches, mine), batch_size=None, num_workers=workers, worker_init_fn=ignore_signals)
+    loader = Loader(Subset(stretches, mine), batch_size=None, num_workers=workers)
     parts = []
     for item in tqdm(loader, desc=title, unit="stretch", leave=False, disable=not fabric.is_global_zero):
         leave_out([item["failed"]], torch.tensor([item["recording"]]))

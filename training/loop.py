@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from denet_torch import MODELS, Model, checkpoint
@@ -43,7 +42,7 @@ from .mixing import Mixer, find_backgrounds
 from .options import COMPILING, explained_if_slow
 from .precision import SKIPS_IN_A_ROW, Mixed, get_fabric, read_numbers
 from .registry import current_rate, freeze_front_end, get_loss, get_model, get_optimizer, get_schedule
-from .runs import Stop, Stopped, describe, ignore_signals, on_zero, run_folder, stop_signals, write_json
+from .runs import Loader, Stop, Stopped, describe, on_zero, run_folder, stop_signals, write_json
 from .splits import write_split
 from .synthetic import make_dataset
 from .windows import Datasets, ExhaustiveWindows, Sampling, open_datasets
@@ -358,12 +357,11 @@ class Trainer:
         for start in range(first, self.epoch_steps * per_step, config.batch_size * fabric.world_size):
             start += config.batch_size * fabric.global_rank
             indices.append([(start + i) % len(data) for i in range(config.batch_size)])
-        loader = DataLoader(
+        loader = Loader(
             data,
             batch_sampler=indices,
             num_workers=config.workers,
             collate_fn=collate,
-            worker_init_fn=ignore_signals,
             pin_memory=fabric.device.type == "cuda",
         )
         batches = []

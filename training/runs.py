@@ -3,7 +3,6 @@
 import fcntl
 import json
 import math
-import os
 import platform
 import shutil
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 
 import yaml
 from lightning_fabric import Fabric
+from torch.utils.data import DataLoader
 
 import denet_program
 
@@ -51,15 +51,12 @@ class Stop:
     CODES = {signal.SIGTERM: 0, signal.SIGINT: denet_program.STOPPED}
 
     def __init__(self):
-        self.process = os.getpid()
         self.code: int | None = None
         self.later = False
         self.at_once = "stopped before there was anything to save; start it again"
 
     def came(self, number: int, frame: Any) -> None:
         """The signals' handler."""
-        if os.getpid() != self.process:  # a loader's, before `ignore_signals`
-            return
         again, self.code = self.code == denet_program.STOPPED, self.CODES[number]
         if not self.later:
             denet_program.interrupt(Stopped(self.at_once, self.code), frame)
@@ -70,10 +67,21 @@ class Stop:
             print("\rstopping after this step (Ctrl-C again: at once, without saving) ... ", end="", file=sys.stderr, flush=True)
 
 
-def ignore_signals(worker: int = 0) -> None:
-    """For a loader's process: its parent tells it when to end, also if a signal went to the whole group."""
+class Loader(DataLoader):
+    """A loader whose processes know no signals, which may go to the whole group: their parent tells them when to end."""
+
+    def __init__(self, *arguments, **how):
+        super().__init__(*arguments, worker_init_fn=_ignore_signals, **how)
+
+    def __iter__(self):
+        with denet_program.signals_wait():
+            return super().__iter__()
+
+
+def _ignore_signals(worker: int) -> None:
     for number in Stop.CODES:
         signal.signal(number, signal.SIG_IGN)
+    denet_program.signals_come()
 
 
 def on_zero(fabric: Fabric, function: Callable, *arguments) -> Any:

@@ -42,9 +42,15 @@ def not_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def environment_of_runs() -> dict[str, str]:
+    """That of the tests, their path included: a run that found another `denet_torch/fast` would have other weights."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
 def start(options: list[str], log: Path) -> subprocess.Popen:
     """A run in a process group of its own."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = environment_of_runs()
     command = [sys.executable, "-m", "training.run", *options]
     how = {"stdout": log.open("w"), "stderr": subprocess.STDOUT, "env": environment}
     return subprocess.Popen(command, start_new_session=True, preexec_fn=not_ignored, **how)
@@ -86,7 +92,7 @@ def test_ctrl_c_at_any_moment_is_one_line_and_loses_nothing(collection, tmp_path
     settings = tiny(collection, tmp_path / "whole", epochs=6, epoch_windows=100, checkpoint_steps=3)
 
     def run(out: str, *words: str) -> subprocess.Popen:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = environment_of_runs()
         command = [sys.executable, "-m", "tools.command", "train", *words]
         how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment, "cwd": tmp_path}
         return subprocess.Popen(command, start_new_session=True, preexec_fn=not_ignored, **how)

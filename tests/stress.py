@@ -344,10 +344,10 @@ def files(folder: Path) -> list[Path]:
 
 
 def names(folder: Path) -> set[str]:
-    """Names below a folder; checkpoints are counted, as a stop leaves one of its own step, the newest excepted."""
-    found = sorted(str(path.relative_to(folder)) for path in files(folder))
-    kept = [name for name in found if name.endswith(".ckpt")]
-    return {*found, *(f"checkpoint {i} before the last" for i in range(1, len(kept))), *(name[:14] for name in kept[-1:])} - {*kept}
+    """Names below a folder, checkpoints numbered: those before the last, which is compared, may be of the step of a stop."""
+    found = {str(path.relative_to(folder)) for path in files(folder)}
+    kept = {name for name in found if name.endswith(".ckpt")}
+    return found - kept | {f"checkpoint {i}" for i in range(len(kept))}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -90,7 +90,7 @@ LONG = {
     "python -m tools.benchmark ...": "",
     "denet train --amp": "",
     ".venv/bin/nox -s stress": "",
-    "DENET_DRAWN_STOPS=1 ...": "",
+    "DENET_CALLS=2000 ...": "",
 }
 # Lines that are executed by nobody here.
 NOWHERE = {

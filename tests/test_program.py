@@ -1,0 +1,82 @@
+"""denet_program: what Ctrl-C does to a program in each part of its life."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A library that makes an ImportError of whatever happens within it, and is slow.
+LIBRARY = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+except BaseException:
+    raise ImportError("the library failed")
+"""
+KILL = "os.kill(os.getpid(), signal.SIGINT)"
+
+
+def program(work: str, folder: Path, before: str = "") -> tuple[int, str, str]:
+    """Exit code, output and errors of a program whose work is these lines."""
+    lines = "".join(f"    {line}\n" for line in work.splitlines())
+    text = f"import atexit, os, signal, sys, time\nimport denet_program\ndenet_program.take()\n{before}\n"
+    text += f"def work():\n{lines}\ndenet_program.run(work)\n"
+    path = os.pathsep.join((str(ROOT), str(folder)))
+    how = {"env": os.environ | {"PYTHONPATH": path}, "capture_output": True, "text": True, "timeout": 60}
+    default = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (what runs in the background ignores it)
+    done = subprocess.run([sys.executable, "-c", text], preexec_fn=default, **how)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_before_the_work_it_is_one_line(tmp_path):
+    (tmp_path / "library.py").write_text(LIBRARY)
+    assert program("pass", tmp_path, before="import library") == (130, "", "stopped before anything was done\n")
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        f"{KILL}\ntime.sleep(60)",
+        "import library\ntime.sleep(60)",
+        f"class Thing:\n    def __del__(self):\n        {KILL}\n        time.sleep(0.01)\nThing()\ntime.sleep(60)",
+    ],
+    ids=["anywhere", "in an import", "in a destructor"],
+)
+def test_in_the_work_it_is_told_to_whoever_can_hear(tmp_path, work):
+    (tmp_path / "library.py").write_text(LIBRARY)
+    assert program(work, tmp_path) == (130, "", "stopped\n")
+
+
+def test_after_the_work_it_changes_nothing(tmp_path):
+    late = f"def late():\n    {KILL}\n    time.sleep(0.1)\n    print('all was done')\natexit.register(late)"
+    assert program("print('worked')\nreturn 3", tmp_path, before=late) == (3, "worked\nall was done\n", "")
+
+
+def test_a_second_one_ends_it_there_and_then(tmp_path):
+    work = f"try:\n    {KILL}\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    {KILL}\n    time.sleep(60)"
+    assert program(work, tmp_path) == (130, "", "")
+
+
+def test_a_child_leaves_the_word_to_its_parent(tmp_path):
+    work = f"child = os.fork()\nif child == 0:\n    {KILL}\n    time.sleep(60)\n"
+    work += "return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])"
+    assert program(work, tmp_path) == (130, "", "")
+
+
+@pytest.mark.parametrize(("work", "code"), [("raise ValueError('odd')", 1), ("sys.exit(2)", 2), ("return None", 0)])
+def test_other_ends_are_those_of_any_program(tmp_path, work, code):
+    found, said, err = program(work, tmp_path)
+    assert (found, said) == (code, "") and ("ValueError: odd" in err) == (code == 1)
+
+
+def test_threads_inside_of_pytorch_do_not_make_the_end_abort(tmp_path):
+    work = "for _ in range(3):\n    threading.Thread(target=multiply, daemon=True).start()\ntime.sleep(0.1)\nreturn 0"
+    before = "import threading, torch\na = torch.randn(64, 64)\ndef multiply():\n    while True:\n        a @ a"
+    for _ in range(2):
+        assert program(work, tmp_path, before=before) == (0, "", "")

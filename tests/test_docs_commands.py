@@ -89,6 +89,8 @@ LONG = {
     "docs/measurements/": "",
     "python -m tools.benchmark ...": "",
     "denet train --amp": "",
+    "denet make-dataset data/emitters ...": "",
+    "python -m training.run --mode file --model sincnet --task emitter --data-dir data/emitters ...": "",
     ".venv/bin/nox -s stress": "",
     "DENET_CALLS=2000 ...": "",
 }

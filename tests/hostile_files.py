@@ -123,6 +123,10 @@ def judge(name: str, seed: int, number: int, good: Good, folder: Path, base: int
     (PROCESS / "clear_refs").write_text("5")  # the peak begins anew
     before, started = computed(), time.monotonic()
     code, out, err = call(case)
+    if "tensorflow" in sys.modules:  # what the library itself takes is no fault of a file: once more
+        (PROCESS / "clear_refs").write_text("5")
+        base, before = memory("VmRSS"), computed()
+        code, out, err = call(case)
     seconds, waited, taken = computed() - before, time.monotonic() - started, memory("VmHWM") - base
     wrong = said_wrong(case, code, out, err)
     if not wrong and code == 0:
@@ -153,7 +157,7 @@ def work(jobs: list[tuple[str, int]], seed: int, good: Good, folder: Path, pipe:
             print(json.dumps([name, number, None]), file=results)
             found = judge(name, seed, number, good, folder, base, running)
             print(json.dumps([name, number, found]), file=results)
-            if found["megabytes"] > MEGABYTES:
+            if found["megabytes"] > MEGABYTES or "tensorflow" in sys.modules:
                 break  # what it keeps is no fault of the next
     os._exit(0)
 

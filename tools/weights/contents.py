@@ -31,12 +31,22 @@ def contents(path: Path) -> str:
         return "checkpoint"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size:
         return "safetensors"
-    if head.startswith(GRAPH):
+    if head.startswith(GRAPH) and _is_node(head, size):  # TensorFlow takes seconds and half a gigabyte to say no
         return "graph"
     if head.startswith(OLDER_TORCH):
         raise WeightsError(f"{path}: is a pickle, which can run code and is not read; torch.save writes an archive today")
     known = "HDF5, .keras, .npz, .safetensors, .pt, a TensorFlow checkpoint, frozen graph or SavedModel"
     raise WeightsError(f"{path}: is damaged, or none of {known}")
+
+
+def _is_node(head: bytes, size: int) -> bool:
+    """Whether a field of protobuf follows that fits into a file of `size` bytes and begins with a node's name."""
+    length = 0
+    for place, byte in enumerate(head[1:11], 2):
+        length |= (byte & 0x7F) << 7 * (place - 2)
+        if byte < 0x80:
+            return place + length <= size and head[place : place + 1] == GRAPH
+    return False
 
 
 def _archive(path: Path) -> str:

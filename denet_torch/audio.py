@@ -41,6 +41,7 @@ from . import recorder
 MAX_DENOMINATOR = 4096
 RATES = (100, 100_000_000)  # Hz, of a recording
 MAX_PACKED = 20_000  # samples in a byte: FLAC packs silence to a third of that
+MAX_PACKED_MP3 = 48  # 1152 samples in a frame of 24 bytes
 
 
 # Of all types of libsndfile but the headerless one: their usual suffixes, and the names that libsndfile gives them.
@@ -345,7 +346,7 @@ def _info(file: soundfile.SoundFile, path: str | Path, time_expansion: float) ->
     if not RATES[0] <= samplerate <= RATES[1]:
         raise AudioError(f"{path}: its header says {samplerate} Hz; sound has {RATES[0]} to {RATES[1]} Hz")
     size = os.path.getsize(path)
-    if file.frames > MAX_PACKED * size:
+    if file.frames > (MAX_PACKED_MP3 if file.format in ("MP3", "MPEG") else MAX_PACKED) * size:
         hours = file.frames / file.samplerate / 3600
         raise AudioError(f"{path}: its header says {hours:.0f} hours, of which its {size} bytes cannot be")
     return AudioInfo(Path(path), samplerate, file.frames, file.channels)

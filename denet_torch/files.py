@@ -20,6 +20,7 @@ except ImportError:  # Windows
 
 PARTIAL = ".partial-"  # what the names of unfinished files begin with
 MAX_MESSAGE = 300  # characters
+MAX_NAME = 255  # bytes of a file's
 MAX_DIRECTORY = 4 << 20  # bytes of an archive's list of members: some 40,000
 DTYPES = {"float64": "F64", "float32": "F32"}  # safetensors' names
 
@@ -99,6 +100,14 @@ def new_folder(out: Path) -> Iterator[Path]:
             partial.rename(out)
     except OSError as error:
         raise OSError(f"{out}: cannot be written ({reason(error)})") from None
+
+
+def fitting(stem: str, suffix: str) -> str:
+    """A file's name: `stem` and `suffix`; where that is longer than file systems allow, the stem is cut, and has a digest."""
+    if len(os.fsencode(stem + suffix)) <= MAX_NAME:
+        return stem + suffix
+    end = f"-{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}{suffix}"
+    return os.fsencode(stem)[: MAX_NAME - len(os.fsencode(end))].decode(errors="ignore") + end
 
 
 def refuse_pipes(path: str | Path) -> None:

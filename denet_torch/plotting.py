@@ -70,6 +70,7 @@ def plot(
             low, high = (0, top) if np.isnan(low) or np.isnan(high) else (low, high)
             corner, size = (event.onset, low / 1000), (event.offset - event.onset, (high - low) / 1000)
             axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=color, linewidth=1.5))
-            axes.text(event.onset, high / 1000, event.label, color=color, fontsize=8, va="bottom", clip_on=True)
-    axes.set(xlabel="time (s)", ylabel="frequency (kHz)", xlim=(start, end), ylim=(0, top / 1000), title=file)
+            axes.text(event.onset, high / 1000, event.label, color=color, fontsize=8, va="bottom", clip_on=True, parse_math=False)
+    axes.set(xlabel="time (s)", ylabel="frequency (kHz)", xlim=(start, end), ylim=(0, top / 1000))
+    axes.set_title(file, parse_math=False)  # a $ in a name is no formula
     return figure

@@ -182,7 +182,7 @@ def _picture(comparison: Comparison, file: str) -> str:
                 corner = event.onset, band[0] / 1000
                 sides = event.offset - event.onset, (band[1] - band[0]) / 1000
                 top.add_patch(_rectangle(corner, *sides, colour))
-    below.set_yticks(range(len(tables)), list(tables))
+    below.set_yticks(range(len(tables)), list(tables), parse_math=False)
     below.set_ylim(len(tables) - 0.5, -0.5)
     below.set_xlim(start, stop)
     below.set_xlabel("s")

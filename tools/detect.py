@@ -45,11 +45,15 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.detect
         results = detect_batch.run(job, paths, args.jobs, **decoding)
         if results is None:  # not the first of torchrun's ranks
             return 0
-        if len(results.recordings):
-            event_formats.write(results, args.output, args.formats, factor)
-        if len(results.recordings) and args.report:
-            model, folder = detect_batch.load_model(job), args.output / "report"
-            detect_report.write(results, model, folder, factor, reference)
+        trouble = None
+        try:
+            if len(results.recordings):
+                event_formats.write(results, args.output, args.formats, factor)
+            if len(results.recordings) and args.report:
+                model, folder = detect_batch.load_model(job), args.output / "report"
+                detect_report.write(results, model, folder, factor, reference)
+        except (ValueError, OSError) as error:  # what could not be searched is named all the same
+            trouble = error
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -63,6 +67,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.detect
         tell("note", note)
     for reason in [*empty, *results.failures.values()]:
         tell("error", reason)
+    if trouble is not None:
+        tell("error", trouble)
+        return 2
     if args.report and len(results.recordings):
         print(f"look at {args.output / 'report' / 'index.html'}")
     print(results.summary())

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import denet_torch
 from denet_torch import audio
+from denet_torch.files import fitting
 from denet_torch.plotting import spectrogram
 from tools.detect_batch import Results
 from tools.event_formats import match_files
@@ -60,7 +61,7 @@ def write(
 
     `model`: that found them; None for those of another program, which have no probabilities, and scores perhaps NaN.
     `reference`: events to show beside those found; their files are matched to the recordings' (see
-    `event_formats.match_files`). Raises ValueError, AudioError if a recording cannot be read.
+    `event_formats.match_files`). A recording that cannot be read any more is added to `results.failures`. Raises ValueError.
     """
     if reference is not None:
         reference = match_files(reference, results.recordings.file)
@@ -71,8 +72,11 @@ def write(
     pages, decisions = {}, []
     for row in tqdm(results.recordings.itertuples(), total=len(files), desc="report", unit="file"):
         name = os.path.relpath(os.path.abspath(row.file), top)
-        pages[row.file], parts = _write_pages(results, model, folder, row, name, time_expansion, reference)
-        decisions += parts
+        try:
+            pages[row.file], parts = _write_pages(results, model, folder, row, name, time_expansion, reference)
+            decisions += parts
+        except audio.AudioError as error:  # the others have their pages
+            results.failures[Path(row.file)] = f"{error}; it has no page"
     _write_index(results, folder / "index.html", pages, reference, decisions)
     return folder / "index.html"
 
@@ -111,7 +115,8 @@ def _write_pages(
     call = None if model is None else results.probabilities(row.file)[:, 1:].sum(axis=1)
     frames = len(call) if call is not None else math.ceil(row.duration / results.frame - 1e-9)
     firsts = range(0, frames, length)
-    paths = [f"{name}.html" if i == 0 else f"{name}.{i + 1}.html" for i in range(len(firsts))]
+    parent, stem = os.path.split(name)
+    paths = [os.path.join(parent, fitting(stem, ".html" if i == 0 else f".{i + 1}.html")) for i in range(len(firsts))]
     events = results.events[results.events.file == row.file]
     decisions = []
     for i, first in enumerate(firsts):
@@ -133,7 +138,7 @@ def _write_pages(
             "index": "../" * (len(Path(name).parts) - 1) + "index.html",
             "previous": _link(Path(paths[i - 1]).name) if i > 0 else None,
             "next": None if last else _link(Path(paths[i + 1]).name),
-            "save_as": Path(paths[i]).stem + ".corrected.csv",
+            "save_as": fitting(Path(paths[i]).stem, ".corrected.csv"),
         }
         if reference is not None:
             given = reference[reference.file == row.file]
@@ -265,8 +270,8 @@ def _write_index(
     by_label = results.events.groupby(["file", "label"]).size()
     labels = sorted(results.events.label.unique()) if results.events.label.nunique() > 1 else []
     for row in results.recordings.itertuples():
-        first, *more = map(_link, pages[row.file])
-        links = f'<a href="{first}">{html.escape(row.file)}</a>'
+        first, *more = map(_link, pages.get(row.file, [""]))
+        links = f'<a href="{first}">{html.escape(row.file)}</a>' if first else html.escape(row.file)
         links += "".join(f' <a href="{page}">{i}</a>' for i, page in enumerate(more, 2))
         given = "" if reference is None else (reference.file == row.file).sum()
         counts = [by_label.get((row.file, label), 0) for label in labels]

@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 
 from denet_torch.detection import EVENT_COLUMNS
-from denet_torch.files import locked, partial_folder
+from denet_torch.files import fitting, locked, partial_folder
 from tools.detect_batch import Results
 from training import annotations, formats
 from training.annotations import NotATable
@@ -330,6 +330,7 @@ def _recordings(results: Results, time_expansion: float) -> pd.DataFrame:
 
 def _place(folder: Path, place: str, suffix: str) -> Path:
     """A new file in `folder` for a recording."""
-    path = folder / (place + suffix)
+    parent, stem = os.path.split(place)
+    path = folder / parent / fitting(stem, suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

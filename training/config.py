@@ -510,9 +510,9 @@ def _check_files(argv: list[str]) -> None:
         path = Path(name)
         if not path.is_file():
             raise TrainingError(f"--config {name}: {'is no file' if path.exists() else 'no such file'}")
+        if path.stat().st_size > MAX_YAML:
+            raise TrainingError(f"--config {name}: has more than {MAX_YAML} bytes, as no file of options")
         try:
-            if path.stat().st_size > MAX_YAML:
-                raise TrainingError(f"--config {name}: has more than {MAX_YAML} bytes, as no file of options")
             text = path.read_text(encoding="utf-8")
             # An alias repeats what was said before: a few lines of them make gigabytes.
             aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))

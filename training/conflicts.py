@@ -124,7 +124,7 @@ def draw_recording(
     figure = Figure(figsize=(12, 8), layout="constrained")
     wave, spectrum, lanes = figure.subplots(3, height_ratios=[2, 3, 2], sharex=True)
     _draw_waveform(wave, sound, seconds)
-    wave.set_title(f"{facts['file']}, {facts['samplerate'] / 1000:g} kHz")
+    wave.set_title(f"{facts['file']}, {facts['samplerate'] / 1000:g} kHz", parse_math=False)
     _draw_spectrogram(spectrum, sound, facts["samplerate"])
     _draw_sources(lanes, collection, recording)
     _draw_labels(lanes, collection, recording, frame_seconds)
@@ -214,7 +214,8 @@ def _draw_sources(axes, collection: Collection, recording: int) -> None:
             axes.broken_barh([(left, width)], (lane + 0.1, 0.8), color=colour, alpha=0.7)
             if lane == 4:
                 name = collection.contexts[span.context]
-                axes.text(left, lane + 0.5, f" {name}, emitter {span.emitter}", va="center", fontsize=8)
+                text = f" {name}, emitter {span.emitter}"
+                axes.text(left, lane + 0.5, text, va="center", fontsize=8, parse_math=False)
 
 
 def _draw_labels(axes, collection: Collection, recording: int, frame_seconds: float) -> None:

@@ -166,8 +166,8 @@ def _confusion(counts: np.ndarray, classes: Sequence[str], note: str) -> str:
     for (row, column), count in np.ndenumerate(counts):
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, count, ha="center", va="center", fontsize=8, color=color)
-    axes.set_xticks(range(len(classes)), classes, rotation=90)
-    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)  # a $ in a name is no formula
+    axes.set_yticks(range(len(classes)), classes, parse_math=False)
     axes.set(xlabel="answer", ylabel="reference")
     return _section("Confusion", _scrolling(_picture(figure, "confusion matrix")), note)
 

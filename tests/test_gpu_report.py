@@ -77,6 +77,15 @@ def test_a_part_that_fails_crashes_or_takes_too_long_does_not_stop_the_others(tm
     assert "no kernel image" in page and "stopped after" in page
 
 
+def interrupted(setting):
+    raise KeyboardInterrupt
+    yield
+
+
+def test_an_interrupted_part_leaves_the_telling_to_the_command():
+    gpu_parts._send(interrupted, None, None)
+
+
 def test_the_parts_share_the_time(tmp_path, monkeypatch):
     given, clock = {}, [1000.0]
 

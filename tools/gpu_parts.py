@@ -440,6 +440,9 @@ def in_a_process(work: Callable, setting: Setting, seconds: float) -> dict:
         process.join(max(1.0, ends - time.monotonic()))
         if process.exitcode:
             found["error"] = f"its process ended by itself, exit code {process.exitcode}"
+    except KeyboardInterrupt:  # which the process was sent as well, and ends what it has started
+        process.join(5)
+        raise
     finally:
         process.kill()
     return found
@@ -449,6 +452,8 @@ def _send(work: Callable, setting: Setting, sender) -> None:
     try:
         for found in work(setting):
             sender.send(found)
+    except KeyboardInterrupt:
+        pass  # its parent tells of it
     except Exception as error:  # the other parts are wanted all the same
         sender.send({"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
 

@@ -111,7 +111,7 @@ def test_a_run_over_its_share_is_stopped_and_said_to_be(tmp_path):
 def test_without_a_checkout_the_recordings_are_said_to_be_missing(tmp_path):
     setting = "gpu_parts.Setting('cpu', True, __import__('pathlib').Path('.'), 0)"
     script = f"import sys; sys.path[:1] = []; from tools import gpu_parts; print(gpu_parts.recordings({setting}))"
-    for package in ("tools", "training", "denet_torch"):  # as after an install of the wheel
+    for package in ("tools", "training", "denet_torch", "denet_program.py"):  # as after an install of the wheel
         (tmp_path / "installed").mkdir(exist_ok=True)
         (tmp_path / "installed" / package).symlink_to(ROOT / package)
     for folder, said in ((tmp_path, "not run: no parity_tests"), (ROOT, "{'largest error'")):

@@ -2,7 +2,8 @@
 
 The sinc filters are long, and symmetric: their bands are made by Fourier transforms, and so are their gradients (`fourier`), in
 blocks of a chunk that overlap by a filter. Two blocks of a chunk, never of two, are real and imaginary part of a signal: what is
-rounded in one is of the size of the other. What the pool throws away is never written. A chunk's arrays stay in a core's cache.
+rounded in one is of the size of the other. The short filters of many channels are products of matrices for each frequency of
+short blocks; their gradients are plain products. What the pool throws away is never written.
 """
 
 from collections.abc import Callable

@@ -26,7 +26,7 @@ def parity(session):
 
 @nox.session
 def stress(session):
-    """An hour of kills, stops and full disks; --minutes N for less. The tests take a minute of it."""
+    """An hour of kills, stops and full disks; --minutes N for less. The tests take a few cases of it."""
     environment = ONE_THREAD | {"PYTHONPATH": ".", "MALLOC_PERTURB_": "165"}
     session.run(sys.executable, "tests/stress.py", *session.posargs, env=environment)
 

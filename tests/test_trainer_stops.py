@@ -122,6 +122,18 @@ def test_ctrl_c_at_any_moment_is_one_line_and_loses_nothing(collection, tmp_path
         assert_same_end(settings.out, out)
 
 
+def test_signals_while_a_loaders_processes_start_end_none(monkeypatch):
+    ignore = runs._ignore_signals
+
+    def early(worker):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        ignore(worker)
+
+    monkeypatch.setattr(runs, "_ignore_signals", early)
+    assert torch.cat(list(runs.Loader(range(8), num_workers=2))).tolist() == list(range(8))
+
+
 def test_a_signal_before_the_first_step_ends_at_once(whole, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(loop, "open_data", lambda config: os.kill(os.getpid(), signal.SIGINT))
     assert main(as_options(replace(whole, out=tmp_path / "run"))) == 130

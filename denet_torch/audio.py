@@ -193,7 +193,7 @@ def resampled_length(frames: int, from_rate: int, to_rate: int) -> int:
 
 def true_rate(header_rate: int, time_expansion: float) -> int:
     """Rate of a recording that was slowed down by a factor. Raises ValueError for no such factor."""
-    if not (math.isfinite(time_expansion) and time_expansion > 0):
+    if not (time_expansion > 0 and math.isfinite(header_rate * time_expansion)):
         raise ValueError(f"time_expansion is {time_expansion}; expected a positive factor")
     return round(header_rate * time_expansion)
 

@@ -92,6 +92,7 @@ LONG = {
     "denet make-dataset data/emitters ...": "",
     "python -m training.run --mode file --model sincnet --task emitter --data-dir data/emitters ...": "",
     ".venv/bin/nox -s stress": "",
+    ".venv/bin/python tests/hostile_files.py ...": "",
     "DENET_CALLS=2000 ...": "",
 }
 # Lines that are executed by nobody here.

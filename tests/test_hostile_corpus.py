@@ -1,6 +1,6 @@
 """Drawn hostile files of every kind, through the commands that read them: tests/hostile_files.py.
 
-`DENET_FILES=5000` draws as many; a few hundred without it. The seed is printed, and DENET_SEED sets it.
+`DENET_FILES=5000` draws as many; two hundred without it. The seed is printed, and DENET_SEED sets it.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import hostile_files
 import pytest
 
-FILES = os.environ.get("DENET_FILES", "250")
+FILES = os.environ.get("DENET_FILES", "200")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux tells it")

@@ -114,7 +114,7 @@ def _write_pages(
     length = max(1, int(min(PAGE_SECONDS, PAGE_SAMPLES / row.samplerate) / results.frame))  # frames in a page
     call = None if model is None else results.probabilities(row.file)[:, 1:].sum(axis=1)
     frames = len(call) if call is not None else math.ceil(row.duration / results.frame - 1e-9)
-    firsts = range(0, frames, length)
+    firsts = range(0, max(1, frames), length)
     parent, stem = os.path.split(name)
     paths = [os.path.join(parent, fitting(stem, ".html" if i == 0 else f".{i + 1}.html")) for i in range(len(firsts))]
     events = results.events[results.events.file == row.file]

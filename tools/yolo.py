@@ -35,6 +35,7 @@ from training.config import Config
 from training.labels import IGNORE
 from training.loop import open_data, prepare_data
 from training.splits import SIDES
+from training.tables import read_csv
 
 NAMES = ("images", "labels", "data.yaml", "classes.names", "hyp.yaml", "annotations.json", "recordings.csv", "reference.csv")
 NAMES += (*(f"{side}.txt" for side in SIDES), "manifest.csv", "export.json")  # the last one tells that all is there
@@ -215,16 +216,18 @@ def read_export(root: Path) -> Export:
     """Read the tables of an export. Raises YoloError."""
     try:
         facts = json.loads((root / "export.json").read_text())
-        images = pd.read_csv(root / "manifest.csv")[MANIFEST]
-        recordings = pd.read_csv(root / "recordings.csv")[["file", "duration", "samplerate", "side"]]
+        images = read_csv(root / "manifest.csv")[MANIFEST]
+        recordings = read_csv(root / "recordings.csv")[["file", "duration", "samplerate", "side"]]
         layout, classes = Layout(**facts["layout"]), list(facts["classes"])
+        if not all(type(size) in (int, float) and 0 < size < 1e9 for size in vars(layout).values()):
+            raise ValueError("a size of the images is no number above 0")
         expansion = float(facts["time_expansion"])
         _check(images, recordings, classes, expansion)
         images["recording"] = pd.Index(recordings["file"]).get_indexer(images["file"])
         images.index = [Path(image).stem for image in images["image"]]
     except FileNotFoundError as error:
         raise YoloError(f"{root}: is no export, {Path(error.filename).name} is missing") from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
         raise YoloError(f"{root}: is no export that can be used ({str(error).splitlines()[0]})") from None
     return Export(root, images, recordings, classes, layout, expansion)
 
@@ -240,7 +243,7 @@ def _check(images: pd.DataFrame, recordings: pd.DataFrame, classes: list, expans
         raise ValueError(f"recordings.csv lacks {unknown[0]} of manifest.csv")
     if not {*images["side"], *recordings["side"]} <= {*SIDES}:
         raise ValueError("a side is none of " + ", ".join(SIDES))
-    if not classes or not all(isinstance(name, str) for name in classes) or not (math.isfinite(expansion) and expansion > 0):
+    if not classes or not all(isinstance(name, str) for name in classes) or not 0 < expansion <= 1e6:
         raise ValueError("export.json names no classes or no time expansion")
 
 

@@ -256,9 +256,11 @@ def _check_facts(facts: Any) -> None:
     if not isinstance(facts, dict) or "reading" in facts and type(facts.get("version")) is not int:
         raise ValueError("what it says of itself is no object")
     try:
-        Reading(**facts.get("reading", {}))
+        known = Reading(**facts.get("reading", {})).data_format in (None, *formats.READERS)
     except (TypeError, ValueError):
-        raise ValueError("it was read in no way that is known here") from None
+        known = False
+    if not known:
+        raise ValueError("it was read in no way that is known here")
     if facts.get("version") != INDEX_VERSION:
         return
     if facts.get("data_format") not in [*formats.READERS] or "reading" not in facts or "stamps" not in facts:

@@ -24,7 +24,7 @@ class TrainingError(ValueError):
     """A run that cannot start or go on; the message is one line for the user."""
 
 
-MAX_YAML = 1_000_000  # bytes
+MAX_YAML = 100_000  # bytes; YAML takes 4 s for a megabyte
 
 # Names from modules that import much; tests/test_command.py holds them to those there.
 MODEL_NAMES = ("denet", "sincnet", "boxes")

@@ -96,6 +96,18 @@ class Reading:
             raise ValueError(f"time_expansion is {self.time_expansion}; expected a positive factor")
 
 
+MAX_HEADING = 100_000  # bytes of a table's first line: each column takes pandas a kilobyte
+
+
+def read_csv(path: Path, **how) -> pd.DataFrame:
+    """pandas' table of a file. Raises ValueError and OSError."""
+    refuse_pipes(path)
+    with open(path, "rb") as file:
+        if len(file.readline(MAX_HEADING + 1)) > MAX_HEADING:
+            raise ValueError(f"its first line has more than {MAX_HEADING} bytes")
+    return pd.read_csv(path, **how)
+
+
 def is_factor(value: object) -> bool:
     """Whether it can be the factor by which recordings were slowed down."""
     return isinstance(value, Real) and not isinstance(value, bool) and 0 < value < float("inf")

@@ -12,11 +12,10 @@ from lightning_fabric import Fabric
 from lightning_fabric.accelerators import CPUAccelerator
 from lightning_fabric.strategies import SingleDeviceStrategy
 from torch import Tensor
-from torch.utils.data import DataLoader
 from trainer_cases import tiny
 
 import denet_torch
-from training import loop
+from training import loop, runs
 from training.evaluation import choose_decoding, scores
 from training.losses import cross_entropy, focal
 from training.metrics import predict
@@ -138,7 +137,7 @@ def test_batches_are_made_ahead_in_pinned_memory(trainer, monkeypatch):
     trainer.config = replace(trainer.config, workers=2)
     made = []
 
-    class Loader(DataLoader):
+    class Loader(runs.Loader):
         def __init__(self, *args, **options):
             super().__init__(*args, **options)
             made.append(self)
@@ -146,7 +145,7 @@ def test_batches_are_made_ahead_in_pinned_memory(trainer, monkeypatch):
         def __iter__(self):
             return iter(())
 
-    monkeypatch.setattr(loop, "DataLoader", Loader)
+    monkeypatch.setattr(loop, "Loader", Loader)
     assert list(trainer._epoch_batches()) == []
     assert [(loader.pin_memory, loader.num_workers, loader.prefetch_factor) for loader in made] == [(True, 2, 2)]
 

@@ -164,7 +164,7 @@ def test_bad_recordings_do_not_end_a_run(collection, tmp_path, capsys, workers):
     loop.prepare_data(config)
     rng, files = random.Random(SEED), sorted(data.glob("files*/*.WAV"))
     print(f"seed {SEED}")
-    missing, not_numbers = rng.sample(files, 2)
+    missing, not_numbers = rng.sample([file for file in files if readable(file)], 2)  # the collection has one that is damaged
     missing.unlink()
     sound, rate = soundfile.read(not_numbers)
     sound[::50] = np.nan
@@ -174,6 +174,13 @@ def test_bad_recordings_do_not_end_a_run(collection, tmp_path, capsys, workers):
     assert (config.out / WEIGHTS).exists() and (config.out / "scores.json").exists()
     named = [path for path in (missing, not_numbers) if f"warning: {path}" in said]
     assert named and "left out" in said
+
+
+def readable(path):
+    try:
+        return soundfile.info(path).frames > 0
+    except soundfile.LibsndfileError:
+        return False
 
 
 def test_a_step_that_is_left_out_leaves_the_statistics_alone(collection, tmp_path, monkeypatch):

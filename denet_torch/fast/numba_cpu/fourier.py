@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .product import compiled
+from .product import compiled, everywhere
 from .threads import LANES
 
 LEAST = 16  # steps of a transform
@@ -61,7 +61,7 @@ def four(scaled: bool):
             i, apart, at = arguments[4:]
             number = context.get_data_type(signature.args[0].dtype)
             bytes_each = context.get_abi_sizeof(number)
-            vector, lane = ir.VectorType(number, LANES), ir.IntType(32)
+            vector = ir.VectorType(number, LANES)
             fma_type = ir.FunctionType(vector, [vector] * 3)
             fma = cgutils.get_or_insert_function(builder.module, fma_type, f"llvm.fma.v{LANES}f{8 * bytes_each}")
             add, subtract, multiply = builder.fadd, builder.fsub, builder.fmul
@@ -75,19 +75,17 @@ def four(scaled: bool):
                 place = builder.add(builder.mul(rows[n], number_of(2 * LANES)), number_of(part * LANES))
                 return builder.bitcast(builder.gep(array, [place]), vector.as_pointer())
 
-            def everywhere(array, place):
-                one = builder.load(builder.gep(array, [place]))
-                one = builder.insert_element(ir.Constant(vector, ir.Undefined), one, lane(0))
-                return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(lane, LANES), None))
+            def number_at(array, place):
+                return everywhere(builder, builder.load(builder.gep(array, [place])), LANES)
 
             values = []
             for n in range(4):
                 re, im = (builder.load(vector_at(x, n, part), align=bytes_each) for part in range(2))
                 if scaled:
-                    factor = everywhere(factors, rows[n])
+                    factor = number_at(factors, rows[n])
                     re, im = multiply(re, factor), multiply(im, factor)
                 elif n:
-                    cos, sin = (everywhere(turns, builder.add(at, number_of(2 * n - 2 + part))) for part in range(2))
+                    cos, sin = (number_at(turns, builder.add(at, number_of(2 * n - 2 + part))) for part in range(2))
                     turned = builder.call(fma, [re, cos, builder.fneg(multiply(im, sin))])
                     re, im = turned, builder.call(fma, [re, sin, multiply(im, cos)])
                 values.append((re, im))
@@ -163,7 +161,7 @@ def _complex_sum(_, y, to, x, first, second, sign):
     def generate(context, builder, signature, arguments):
         y, x = (context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in (0, 2))
         to, first, second, sign = arguments[1], *arguments[3:]
-        number, lane = context.get_data_type(signature.args[0].dtype), ir.IntType(32)
+        number = context.get_data_type(signature.args[0].dtype)
         bytes_each, vector = context.get_abi_sizeof(number), ir.VectorType(number, LANES)
 
         def vectors(array, place):
@@ -172,8 +170,7 @@ def _complex_sum(_, y, to, x, first, second, sign):
 
         parts = [ir.Constant(ir.IntType(64), part) for part in (0, LANES)]
         (a, b), (c, d) = ([builder.load(p, align=bytes_each) for p in vectors(x, place)] for place in (first, second))
-        sign = builder.insert_element(ir.Constant(vector, ir.Undefined), sign, lane(0))
-        sign = builder.shuffle_vector(sign, sign, ir.Constant(ir.VectorType(lane, LANES), None))
+        sign = everywhere(builder, sign, LANES)
         sums = builder.fsub(a, builder.fmul(sign, d)), builder.fadd(b, builder.fmul(sign, c))
         for value, place in zip(sums, vectors(y, to), strict=True):
             builder.store(value, place, align=bytes_each)

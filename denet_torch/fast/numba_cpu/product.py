@@ -24,12 +24,20 @@ ROWS = 10 if FEATURES.get("avx512f", False) or FEATURES.get("neon", False) else 
 COLUMNS, DEEP = 256, 16  # of a kernel in one go: well within a core's cache
 
 
-def compiled(function: Callable) -> Callable:
-    """Compiled when first called, for the next process as well if there is a folder to keep it in."""
+def compiled(function: Callable, **how) -> Callable:
+    """Compiled when first called, for the next process as well if there is a folder to keep it in. `how`: numba's options."""
+    how = {"nogil": True, "error_model": "numpy"} | how
     try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        return numba.njit(cache=True, **how)(function)
     except RuntimeError:
-        return numba.njit(nogil=True, error_model="numpy")(function)
+        return numba.njit(**how)(function)
+
+
+def everywhere(builder: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
+    """A vector with `scalar` in each of its lanes."""
+    lane = ir.IntType(32)
+    vector = builder.insert_element(ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined), scalar, lane(0))
+    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(lane, lanes), None))
 
 
 class Bfloat16(ir.Type):
@@ -115,16 +123,12 @@ def product(height=ROWS, vectors=2, layer=False, masked=False, added=False, stre
                 numbers = builder.zext(load(array, *offsets, kind=halves), words)
                 return builder.bitcast(builder.shl(numbers, ir.Constant(words, [16] * lanes)), vector)
 
-            def everywhere(scalar):
-                scalar = builder.insert_element(ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined), scalar, flag(0))
-                return builder.shuffle_vector(scalar, scalar, ir.Constant(words, None))
-
             def scalars_at(*offsets):
                 """One number of a, or pair of them, in all lanes."""
                 if not paired:
-                    return everywhere(builder.load(at(a, *offsets)))
+                    return everywhere(builder, builder.load(at(a, *offsets)), lanes)
                 pair = builder.bitcast(at(a, *offsets), flag.as_pointer())
-                return builder.bitcast(everywhere(builder.load(pair, align=alignment)), pairs)
+                return builder.bitcast(everywhere(builder, builder.load(pair, align=alignment), lanes), pairs)
 
             def store(y, *offsets):
                 if rounded:

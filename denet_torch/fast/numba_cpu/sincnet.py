@@ -6,9 +6,8 @@ rounded in one is of the size of the other. The short filters of many channels a
 short blocks; their gradients are plain products. What the pool throws away is never written.
 """
 
-from collections.abc import Callable
+from functools import partial
 
-import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,16 +20,8 @@ from .threads import LANES, share_out
 
 CHUNKS = 16  # gradients of weights of so many are added up, then those of all
 AT_ONCE = 8  # chunks of which the convolutions are made together
+compiled_sums = partial(compiled, fastmath={"reassoc"})  # sums in any order, so that they fill the vectors
 _multiply, _add = product(), product(added=True)  # a row in two tiles would be added twice: rows are multiples of ROWS
-
-
-def compiled_sums(function: Callable) -> Callable:
-    """As `compiled`; sums may be made in any order, so that they fill the vectors."""
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc"}}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:
-        return numba.njit(**options)(function)
 
 
 def plan(samples: int, taps: int) -> tuple[int, int, int]:

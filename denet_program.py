@@ -26,6 +26,7 @@ from types import FrameType
 from typing import NoReturn
 
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
+UNREAD = 141  # that of a program that SIGPIPE ends
 SOON = 0.02  # s
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -58,7 +59,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             sys.stdout.flush()
         except BrokenPipeError:  # head or less has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            code = 128 + signal.SIGPIPE
+            code = UNREAD
         except SystemExit as end:  # argparse's
             if not isinstance(end.code, int):
                 raise
@@ -82,7 +83,7 @@ def interrupt(error: KeyboardInterrupt, frame: FrameType | None) -> None:
     global _raised
     _raised = error
     while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>" and _can_wait():
             return _once_more()
         frame = frame.f_back
     raise error
@@ -91,7 +92,8 @@ def interrupt(error: KeyboardInterrupt, frame: FrameType | None) -> None:
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
     """Ctrl-C and SIGTERM wait: here until the block ends, in processes that it starts until `signals_come` is called there."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    if _can_wait():
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
@@ -99,7 +101,13 @@ def signals_wait() -> Iterator[None]:
 
 
 def signals_come() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if _can_wait():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _can_wait() -> bool:
+    """Whether a signal can be put off: not on Windows, where it is as Python has it."""
+    return hasattr(signal, "pthread_sigmask") and hasattr(signal, "setitimer")
 
 
 def _once_more() -> None:
@@ -132,7 +140,7 @@ def _came(number: int, frame: FrameType | None) -> None:
 
 
 def _unraisable(unraisable) -> None:
-    if _raised is not None and unraisable.exc_value is _raised:
+    if _raised is not None and unraisable.exc_value is _raised and _can_wait():
         _once_more()
     else:
         sys.__unraisablehook__(unraisable)

@@ -80,3 +80,10 @@ def test_threads_inside_of_pytorch_do_not_make_the_end_abort(tmp_path):
     before = "import threading, torch\na = torch.randn(64, 64)\ndef multiply():\n    while True:\n        a @ a"
     for _ in range(2):
         assert program(work, tmp_path, before=before) == (0, "", "")
+
+
+def test_where_signals_cannot_wait_as_on_windows(tmp_path):
+    before = "del signal.pthread_sigmask, signal.setitimer, signal.SIGALRM, signal.SIGPIPE"
+    waits = f"with denet_program.signals_wait():\n    {KILL}"
+    assert program(waits, tmp_path, before) == (130, "", "stopped\n")
+    assert program("raise BrokenPipeError", tmp_path, before) == (141, "", "")

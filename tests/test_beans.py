@@ -44,7 +44,7 @@ def test_split_is_scikit_learns(data):
     df_train, df_rest = split(df, test_size=0.4, random_state=42, shuffle=True, stratify=df["Emitter"])
     df_valid, df_test = split(df_rest, test_size=0.5, random_state=42, shuffle=True, stratify=df_rest["Emitter"])
     df_train_low, _ = split(df_train, test_size=0.8, random_state=42, shuffle=True, stratify=df_train["Emitter"])
-    found = beans.split_by_file(beans.read_table(data))
+    found = beans.split_by_file(beans.read_table(data), data)
     for part, expected in {"train": df_train, "valid": df_valid, "test": df_test, "train-low": df_train_low}.items():
         assert found[part]["File Name"].tolist() == expected["File Name"].tolist()
         assert found[part]["Emitter"].tolist() == expected["Emitter"].tolist()

@@ -63,7 +63,7 @@ def read_table(root: Path, name: str = "annotations.csv") -> pd.DataFrame:
     return table
 
 
-def split_by_file(table: pd.DataFrame, root: Path = Path("annotations.csv")) -> dict[str, pd.DataFrame]:
+def split_by_file(table: pd.DataFrame, root: Path) -> dict[str, pd.DataFrame]:
     """The benchmark's split: train, train-low (a fifth of it), valid and test. Raises CollectionError if it cannot be made."""
     try:
         from sklearn.model_selection import train_test_split

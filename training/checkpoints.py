@@ -107,7 +107,7 @@ def _check(name: str, saved: Any, item: Any) -> None:
     elif name == "progress":
         _check_progress(saved, item)
     elif hasattr(item, "state_dict"):
-        _check_alike(f"{name}", saved, item.state_dict())
+        _check_alike(name, saved, item.state_dict())
 
 
 def _check_alike(name: str, saved: Any, own: Any) -> None:

@@ -11,6 +11,8 @@ command said.
 
 import argparse
 import contextlib
+import ctypes
+import gc
 import io
 import json
 import os
@@ -120,6 +122,9 @@ def judge(name: str, seed: int, number: int, good: Good, folder: Path, base: int
     case = getattr(hostile_cases, name)(rng, folder, good)
     reads = case.reads or case.files[0]
     size = reads.stat().st_size if reads.is_file() else 0
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    base = max(base, memory("VmRSS"))  # a table of 4 MB with ragged lines takes a gigabyte to draw, and Python keeps some of it
     (PROCESS / "clear_refs").write_text("5")  # the peak begins anew
     before, started = computed(), time.monotonic()
     code, out, err = call(case)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import soundfile
 import yolo_rules
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from denet_torch.boxes import EVENT_COLUMNS, Layout, group
@@ -264,10 +264,13 @@ def test_boxes_outside_are_cut_or_left_out_and_counted(made, tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(["manifest.csv", "recordings.csv", "export.json"]),
-    st.sampled_from(["cut", "gone", "nan", "minus", "line twice", "line gone", "other"]),
+    st.sampled_from(["cut", "gone", "nan", "minus", "line twice", "line gone", "other", "cell"]),
     st.floats(0, 1),
+    st.integers(0, 8),
+    st.sampled_from(["", "x", "7", "1e999"]),
 )
-def test_a_damaged_export_is_named(made, name, damage, place):
+@example("manifest.csv", "cell", 0.5, 4, "x")  # once a traceback
+def test_a_damaged_export_is_named(made, name, damage, place, column, cell):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         for table in ("manifest.csv", "recordings.csv", "export.json", "reference.csv"):
@@ -282,6 +285,9 @@ def test_a_damaged_export_is_named(made, name, damage, place):
             first, last = "".join(lines[:line]), "".join(lines[line + 1 :])
             new = {"cut": text[:at], "line twice": first + 2 * lines[line] + last, "line gone": first + last}
             new |= {"nan": text.replace("2", "nan", 3), "minus": text.replace(",2", ",-2"), "other": text.replace("t", "x")}
+            cells = lines[line].rstrip("\n").split(",")
+            cells[column % len(cells)] = cell
+            new["cell"] = first + ",".join(cells) + "\n" + last
             (folder / name).write_text(new[damage])
         code, told = run(import_yolo, folder, folder / "found", "--sides", "train", "--report")
         if code:

@@ -216,8 +216,8 @@ def read_export(root: Path) -> Export:
     """Read the tables of an export. Raises YoloError."""
     try:
         facts = json.loads((root / "export.json").read_text())
-        images = read_csv(root / "manifest.csv")[MANIFEST]
-        recordings = read_csv(root / "recordings.csv")[["file", "duration", "samplerate", "side"]]
+        images = _columns(root / "manifest.csv", dict.fromkeys(MANIFEST[:3], str) | dict.fromkeys(MANIFEST[3:], float))
+        recordings = _columns(root / "recordings.csv", {"file": str, "duration": float, "samplerate": float, "side": str})
         layout, classes = Layout(**facts["layout"]), list(facts["classes"])
         if not all(type(size) in (int, float) and 0 < size < 1e9 for size in vars(layout).values()):
             raise ValueError("a size of the images is no number above 0")
@@ -232,10 +232,14 @@ def read_export(root: Path) -> Export:
     return Export(root, images, recordings, classes, layout, expansion)
 
 
+def _columns(path: Path, kinds: dict[str, type]) -> pd.DataFrame:
+    return read_csv(path, dtype=kinds, keep_default_na=False)[list(kinds)]  # a name that is all digits is a name
+
+
 def _check(images: pd.DataFrame, recordings: pd.DataFrame, classes: list, expansion: float) -> None:
     """Raise ValueError for tables that no export of ours has; half a file is such."""
-    starts, sizes = images["start"].to_numpy(float), recordings[["duration", "samplerate"]].to_numpy(float)
-    if not (np.isfinite(starts).all() and (starts >= 0).all() and np.isfinite(sizes).all() and (sizes > 0).all()):
+    places, sizes = images[MANIFEST[3:]].to_numpy(), recordings[["duration", "samplerate"]].to_numpy()
+    if not (np.isfinite(places).all() and (places >= 0).all() and np.isfinite(sizes).all() and (sizes > 0).all()):
         raise ValueError("a time or rate is no number above 0")
     if recordings["file"].duplicated().any() or images["image"].map(lambda image: Path(image).stem).duplicated().any():
         raise ValueError("a file or image is named twice")

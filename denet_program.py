@@ -11,7 +11,7 @@ Ctrl-C has one rule for each part of a program's life.
 A second Ctrl-C ends the process there and then, without a word. At the end all that is registered with `atexit` is done, but C++
 libraries are not taken down: threads may still be at work in them, and CPython ends a thread of its own that comes back from
 PyTorch then by unwinding it, on which C++ aborts ("terminate called without an active exception", or "recursively"). This is a
-module of its own because it comes before all others, and `import denet_torch` takes seconds.
+module of its own because it comes before all others.
 """
 
 import atexit

@@ -12,10 +12,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .architecture import checksum as arrays_checksum
+from .boxes import Boxes  # noqa: F401  # MODELS has a model once it is imported
 from .card import model_card
 from .files import UserError, printable, reason, replacing, write_safetensors
+from .model import DENet  # noqa: F401
 from .models import MODELS, Model
 from .schema import Detection, architecture, shown
+from .sincnet import SincNet  # noqa: F401
 
 MAX_WEIGHTS = 1000  # arrays in a file; DENet has 36
 MAX_ARCHITECTURE, MAX_DETECTION = 10_000, 1_000_000  # characters

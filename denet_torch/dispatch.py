@@ -6,19 +6,21 @@ The environment variable DENET_BACKENDS (names with commas between them) chooses
 """
 
 import functools
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-KEPT = 2**25  # numbers that a forward pass may keep so that its backward pass computes less again
+if importlib.util.find_spec(f"{__package__}.fast"):  # without it all is there but speed
+    from .fast import BACKENDS
+else:
+    BACKENDS: dict[str, dict[str, tuple[Callable, Callable]]] = {}
 
-BACKENDS: dict[str, dict[str, tuple[Callable, Callable]]] = {}
 _chosen: tuple[str, ...] | None = None  # None: all
 _notes: list[tuple[str, str, dict[str, str]]] | None = None  # what `explain` listens to
-_parts = 1
 
 
 def operation(plain: Callable) -> Callable:
@@ -72,12 +74,8 @@ def _known(backends: tuple[str, ...]) -> tuple[str, ...]:
     return backends
 
 
-def add_backends(found: dict[str, dict[str, tuple[Callable, Callable]]]) -> None:
-    """Ask these backends after those that there are. Raises ValueError if DENET_BACKENDS names another one."""
-    global _chosen
-    BACKENDS.update(found)
-    if names := os.environ.get("DENET_BACKENDS"):
-        _chosen = _known(tuple(name.strip() for name in names.split(",")))
+if _asked := os.environ.get("DENET_BACKENDS"):
+    _chosen = _known(tuple(name.strip() for name in _asked.split(",")))
 
 
 @torch.no_grad()
@@ -92,39 +90,3 @@ def explain(model: nn.Module, x: Tensor) -> None:
             print(f"{what}: {backend}" + "".join(f"; not {other}: {reason}" for other, reason in refused))
     finally:
         _notes = None
-
-
-def traced() -> bool:
-    """Whether a compiler or an exporter watches, which would write down a loop as so many steps."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
-
-
-@contextmanager
-def one_of(parts: int) -> Iterator[None]:
-    """Within it a forward pass is done in so many parts, each of which may keep its share of what all may."""
-    global _parts
-    before, _parts = _parts, parts
-    try:
-        yield
-    finally:
-        _parts = before
-
-
-def may_keep() -> int:
-    """So many numbers, of those that it would otherwise compute again, an operation may keep for the backward pass."""
-    return KEPT // _parts if torch.is_grad_enabled() else 0
-
-
-def whole(x: Tensor) -> AbstractContextManager:
-    """Within it autocast leaves alone what is computed from x: for numbers, or gradients, beyond what half precision holds."""
-    return torch.autocast(x.device.type, enabled=False) if autocast(x) else nullcontext()
-
-
-def autocast(x: Tensor) -> bool:
-    """Whether autocast is at work on x's device; tensors without numbers have none."""
-    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype:
-    """The type in which autocast would have the products with x; x's own outside of autocast."""
-    return torch.get_autocast_dtype(x.device.type) if autocast(x) else x.dtype

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .architecture import attention_steps
-from .dispatch import operation, whole
+from .conditions import whole
+from .dispatch import operation
 
 LEAKY_SLOPE = 0.3  # Keras's default; PyTorch's is 0.01
 
@@ -340,8 +341,7 @@ class BatchNorm(nn.Module):
         x = x.to(self.gamma.dtype)
         mean, variance = self.moving_mean, self.moving_variance
         if self.training:
-            axes = tuple(range(x.dim() - 1))
-            variance, mean = torch.var_mean(x, dim=axes, correction=0)
+            variance, mean = torch.var_mean(x, dim=tuple(range(x.dim() - 1)), correction=0)
             n = x.numel() // x.shape[-1]
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 mean, variance, n = all_ranks_statistics(mean, variance, n)

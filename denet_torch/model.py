@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import dispatch
+from . import conditions
 from .architecture import attention_steps, conv_steps
 from .layers import (
     BatchNorm,
@@ -110,7 +110,7 @@ class DENet(Model):
         x = self.spatial_dropout(leaky_relu(max_pool(x)))
         if not self.before_pooling:
             x = self.attention(x)  # (frames, samples // 3, 1)
-        with dispatch.whole(x):  # its gradients are divided by what may be the deviation of silence
+        with conditions.whole(x):  # its gradients are divided by what may be the deviation of silence
             x = self.norm1(max_pool(self.conv1(x)))
         x = self.spatial_dropout(leaky_relu(x))
         x = self.spatial_dropout(leaky_relu(self.norm2(max_pool(self.conv2(x)))))
@@ -191,10 +191,10 @@ class DENet(Model):
 
 def in_parts(function: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
     """function(x), `size` rows of x at a time unless a compiler or an exporter watches."""
-    if dispatch.traced() or len(x) <= size:  # in this order: an exported number of frames may be any
+    if conditions.traced() or len(x) <= size:  # in this order: an exported number of frames may be any
         return function(x)
     parts = x.split(size)
-    with dispatch.one_of(len(parts)):
+    with conditions.one_of(len(parts)):
         return torch.cat([function(part) for part in parts])
 
 

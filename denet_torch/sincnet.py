@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dispatch import operation, whole
+from .conditions import whole
+from .dispatch import operation
 from .layers import all_ranks_statistics, hz_to_mel, mel_to_hz, sinc_filters
 from .models import Model, register
 

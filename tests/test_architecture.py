@@ -47,7 +47,7 @@ def test_steps_are_those_of_the_layers(samples):
 
 
 def test_the_converter_reads_it_without_pytorch():
-    code = f"import sys; sys.modules['torch'] = None; from tools.weights.names import shapes; print(len(shapes({SMALL})))"
+    code = f"import sys; sys.modules['torch'] = None; from tools.weights.architecture import shapes; print(len(shapes({SMALL})))"
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
     assert int(done.stdout) == len(NAMES)

@@ -12,10 +12,10 @@ import torch
 from weight_cases import SMALL, draw_tensors, same
 
 from denet_torch import load
+from denet_torch.architecture import ATTENTION, keras_name
 from tools.convert_weights import main
 from tools.weights import contents, files
 from tools.weights.convert import convert, read_whole
-from tools.weights.names import ATTENTION, keras_name
 from tools.weights.npz import write_npz
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,9 +25,9 @@ import pytest
 import safetensors.numpy
 from weight_cases import SMALL, draw_tensors, same, whole_files
 
+from denet_torch.architecture import keras_name, transposed
 from tools.weights import Weights, WeightsError, hdf5, npz, safetensors_file
 from tools.weights.convert import convert
-from tools.weights.names import keras_name, transposed
 
 HDF5 = (".h5", ".weights.h5")
 COUNTS = {  # 2,000 in all; those of .pt and of checkpoints, which load PyTorch and TensorFlow, apart

@@ -10,9 +10,9 @@ import torch
 from weight_cases import SMALL, draw_tensors, same
 
 from denet_torch import load
+from denet_torch.architecture import ATTENTION
 from tools import keras224_export
 from tools.weights.convert import convert
-from tools.weights.names import ATTENTION
 
 SOURCE = Path(keras224_export.__file__).read_text()
 

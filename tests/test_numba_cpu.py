@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fast_contract import attention_weights
 
-from denet_torch import dispatch, using
+from denet_torch import conditions, using
 from denet_torch.architecture import attention_steps
 from denet_torch.layers import band_convolutions, conv1d, convolve_waveform, gru_steps
 
@@ -49,21 +49,21 @@ def test_gradients_are_the_same_whatever_is_kept(dtype, monkeypatch):
     x, weights = torch.randn(7, 260, requires_grad=True), [weight.detach().float().requires_grad_() for weight in band_weights()]
     each, found = 32 * (3 * attention_steps(260) + 6), []
     for kept in (0, 3 * each + 1, 7 * each):
-        monkeypatch.setattr(dispatch, "KEPT", kept)
+        monkeypatch.setattr(conditions, "KEPT", kept)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            y, rows = bands.band_convolutions(x, *weights, dtype == torch.bfloat16, dispatch.may_keep())
+            y, rows = bands.band_convolutions(x, *weights, dtype == torch.bfloat16, conditions.may_keep())
         assert len(rows) == kept // each
         found.append((y, *torch.autograd.grad(y.square().sum(), (x, *weights))))
     assert all(torch.equal(some, none) for more in found[1:] for some, none in zip(more, found[0], strict=True))
 
 
 def test_a_forward_pass_in_parts_keeps_no_more_than_a_whole_one(monkeypatch):
-    monkeypatch.setattr(dispatch, "KEPT", 1000)
-    assert dispatch.may_keep() == 1000
-    with dispatch.one_of(4):
-        assert dispatch.may_keep() == 250
+    monkeypatch.setattr(conditions, "KEPT", 1000)
+    assert conditions.may_keep() == 1000
+    with conditions.one_of(4):
+        assert conditions.may_keep() == 250
     with torch.no_grad():
-        assert dispatch.may_keep() == 0
+        assert conditions.may_keep() == 0
 
 
 class Rounded(torch.autograd.Function):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from weight_cases import SMALL, draw_tensors, same
 
+from denet_torch.architecture import ATTENTION, keras_name, transposed
 from tools.weights import WeightsError
 from tools.weights.convert import convert
-from tools.weights.names import ATTENTION, keras_name, transposed
 from tools.weights.rate import initial_cuts
 from tools.weights.verify import TOLERANCE, differences
 

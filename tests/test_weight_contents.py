@@ -12,11 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from weight_cases import SMALL, draw_tensors, same
 
+from denet_torch.architecture import ATTENTION, keras_name, transposed
 from denet_torch.layers import SincConv1D
 from tools.convert_weights import main
 from tools.weights import WeightsError, keras_layers
 from tools.weights.convert import convert, read, read_attention, read_whole
-from tools.weights.names import ATTENTION, keras_name, transposed
 from tools.weights.npz import write_npz
 from tools.weights.rate import RATES, distances, fitting, initial_cuts
 

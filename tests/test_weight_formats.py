@@ -19,9 +19,9 @@ from safetensors import safe_open
 from weight_cases import SMALL, asked, configs, draw_tensors, same
 
 from denet_torch import DENet, load, save
+from denet_torch.architecture import ATTENTION, keras_name, shapes, transposed
 from denet_torch.schema import Decoding, Detection
 from tools.weights.convert import convert, read_whole
-from tools.weights.names import ATTENTION, keras_name, shapes, transposed
 from tools.weights.npz import write_npz
 from tools.weights.safetensors_file import write_safetensors
 from tools.weights.verify import differences

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from tools.weights.names import attention_steps, shapes
+from denet_torch.architecture import attention_steps, shapes
 
 SMALL = {  # a few hundred kilobytes
     "input_shape": [4, 100, 1],

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .weights.names import keras_name, transposed
+from denet_torch.architecture import keras_name, transposed
 
 Weights = dict[str, np.ndarray]
 Functions = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], None] | None]

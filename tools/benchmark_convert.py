@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 import denet_program
+from denet_torch.architecture import shapes
 from tools.weights.keras_h5 import write_keras_h5
-from tools.weights.names import shapes
 from tools.weights.npz import write_npz
 
 SECONDS, TIMES_SIZE = 2.0, 3.0

@@ -2,15 +2,13 @@
 
 import argparse
 import difflib
-import importlib.util
 import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
-from types import ModuleType
+
+from denet_torch import files
 
 COMPILING = "the first step takes long: kernels are being compiled for this processor, which later runs find done"
 
@@ -58,28 +56,16 @@ def add_snr_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@cache
-def light(name: str) -> ModuleType:
-    """A module of denet_torch that needs no PyTorch, from its file: `import denet_torch` loads PyTorch, which takes seconds."""
-    folder = importlib.util.find_spec("denet_torch").submodule_search_locations[0]
-    spec = importlib.util.spec_from_file_location(f"denet_torch.{name}", Path(folder, f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def tell(kind: str, message: object) -> None:
     """Print `kind: message` ("error", "warning", "note") to stderr, as one line that a terminal shows and does not obey.
 
     With its kind it has at most 300 characters. Whatever a command says of files goes through here or `show`.
     """
-    files = light("files")
     print(files.printable(f"{kind}: {message}", files.MAX_MESSAGE), file=sys.stderr)
 
 
 def show(text: object) -> None:
     """Print a line that holds names from files to stdout, as `tell` does."""
-    files = light("files")
     print(files.printable(str(text), files.MAX_MESSAGE))
 
 

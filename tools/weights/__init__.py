@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.options import light
+from denet_torch.files import MAX_MESSAGE, printable
 
 
 class WeightsError(ValueError):
@@ -18,9 +18,6 @@ class WeightsError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(printable(str(message), MAX_MESSAGE))
-
-
-printable, MAX_MESSAGE = light("files").printable, light("files").MAX_MESSAGE
 
 
 @dataclass

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from denet_torch.architecture import ATTENTION, NAMES, attention_steps, shapes
+
 from . import Weights, WeightsError, rate
-from .names import ATTENTION, NAMES, attention_steps, shapes
 
 OPTIONS = {  # argument of DENet -> option of tools.convert_weights
     "n_classes": "--classes",

@@ -3,7 +3,7 @@
 import zipfile
 from pathlib import Path
 
-from training.options import light
+from denet_torch.files import open_zip
 
 from . import WeightsError
 from .files import GZIP, existing, line
@@ -51,7 +51,7 @@ def _is_node(head: bytes, size: int) -> bool:
 
 def _archive(path: Path) -> str:
     try:
-        with light("files").open_zip(path) as archive:
+        with open_zip(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         raise WeightsError(f"{path}: cannot be read as a zip archive ({line(error)})") from None

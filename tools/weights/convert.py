@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 
+from denet_torch.architecture import ATTENTION
+from denet_torch.files import reason, replacing
+
 from . import Weights, WeightsError
 from .architecture import check, lacks_attention, resolve
 from .contents import contents
-from .files import reason, replacing
 from .keras_h5 import write_keras_h5
 from .keras_v3 import read_hdf5, read_keras, write_keras, write_weights_h5
-from .names import ATTENTION
 from .npz import read_attention_npz, read_npz, write_npz
 from .safetensors_file import read_safetensors, write_safetensors
 

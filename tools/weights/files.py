@@ -5,12 +5,9 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from training.options import light
+from denet_torch.files import open_zip
 
 from . import WeightsError
-
-_files = light("files")
-replacing, reason = _files.replacing, _files.reason
 
 GZIP = b"\x1f\x8b"
 MAX_MEMBERS = 10_000  # of an archive
@@ -54,7 +51,7 @@ def unzip(path: Path, wanted=lambda name: True) -> dict[str, bytes]:
     """Members of the zip archive `path` for whose names `wanted` holds, after checking sizes (before unpacking) and CRCs."""
     existing(path)
     try:
-        with _files.open_zip(path) as archive:
+        with open_zip(path) as archive:
             members = archive.infolist()
             if sum(member.file_size for member in members) > MAX_RATIO * path.stat().st_size:
                 raise WeightsError(f"{path}: unpacks to more than {MAX_RATIO} times its size, which no weight file does")

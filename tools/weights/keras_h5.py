@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from denet_torch.architecture import LAYERS, NAMES, keras_name, transposed
+
 from . import Weights, WeightsError
 from .architecture import check_types, facts
 from .files import line
 from .hdf5 import Tree, writing
 from .keras_layers import assign, in_order
-from .names import LAYERS, NAMES, keras_name, transposed
 
 # The layers that the original's file has, each a run of the port's; it has no "attention".
 BLOCKS = {

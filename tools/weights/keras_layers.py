@@ -7,8 +7,9 @@ reached ("time_distributed_27"), so that layers are told by their order and by t
 import re
 from collections.abc import Iterable
 
+from denet_torch.architecture import LAYERS, keras_name
+
 from . import WeightsError
-from .names import LAYERS, keras_name
 
 LEAVES = {"kernel" if leaf == "weight" else leaf for leaves in LAYERS.values() for leaf in leaves}
 GRU = ["gru.forward_gru", "gru.backward_gru"]

@@ -11,12 +11,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from denet_torch.architecture import LAYERS, NAMES, transposed
+
 from . import Weights, WeightsError
 from .architecture import check_types, facts
 from .files import line, read_bytes, unzip
 from .hdf5 import read_tree, writing
 from .keras_h5 import read_keras2
-from .names import LAYERS, NAMES, transposed
 
 # tf_keras goes through a model's attributes in reverse order of the alphabet, and `layers` is one of them.
 LISTED = {

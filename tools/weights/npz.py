@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from denet_torch.architecture import ATTENTION, NAMES, PORT_NAMES, keras_name, transposed
+
 from . import Weights, WeightsError
 from .architecture import check_types, facts
 from .files import line, unzip
-from .names import ATTENTION, NAMES, PORT_NAMES, keras_name, transposed
 
 MAX_MEMBERS = 1000  # DENet has 36
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from training.options import light
+from denet_torch import files
+from denet_torch.architecture import NAMES, checksum
 
 from . import Weights, WeightsError
 from .architecture import check_types, facts
 from .files import existing, line
-from .names import NAMES, checksum
 
 
 def read_safetensors(path: Path) -> Weights:
@@ -45,4 +45,4 @@ def write_safetensors(tensors: dict[str, np.ndarray], config: dict, path: Path, 
     tensors = {name: tensors[name] for name in NAMES}
     text = json.dumps(config)
     metadata = {"format": "pt", "denet": text, "sha256": checksum(text + detection, tensors)}
-    light("files").write_safetensors(tensors, metadata | ({"detection": detection} if detection else {}), path)
+    files.write_safetensors(tensors, metadata | ({"detection": detection} if detection else {}), path)

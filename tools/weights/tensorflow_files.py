@@ -7,11 +7,12 @@ or run.
 import math
 from pathlib import Path
 
+from denet_torch.architecture import ATTENTION, NAMES, PORT_NAMES, transposed
+
 from . import Weights, WeightsError
 from .architecture import check_types
 from .files import MAX_RATIO, existing, line
 from .keras_layers import LEAVES, assign, in_order, leaf_of
-from .names import ATTENTION, NAMES, PORT_NAMES, transposed
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 NO_WEIGHTS = ("optimizer", "save_counter", "keras_api")  # what may lie beside a model's layers

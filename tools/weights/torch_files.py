@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 import denet_torch
+from denet_torch.architecture import NAMES
 from denet_torch.pickles import check_pickle
 
 from . import Weights, WeightsError
 from .architecture import check_types
 from .files import line, unzip
-from .names import NAMES
 
 
 def read_pt(path: Path) -> Weights:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from denet_torch.architecture import ATTENTION, NAMES, keras_name, transposed
+
 from . import Weights
 from .convert import read
-from .names import ATTENTION, NAMES, keras_name, transposed
 from .torch_files import model
 
 TOLERANCE = 1e-5  # of a probability: float32 noise is about 1e-6

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from ...architecture import attention_steps
-from ...dispatch import autocast_dtype, may_keep
+from ...conditions import autocast_dtype, may_keep
 from ..operators import once, operator
 from .product import BFLOAT16, ROWS, as_in, compiled, product
 from .threads import LANES, share_out

@@ -6,7 +6,7 @@ from numba.core import types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from ...dispatch import autocast_dtype
+from ...conditions import autocast_dtype
 from ..operators import once, operator
 from ..torch_ops import gru as products
 from ..torch_ops.gru import like_states, save

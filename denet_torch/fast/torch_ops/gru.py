@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...dispatch import autocast_dtype
+from ...conditions import autocast_dtype
 from ..operators import once
 from .product import matmul
 

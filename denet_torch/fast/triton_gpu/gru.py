@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...dispatch import autocast_dtype
+from ...conditions import autocast_dtype
 from ..operators import once, operator
 from ..torch_ops.gru import kernel_gradient, like_states, save
 

@@ -364,12 +364,13 @@ def test_a_digest_that_is_given_is_checked(model, tmp_path):
 def test_loading_changes_nothing_in_the_process(model, tmp_path):
     save(model, tmp_path / "a.safetensors")
     script = f"""
-import ctypes, os, denet_torch
+import ctypes, os
+from denet_torch import load
 def forbidden(*_):
     raise AssertionError("mallopt was called")
 ctypes.CDLL = lambda *_: type("library", (), {{"mallopt": forbidden}})()
 before = dict(os.environ)
-denet_torch.load({str(tmp_path / "a.safetensors")!r})
+load({str(tmp_path / "a.safetensors")!r})
 assert before == dict(os.environ)
 """
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -246,9 +247,12 @@ def main(wanted: list[str]) -> int:
         for name in subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-        bin_folder = Path(sys.executable).parent
-        environment = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(folder)}
+        bin_folder, fresh = Path(sys.executable).parent, folder / "fresh"
         for page, line, needs in lines:
+            environment = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(folder)}
+            if line.startswith("pip "):  # in an environment of its own: it would replace the editable install here
+                venv.create(fresh, with_pip=True)
+                environment["PATH"] = f"{fresh / 'bin'}{os.pathsep}{environment['PATH']}"
             told = " ".join(said(page, word) for word in line.split(" "))
             if "-m venv" not in line and not (folder / ".venv").exists():
                 told = told.replace(".venv/bin", str(bin_folder))

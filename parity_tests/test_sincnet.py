@@ -101,6 +101,7 @@ def test_float32(name, text):
 def test_float32_decides_otherwise_in_tied_pools_alone(monkeypatch):
     """Of the recordings the one whose sizes are compiled."""
     pytest.importorskip("numba")
+    pytest.importorskip("denet_torch.fast.numba_cpu")
     info, arrays = read("sincnet_16k")
     ties, decisions = [], {torch.float64: [], torch.float32: []}
 

@@ -11,6 +11,7 @@ import time
 import pytest
 from test_docs import ROOT
 
+from denet_torch import dispatch
 from tools import command, gpu_estimate, gpu_parts
 
 
@@ -136,7 +137,8 @@ def test_without_a_gpu_it_says_so(tmp_path, capsys, monkeypatch):
 def test_the_page_holds_the_estimates_and_what_was_measured(tmp_path):
     page = tmp_path / "gpu.md"
     page.write_text((ROOT / "docs" / "gpu.md").read_text())
-    assert gpu_estimate.table() in page.read_text()  # written by the command, and nothing measured
+    if "torch_ops" in dispatch.BACKENDS:  # what the table counts
+        assert gpu_estimate.table() in page.read_text()  # written by the command, and nothing measured
     rows = [{"contender": "eager", "batch": 8, "seconds": 0.0123}, {"contender": "graphs", "batch": 8, "error": "x"}]
     found = gpu_parts.measured({"card": "NVIDIA H100 80GB HBM3", "parts": {"d": {"rows": rows}}})
     gpu_estimate.write_page(page, found)

@@ -102,7 +102,7 @@ def read_events(path: Path, time_expansion: float = 1, label_column: str | None 
         raise ValueError(unused[0])
     background = events["label"].map(annotations.is_background).astype(bool)
     if background.any():
-        unused.append(f'{path}: {background.sum()} rows "background", which are no calls')
+        unused.append(f'{path}: {background.sum()} rows "background" or "nocall", which are no calls')
         events = events[~background].reset_index(drop=True)
     for line in [*unused[:SHOWN], *([f"{len(unused) - SHOWN} more"] if len(unused) > SHOWN else [])]:
         tell("not used", line)

@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -34,9 +34,14 @@ CALL_TYPES = dict.fromkeys(["onset", "offset", "score", "low_hz", "high_hz"], "f
     "label": "str",
     "line": "int64",
 }
+GOES_ON = "goes on in another recording"  # reason: what of it lies there has no times
+LINES_OF_A_CELL = 20
+TITLES = {"begin time s": "Begin Time (s)", "end time s": "End Time (s)"}  # of columns, where `_name` makes them hard to read
 LATEST = 1e9  # s; a number beyond this is no time in a recording
+_SLASHED = re.compile(r"\s*(\d{1,2})([-./])(\d{1,2})\2\d{4}(?!\d)", re.ASCII)  # a date whose order is not known
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?\d{1,3},\d{3}", re.ASCII)
+NO_CALLS = ("background", "nocall")  # the second of BirdNET, in tables of recordings in which it found none
 UNLABELLED = "call"  # the label of all calls of a table that has no labels
 
 
@@ -50,8 +55,8 @@ class Annotations:
     none), onset and offset (s), label, score, low_hz and high_hz (Hz; NaN where not told) and line.
 
     read: rows of the table. remarks: line, file, action ("dropped", "clipped", "noted"), reason and detail. true_time: its
-    seconds and frequencies are the true ones of a slowed-down recording. recorded: the first date and time that the rows of a
-    recording give. offset_known: the times count from the start
+    seconds and frequencies are the true ones of a slowed-down recording. recorded: recordings and the texts of their dates and
+    times, for `earliest`. offset_known: the times count from the start
     of the recording that a row names; False if they may count from the start of the first of several.
     """
 
@@ -60,7 +65,7 @@ class Annotations:
     remarks: list[tuple[int, str, str, str, str]]
     true_time: bool = False
     offset_known: bool = True
-    recorded: dict[str, datetime] = field(default_factory=dict)
+    recorded: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def files(self) -> set[str]:
@@ -68,13 +73,28 @@ class Annotations:
         return ({row[0] for row in self.rows} | {remark[1] for remark in self.remarks}) - {""}
 
 
+# Where a table's columns name recordings and labels, in the words that people use; as `_name` writes them.
+FILES = (
+    "file", "filename", "file name", "filepath", "file path", "audio file", "audiofile", "audiofilename", "audio filename",
+    "sound file", "sound files", "wav file", "wavfile", "recording",
+)  # fmt: skip
+LABELS = (
+    "annotation", "annotations", "species", "common name", "label", "labels", "class", "call type", "species code",
+    "scientific name", "tag", "type", "class name", "event label", "category", "manual id",
+)  # fmt: skip
+KILOHERTZ = ("bottom freq", "top freq")  # columns of warbleR
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Names of a table's columns, in lower case, the first that is there counting."""
+    """Names of a table's columns, as `_name` writes them, the first that is there counting; of labels the first with any.
+
+    sign: a table has one of these besides its times, or it is another program's.
+    """
 
     onset: tuple[str, ...]
     offset: tuple[str, ...]
-    label: tuple[str, ...]
+    label: tuple[str, ...] = LABELS
     file: tuple[str, ...] = ()
     score: tuple[str, ...] = ()
     low: tuple[str, ...] = ()
@@ -84,70 +104,63 @@ class Layout:
     recorded: tuple[str, ...] = ("begin date time", "begin date", "recorded", "recording date", "date recorded", "date")
     true_time: bool = False
     folders: tuple[str, ...] = ()  # in which `file` lies, the innermost first: Kaleidoscope's
+    sign: tuple[str, ...] = ()
+    any_label: bool = False  # where a row has none in the first of the columns, the next one's is its label
 
 
 LAYOUTS = {
     "raven": Layout(
-        onset=("begin time (s)", "begin time", "start time (s)", "begin_time_s", "begin time(s)"),
-        offset=("end time (s)", "end time", "stop time (s)", "end_time_s", "end time(s)"),
-        duration=("delta time (s)",),
-        label=(
-            "annotation",
-            "annotations",
-            "species",
-            "common name",
-            "label",
-            "labels",
-            "class",
-            "call type",
-            "call_type",
-            "species code",
-            "species_code",
-            "scientific name",
-            "tag",
-            "type",
-        ),
-        file=("begin path", "begin file"),
+        onset=("begin time s", "begin time", "start time s"),
+        offset=("end time s", "end time", "stop time s"),
+        duration=("delta time s",),
+        file=("begin path", "begin file", "filename", "file name", "sound files"),
         score=("score", "confidence"),
-        low=("low freq (hz)", "low_freq_hz", "low frequency (hz)", "low freq"),
-        high=("high freq (hz)", "high_freq_hz", "high frequency (hz)", "high freq"),
-        in_file=("file offset (s)",),
+        low=("low freq hz", "low frequency hz", "low freq"),
+        high=("high freq hz", "high frequency hz", "high freq"),
+        in_file=("file offset s",),
     ),
-    "generic": Layout(("onset_s",), ("offset_s",), ("label",), ("notated_path",)),
     "events": Layout(
-        ("onset",),
-        ("offset",),
-        ("label",),
-        ("file", "recording"),
-        ("score",),
-        ("low_hz",),
-        ("high_hz",),
-        true_time=True,
+        ("onset",), ("offset",), ("label", *LABELS), FILES, ("score",), ("low hz",), ("high hz",), true_time=True
     ),
     "batdetect2": Layout(
-        ("start_time",),
-        ("end_time",),
+        ("start time",),
+        ("end time",),
         ("class",),
-        score=("det_prob",),
-        low=("low_freq",),
-        high=("high_freq",),
+        FILES,
+        ("det prob",),
+        ("low freq",),
+        ("high freq",),
         true_time=True,
+        sign=("det prob",),
     ),
     "birdnet": Layout(
-        ("start (s)", "start", "offset"),
-        ("end (s)", "end"),
-        ("common name", "common_name", "scientific name", "scientific_name", "auto id"),
-        ("file", "filepath", "in file"),
-        ("confidence",),
+        ("start s", "start", "offset"),
+        ("end s", "end"),
+        ("manual id", "common name", "scientific name", "auto id", "top1match"),  # Kaleidoscope: a person's word before its own
+        ("in file", *FILES),
+        ("confidence", "match ratio"),
         duration=("duration",),
         folders=("folder", "indir"),
+        sign=("common name", "auto id", "top1match"),
+        any_label=True,
+    ),
+    "generic": Layout(
+        ("onset s", "start s", "start time s", "start time", "start", "starttime", "begin s", "begin", "onset", "time"),
+        ("offset s", "end s", "end time s", "end time", "end", "endtime", "stop s", "stop time", "stop"),
+        ("label", *LABELS, "q"),
+        ("notated path", *FILES),
+        ("score", "confidence", "probability"),
+        ("low freq hz", "low freq", "low hz", "low f", "low frequency", "min freq", "bottom freq"),
+        ("high freq hz", "high freq", "high hz", "high f", "high frequency", "max freq", "top freq"),
+        duration=("duration s", "duration"),
+        sign=("onset s", "selec", "audiofilename", *LABELS),
     ),
 }
 SUFFIXES = {
     "raven": (".txt", ".tsv", ".csv"),
     "audacity": (".txt", ".ann"),
-    "generic": (".csv",),
-    "events": (".csv", ".parquet"),
+    "generic": (".csv", ".tsv", ".txt"),
+    "events": (".csv", ".tsv", ".txt", ".parquet"),
     "svl": (".svl",),
     "birdnet": (".csv", ".txt"),
     "batdetect2": (".csv", ".json"),
@@ -181,13 +194,29 @@ def recognise(path: Path) -> str:
         if suffix in suffixes:
             return name
     lines = text_lines(path.read_bytes())
-    for name, layout in LAYOUTS.items():
-        if _header(lines, layout):
-            return name
+    if found := _recognised(lines):
+        return found
     first = next((line for line in lines if line.strip()), "")
     if suffix == ".txt" and not first or any(_begins_with_numbers(line, "\t") for line in lines):
         return "audacity"
     raise NotATable(f"is no table of events that is known here; its first line is {first[:80]!r}")
+
+
+def _recognised(lines: list[str]) -> str | None:
+    """The layout of a table whose first line names its columns."""
+    for name, layout in LAYOUTS.items():
+        header = _header(lines, layout, layout.sign)
+        # Tables of other things have a start and an end too, which are dates.
+        if header and (name != "generic" or _counts_seconds(lines, header, layout)):
+            return name
+    return None
+
+
+def _counts_seconds(lines: list[str], header: "_Header", layout: Layout) -> bool:
+    """Whether the first row has a time in seconds, or there is none."""
+    rows = _rows(lines[: header.place + 2], header)
+    place = next(place for name in layout.onset for place, own in enumerate(header.keys) if own == name)
+    return not rows or not isinstance(_number(rows[0][1][place] if place < len(rows[0][1]) else ""), str)
 
 
 def as_table(rows: list[tuple], time_expansion: float, extra: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -220,7 +249,7 @@ def _stretched(calls: pd.DataFrame, factor: float) -> pd.DataFrame:
 
 def is_background(label: str) -> bool:
     """Whether a label says that there is no call."""
-    return label.strip().casefold() == "background"
+    return re.sub("[ _-]", "", label.casefold()) in NO_CALLS
 
 
 def is_first(calls: pd.DataFrame, where: str) -> pd.Series:
@@ -234,6 +263,28 @@ def is_first(calls: pd.DataFrame, where: str) -> pd.Series:
     bare = rounded["low_hz"].isna() & rounded["high_hz"].isna()
     told = pd.MultiIndex.from_frame(rounded.loc[~bare, call])
     return first & ~(bare & pd.MultiIndex.from_frame(rounded[call]).isin(told))
+
+
+def earliest(recorded: list[tuple[int, str]]) -> dict[int, datetime]:
+    """The first date and time of each recording, of recordings and texts; what is none is passed over.
+
+    Whether 01/06/2023 begins with the day, its points tell or the other texts; where nothing does it is no date.
+    """
+    orders = [match for _, text in recorded if (match := _SLASHED.match(text))]
+    day_first = any(match.group(2) == "." or int(match.group(1)) > 12 for match in orders)
+    month_first = any(int(match.group(3)) > 12 for match in orders)
+    with_year = [(recording, text) for recording, text in recorded if re.search(r"\d{4}|\d[-./]\d", text)]
+    parts = [([one for one in with_year if not _SLASHED.match(one[1])], False)]
+    if day_first != month_first:
+        parts.append(([one for one in with_year if _SLASHED.match(one[1])], day_first))
+    first = {}
+    for part, how in parts:
+        texts = pd.Series([text for _, text in part], dtype="str")
+        dates = pd.to_datetime(texts, format="mixed", dayfirst=how, errors="coerce", utc=True).dt.tz_localize(None)
+        for (recording, _), date in zip(part, dates, strict=True):
+            if plausible(date) is not None:
+                first[recording] = min(date.to_pydatetime(), first.get(recording, datetime.max))
+    return first
 
 
 @dataclass
@@ -316,21 +367,31 @@ def _text(line: bytes) -> str:
 class _Header:
     place: int  # of the header among the lines
     separator: str
-    names: list[str]
+    names: list[str]  # in lower case
+
+    @property
+    def keys(self) -> list[str]:
+        """The names as `_name` writes them."""
+        return [_name(name) for name in self.names]
 
 
-def _header(lines: list[str], layout: Layout) -> _Header | None:
-    """The first line that is not blank, if it names the columns of a layout."""
-    return _columns(lines, layout.onset, layout.offset + layout.duration)
+def _name(column: str) -> str:
+    """A column's name in lower case without what programs write differently: R makes Begin.Time..s. of Begin Time (s)."""
+    return re.sub(r"[\W_]+", " ", column.lower()).strip()
+
+
+def _header(lines: list[str], layout: Layout, sign: tuple[str, ...] = ()) -> _Header | None:
+    """The first line that is not blank, if it names the columns of a layout, and one of `sign`."""
+    return _columns(lines, layout.onset, layout.offset + layout.duration, *filter(None, [sign]))
 
 
 def _columns(lines: list[str], *needed: tuple[str, ...]) -> _Header | None:
-    """The first line that is not blank, if it has one of the names in each of `needed`, in lower case."""
-    place = next((i for i, line in enumerate(lines) if line.strip() and not re.fullmatch("sep=.", line)), None)
+    """The first line that is not blank and no remark (#), if it has one of the names in each of `needed`."""
+    place = next((i for i, line in enumerate(lines) if line.strip() and not re.fullmatch("sep=.|#.*", line)), None)
     for separator in "\t;," if place is not None else "":
-        names = [_cell(cell).lower() for cell in _cells(lines[place], separator)]
-        if all(set(some) & set(names) for some in needed):
-            return _Header(place, separator, names)
+        header = _Header(place, separator, [_cell(cell).lower() for cell in _cells(lines[place], separator)])
+        if all(set(some) & set(header.keys) for some in needed):
+            return header
     return None
 
 
@@ -340,7 +401,7 @@ def durations(path: Path) -> dict[str, float]:
     header = _columns(lines, ("file",), ("duration",))
     if header is None:
         raise NotATable("needs the columns file and duration")
-    rows = [(line, dict(zip(header.names, cells, strict=False))) for line, cells in _rows(lines, header)]
+    rows = [(line, dict(zip(header.keys, cells, strict=False))) for line, cells in _rows(lines, header)]
     number = _reader_of_numbers([row.get("duration", "") for _, row in rows])
     found = {}
     for line, row in rows:
@@ -381,46 +442,65 @@ def _table(lines: list[str], layout: Layout, label_column: str | None) -> Annota
         return _Rows().annotations(true_time=layout.true_time)
     header = _header(lines, layout)
     if header is None:
-        columns = " and ".join(f'"{names[0]}"' for names in (layout.onset, layout.offset))
+        columns = " and ".join(f'"{TITLES.get(names[0], names[0])}"' for names in (layout.onset, layout.offset))
         raise NotATable(f"has no first line with the columns {columns}")
     return _calls(header.names, _rows(lines, header), layout, label_column)
 
 
 def _rows(lines: list[str], header: _Header) -> list[tuple[int, list[str]]]:
     """Line and cells of every row below a header."""
-    split = _cells if _is_quoted(lines[header.place :], header.separator) else str.split
-    first = header.place + 2
-    return [
-        (number, split(line, header.separator))
-        for number, line in enumerate(lines[header.place + 1 :], first)
-        if line.strip(" \x1a")
-    ]
+    quoted = _is_quoted(lines[header.place :], header.separator)
+    rows, place = [], header.place + 1
+    while place < len(lines):
+        line, number = lines[place], place + 1
+        place += 1
+        if not line.strip(" \x1a"):
+            continue
+        cells = _cells(line, header.separator) if quoted else line.split(header.separator)
+        if quoted and line.count('"') % 2:  # a cell may go on in the next lines
+            for more in range(1, LINES_OF_A_CELL):
+                whole = _cells("\n".join(lines[place - 1 : place + more]), header.separator)
+                if len(whole) == len(header.names) and not any(cell.count('"') % 2 for cell in whole):
+                    cells, place = whole, place + more
+                    break
+        rows.append((number, cells))
+    return rows
 
 
 def _calls(
     names: list[str], rows: list[tuple[int, list[str]]], layout: Layout, label_column: str | None
 ) -> Annotations:
     """Calls from rows of cells, each with its line, under columns named in lower case."""
+    keys = [_name(name) for name in names]
+
+    def columns(wanted: tuple[str, ...]) -> list[list[str]]:
+        places = [keys.index(name) for name in wanted if name in keys]
+        return [[cells[place] if place < len(cells) else "" for _, cells in rows] for place in places]
 
     def column(wanted: tuple[str, ...]) -> list[str] | None:
-        place = next((names.index(name) for name in wanted if name in names), None)
-        return None if place is None else [cells[place] if place < len(cells) else "" for _, cells in rows]
+        return next(iter(columns(wanted)), None)
 
-    if label_column is not None and label_column.strip().lower() not in names:
+    if label_column is not None and _name(label_column) not in keys:
         raise NotATable(f'has no column "{label_column}"; its columns are {", ".join(names)}')
-    labels = column(layout.label if label_column is None else (label_column.strip().lower(),))
+    labelled = columns(layout.label if label_column is None else (_name(label_column),))
+    labelled = [texts for texts in labelled if any(map(str.strip, texts))]
+    labels = _first(labelled if layout.any_label else labelled[:1], len(rows))
     begin, end, placed = column(layout.onset), column(layout.offset), column(layout.in_file)
     duration = column(layout.duration) if end is None else None
     number = _reader_of_numbers([text for texts in (begin, end, placed, duration) if texts for text in texts])
-    files = _files([column((name,)) for name in layout.file], len(rows))
+    files = [file.strip() for file in _first(columns(layout.file), len(rows))]
     for texts in filter(None, (column((name,)) for name in layout.folders)):
         inside = [text.strip() and f"{text.strip()}/" for text in texts]
         files = [file and folder + file for folder, file in zip(inside, files, strict=True)]
     found = _Rows()
-    if rows and (labels is None or not any(map(str.strip, labels))):
+    if rows and not labelled:
         labels = [UNLABELLED] * len(rows)
         found.note(rows[0][0], "no labels", f'all are "{UNLABELLED}", unless one of its columns is named: {", ".join(names)}')
-    rest = [column(wanted) or [""] * len(rows) for wanted in (layout.score, layout.low, layout.high)]
+    scores, low, high = (column(wanted) or [""] * len(rows) for wanted in (layout.score, layout.low, layout.high))
+    hertz = 1000.0 if set(KILOHERTZ) & set(keys) else 1.0
+    # A waveform's view has no frequencies: Raven writes there what the view is high.
+    bare = [text.strip().lower().startswith("waveform") for text in column(("view",)) or [""] * len(rows)]
+    ends = [file.strip() for file in column(("end file",)) or [""] * len(rows)]
     for i, (line, _) in enumerate(rows):
         onset = number(begin[i])
         offset = number(end[i]) if duration is None else _sum(onset, number(duration[i]))
@@ -428,22 +508,14 @@ def _calls(
             length = _sum(offset, -onset if isinstance(onset, float) else onset)
             onset = number(placed[i])
             offset = _sum(onset, length)
-        found.add(line, files[i], onset, offset, labels[i], *(_value(texts[i]) for texts in rest))
+        band = (math.nan, math.nan) if bare[i] else (hertz * _value(low[i]), hertz * _value(high[i]))
+        found.add(line, files[i], onset, offset, labels[i], _value(scores[i]), *band)
+        if files[i] and ends[i] and PureWindowsPath(files[i]).name != PureWindowsPath(ends[i]).name:
+            found.remarks.append((line, ends[i], "clipped", GOES_ON, files[i]))
     several = len({name for name in files if name}) > 1
     unknown = layout is LAYOUTS["raven"] and placed is None and several
-    recorded = _earliest(files, column(layout.recorded))
+    recorded = sorted({*zip(files, column(layout.recorded) or [], strict=False)})
     return found.annotations(true_time=layout.true_time, offset_known=not unknown, recorded=recorded)
-
-
-def _earliest(files: list[str], texts: list[str] | None) -> dict[str, datetime]:
-    """The first date that can be read of every recording."""
-    found = pd.Series([text if re.search(r"\d{4}|\d[-./]\d", text) else None for text in texts or []], dtype="str")
-    found = pd.to_datetime(found, format="mixed", errors="coerce", utc=True).dt.tz_localize(None)
-    first = {}
-    for file, date in zip(files, found, strict=bool(texts)):
-        if plausible(date) is not None:
-            first[file] = min(date.to_pydatetime(), first.get(file, datetime.max))
-    return first
 
 
 def _sum(one: float | str, other: float | str) -> float | str:
@@ -453,10 +525,9 @@ def _sum(one: float | str, other: float | str) -> float | str:
     return other if isinstance(other, str) else one + other
 
 
-def _files(columns: list[list[str] | None], count: int) -> list[str]:
-    """The recordings that rows name, in the first of the columns that is there and not blank."""
-    columns = [column for column in columns if column is not None]
-    return [next((column[i].strip() for column in columns if column[i].strip()), "") for i in range(count)]
+def _first(columns: list[list[str]], count: int) -> list[str]:
+    """Each row's text in the first of the columns that is not blank there."""
+    return [next((column[i] for column in columns if column[i].strip()), "") for i in range(count)]
 
 
 def _reader_of_numbers(texts: list[str]):
@@ -490,11 +561,14 @@ def _track(lines: list[str]) -> Annotations:
     with a backslash and has the frequencies."""
     found, rows = _Rows(), []
     filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip(" \x1a")]
-    separator = next((s for s in "\t;," if any(_begins_with_numbers(line, s) for _, line in filled)), "\t")
+    tabs = any("\t" in line for _, line in filled)
+    separator = "\t" if tabs else next((s for s in ";," if any(_begins_with_numbers(line, s) for _, line in filled)), "\t")
     if filled and not any(separator in line for _, line in filled):
         raise NotATable("no line of it begins with two numbers and a tab between them")
-    if other := next((name for name, layout in LAYOUTS.items() if _header(lines, layout)), None):
+    if other := _recognised(lines):
         raise NotATable(f"is no label track, but looks like a table of the format {other}")
+    if filled and all(_is_of_layer(text.split(separator)) for _, text in filled):
+        raise NotATable("its first three columns are numbers; save a layer of Sonic Visualiser as .svl, or name the columns")
     for line, text in filled:
         if text.startswith("\\") and rows and rows[-1][2] is None:
             rows[-1][2] = [*text.split(separator), "", ""][1:3]
@@ -514,6 +588,11 @@ def _track(lines: list[str]) -> Annotations:
 def _begins_with_numbers(line: str, separator: str) -> bool:
     cells = line.split(separator, 2)
     return len(cells) > 1 and not any(isinstance(_number(cell), str) for cell in cells[:2])
+
+
+def _is_of_layer(cells: list[str]) -> bool:
+    """Whether a line may be of a layer of Sonic Visualiser as text: time, value, duration and label, and the value is no end."""
+    return len(cells) > 3 and not any(isinstance(_number(cell), str) for cell in cells[:3])
 
 
 def _layer(path: Path) -> Annotations:

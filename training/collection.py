@@ -30,7 +30,7 @@ from denet_torch.files import MAX_MESSAGE, printable, refuse_pipes, replacing
 from denet_torch.files import reason as line_of
 from denet_torch.schema import shown
 from training import formats
-from training.annotations import is_background, is_text
+from training.annotations import GOES_ON, is_background, is_text
 from training.dates import date_in_name
 from training.tables import (
     ANNOTATIONS,
@@ -57,6 +57,7 @@ LOST = (
     "too few columns",
     "unknown code",
     "no File Offset (s)",
+    GOES_ON,
 )
 EXPLAINED = ("noted", "passed over", "unknown")  # actions that a summary gives the detail of
 HEADER_TYPES = {

@@ -15,7 +15,6 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -26,12 +25,14 @@ from training.annotations import SUFFIXES, Annotations, NotATable
 from training.tables import ANNOTATIONS, FILE_INFO, FRUIT_BATS, CollectionError, Reading, Table
 
 # What programs put between a recording's name and the end of its table's.
-_TABLE_WORD = r"(?:table|tables|selections?|labels?|annotations?|results?|audacity|raven|birdnet|batdetect2)"
-_TABLE_NAME = re.compile(rf"((?:[._ -]{_TABLE_WORD}(?:[._ -]?\d+)?)*)\.[^.]+$", re.IGNORECASE)
+_TABLE_WORD = re.compile(
+    r"[._ -](?:table|tables|selections?|labels?|annotations?|results?|audacity|raven|birdnet|batdetect2)(?:[._ -]?\d+)?$",
+    re.IGNORECASE,
+)
 # A file of tools.detect with the calls of all recordings, beside one a recording, which a person corrects.
 COMBINED = "combined.txt"
 OWN_RESULTS = ("events.csv", "recordings.csv")  # of tools.detect: what lies below them are no annotations
-OWN_FILES = re.compile(r"index\..*|split-[0-9a-f]+\.csv|recordings\.csv")
+OWN_FILES = re.compile(r"index\.(parquet|report\.csv|headers)|split-[0-9a-f]+\.csv")
 
 
 def read_fruit_bats(root: Path, how: Reading) -> tuple[Table, tuple[str, ...]]:
@@ -135,7 +136,9 @@ def table_files(root: Path, data_format: str | None = None) -> tuple[list[Path],
         # ._a.txt: what macOS keeps of a.txt on other systems' disks.
         folders[:] = [name for name in folders if not name.startswith(".")]
         some = [name for name in names if name.lower().endswith(suffixes) and not name.startswith(".")]
-        some = [name for name in some if not (here == root and OWN_FILES.fullmatch(name))]
+        if here == root:
+            own = OWN_RESULTS[1:] if set(OWN_RESULTS) <= set(names) else ()
+            some = [name for name in some if not OWN_FILES.fullmatch(name) and name not in own]
         if len(some) > 1 and COMBINED in some:
             some.remove(COMBINED)
             passed[here / COMBINED] = "has the calls of the tables beside it"
@@ -145,8 +148,16 @@ def table_files(root: Path, data_format: str | None = None) -> tuple[list[Path],
 
 def recording_of(table: str) -> str:
     """The path of a table without all that programs add to the recording's, perhaps without the recording's suffix."""
+    return _recordings_of(table)[-1]
+
+
+def _recordings_of(table: str) -> list[str]:
+    """Paths that the recording of a table may have, the longest first: "bat_labels.txt" may be of bat_labels.wav or bat.wav."""
     path = PurePosixPath(table)
-    return str(path.with_name(_TABLE_NAME.sub("", path.name) or path.name))
+    names = [path.stem]
+    while (shorter := _TABLE_WORD.sub("", names[-1])) not in (names[-1], ""):
+        names.append(shorter)
+    return [str(path.with_name(name or path.name)) for name in names]
 
 
 class Recordings:
@@ -176,17 +187,25 @@ class Recordings:
 
     def beside(self, table: str) -> int | None:
         """Place of the one that a table is named after, in its own folder."""
-        name = recording_of(table)
-        parts, whole = _parts(name), _whole(name)
-        found = [one for one in self._by_name.get(parts[-1], []) if one[1] == parts]
-        exact = [place for place, _, path in found if path == whole]
-        return (exact or [place for place, *_ in found] or [None])[0]
+        for name in _recordings_of(table):
+            parts, whole = _parts(name), _whole(name)
+            found = [one for one in self._by_name.get(parts[-1], []) if one[1] == parts]
+            exact = [place for place, _, path in found if path == whole]
+            if found:
+                return (exact or [place for place, *_ in found])[0]
+        return None
 
     def elsewhere(self, table: str) -> int | None:
-        """Place of the only one that a table in a folder without recordings is named after."""
-        name = _parts(recording_of(table))
-        found = self._by_name.get(name[-1], [])
-        return found[0][0] if len(found) == 1 and name[:-1] not in self._folders else None
+        """Place of the one that a table in a folder without recordings is named after; of several that whose folders have most
+        of the table's: site/audio/a.wav of site/tables/a.txt, audio/site/a.wav of tables/site/a.txt."""
+        for name in map(_parts, _recordings_of(table)):
+            if name[:-1] in self._folders:
+                return None
+            found = self._by_name.get(name[-1], [])
+            near = [_shared(name, parts) + _shared(name[::-1], parts[::-1]) for _, parts, _ in found]
+            if found:
+                return found[near.index(max(near))][0] if near.count(max(near)) == 1 else None
+        return None
 
 
 def _whole(file: str) -> tuple[str, ...]:
@@ -221,7 +240,7 @@ class _Collected:
         self.recordings = Recordings([self._whole(file) for file in self.files])
         self.annotated = {place: how.completely_annotated for place in range(len(self.files))}
         self.read, self.calls = 0, []
-        self.recorded: dict[int, datetime] = {}
+        self.recorded: list[tuple[int, str]] = []
 
     def table(self) -> tuple[Table, tuple[str, ...]]:
         paths, passed = table_files(self.root, self.how.data_format)
@@ -258,8 +277,9 @@ class _Collected:
                 detail = "its frames are not background: nobody said that there is no call"
                 self._remark(FILE_INFO, self.files[place], 0, place + 1, "unknown", "no table", detail)
         rows = [(i, file, "", "", "", 0) for i, file in enumerate(self.files, 1)]
+        recorded = annotations.earliest(self.recorded)
         frame = pd.DataFrame(rows, columns=tables.RECORDING_COLUMNS).astype(tables.RECORDING_TYPES)
-        frame["recorded"] = pd.Series([self.recorded.get(i) for i in range(len(rows))]).astype("datetime64[us]")
+        frame["recorded"] = pd.Series([recorded.get(i) for i in range(len(rows))]).astype("datetime64[us]")
         frame["annotated"] = [self.annotated[i] for i in range(len(rows))]
         frame["source"] = frame["file"]
         table = Table(
@@ -308,11 +328,12 @@ class _Collected:
         for line, file, action, *why in found.remarks:
             place = place_of[file]
             self._remark(ANNOTATIONS, name, line, None if place is None else place + 1, action, *why)
-        known = [place for place in place_of.values() if place is not None]
+        # A table whose rows are all of other recordings says nothing of the one that it is named after.
+        spoken_of = {row[0] for row in found.rows} | {remark[1] for remark in found.remarks if remark[2] != "noted"}
+        known = {place_of[file] for file in (spoken_of if found.read else {""})} - {None}
         self.annotated |= dict.fromkeys(known, True)
-        for file, recorded in found.recorded.items():
-            if (place := place_of.get(file)) is not None:
-                self.recorded[place] = min(recorded, self.recorded.get(place, recorded))
+        dated = [(place_of.get(file), text) for file, text in found.recorded]
+        self.recorded += [(place, text) for place, text in dated if place is not None]
         rows = [(place_of[row[0]], row) for row in found.rows]
         reason, also = "no such recording", ""
         good = [(found.true_time, place + 1, self._shown(name), *row) for place, row in rows if place is not None]

@@ -1,0 +1,215 @@
+"""Exports of programs and tables made by hand, as bioacousticians have them: each with the calls that it says."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from field_cases import HEADER, calls, raven, run, selection
+from test_annotations import indexed, wav
+
+from tools import event_formats
+from training.annotations import NotATable, earliest, read, recognise
+from training.collection import build_index, open_collection
+from training.labels import Labeller
+
+BIRDNET = [
+    "Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)", "Common Name",
+    "Species Code", "Confidence", "Begin Path", "File Offset (s)",
+]  # fmt: skip
+IDS = (
+    "INDIR,OUTDIR,FOLDER,IN FILE,CHANNEL,OFFSET,DURATION,DATE,TIME,AUTO ID*,PULSES,MATCHING,MATCH RATIO,Fc,Fmax,Fmin,MANUAL ID\n"
+    "D:\\x,D:\\o,,a.wav,0,0.5,0.5,2023-06-01,21:00:00,PIPPIP,9,8,0.9,46,50,45,NYCLEI\n"
+    "D:\\x,D:\\o,,a.wav,0,1.5,0.5,2023-06-01,21:00:00,PIPPIP,9,8,0.8,46,50,45,\n"
+)
+CLUSTERS = (
+    "INDIR,FOLDER,IN FILE,CHANNEL,OFFSET,DURATION,Fmin,Fmean,Fmax,DATE,TIME,HOUR,TOP1MATCH*,TOP1DIST,VOCALIZATIONS,MANUAL ID\n"
+    "/x,,a.wav,0,0.5,0.5,2000,2500,3000,2023-06-01,21:00:00,21,C1,0.1,1,\n"
+    "/x,,a.wav,0,1.5,0.5,2000,2500,3000,2023-06-01,21:00:00,21,C2,0.1,1,\n"
+)
+TWO = [(0.5, 1.0, "x"), (1.5, 2.0, "01")]
+
+
+@pytest.mark.parametrize(
+    ("data_format", "name", "text", "expected"),
+    [
+        ("birdnet", "id.csv", IDS, [(0.5, 1.0, "NYCLEI"), (1.5, 2.0, "PIPPIP")]),
+        ("birdnet", "cluster.csv", CLUSTERS, [(0.5, 1.0, "C1"), (1.5, 2.0, "C2")]),
+        (
+            "birdnet",
+            "k.csv",
+            "INDIR,FOLDER,IN FILE,OFFSET,DURATION,TOP1MATCH,TOP1DIST\n/x,,a.wav,0.5,0.5,Wren,0.3\n",
+            [(0.5, 1, "Wren")],
+        ),
+        (
+            "raven",
+            "a.csv",
+            '"","Selection","View","Begin.Time..s.","End.Time..s.","Low.Freq..Hz.","Annotation"\n'
+            '"1",1,"Spectrogram 1",0.5,1,200,"x"\n"2",2,"Spectrogram 1",1.5,2,200,"01"\n',
+            TWO,
+        ),
+        ("generic", "labels.csv", "filename,start,end,label\na.wav,0.5,1.0,x\na.wav,1.5,2,01\n", TWO),
+        ("generic", "labels.txt", "file_name;start_time;end_time;Species\na.wav;0,5;1,0;x\na.wav;1,5;2;01\n", TWO),
+        ("generic", "a.csv", "# by hand\nStart (s),Stop (s),Label\n0.5,1,x\n1.5,2,01\n", TWO),
+        ("generic", "a.tsv", "begin\tduration\tcall_type\n0.5\t0.5\tx\n1.5\t0.5\t01\n", TWO),
+        (
+            "generic",
+            "boxes.csv",
+            "audio_file,annotation_file,annotation,start_time,end_time\n./a.wav,b.txt,x,.5,1\na.wav,b.txt,01,1.5,2\n",
+            TWO,
+        ),
+        ("generic", "a.csv", "Audiofilename,Starttime,Endtime,Q\na.wav,0.5,1.0,POS\n", [(0.5, 1.0, "POS")]),
+        ("generic", "a.csv", "TIME,VALUE,DURATION,LABEL\n0.5,440,0.5,x\n1.5,450,0.5,01\n", TWO),
+        ("generic", "all.csv", '"sound.files","selec","start","end"\n"a.wav",1,0.5,1\n', [(0.5, 1.0, "call")]),
+        ("events", "strong.tsv", "filename\tonset\toffset\tevent_label\na.wav\t0.5\t1.0\tx\na.wav\t1.5\t2\t01\n", TWO),
+    ],
+)
+def test_exports(tmp_path, data_format, name, text, expected):
+    """By the index, and as a reference."""
+    wav(tmp_path / "a.wav")
+    (tmp_path / name).write_text(text)
+    found, _ = build_index(tmp_path)
+    assert found.reading.data_format == data_format and found.rows["Annotations.csv"]["dropped"] == 0
+    assert calls(tmp_path) == {"a.wav": expected}
+    events = event_formats.match_files(event_formats.read_events(tmp_path), ["a.wav"])
+    assert events[["file", "onset", "offset", "label"]].to_numpy().tolist() == [["a.wav", *row] for row in expected]
+
+
+def test_frequencies_of_warbler_are_in_kilohertz(tmp_path):
+    wav(tmp_path / "a.wav", rate=10_000)
+    (tmp_path / "a.csv").write_text("sound.files,selec,start,end,bottom.freq,top.freq\na.wav,1,0.5,1,1.2,3.4\n")
+    assert build_index(tmp_path)[0].annotations[["low_hz", "high_hz"]].to_numpy().tolist() == [[1200, 3400]]
+
+
+@pytest.mark.parametrize("label", ["nocall", "No call", "no_call", "Background"])
+def test_rows_that_say_that_there_is_no_call(tmp_path, label):
+    """BirdNET writes one for a recording in which it found nothing."""
+    for name in ("a", "b"):
+        wav(tmp_path / f"{name}.wav")
+        row = [1, "Spectrogram 1", 1, 0, 3, 0, 15000, label if name == "a" else "Wren", "x", 1.0, f"/x/{name}.wav", 0]
+        raven(tmp_path / f"{name}.BirdNET.selection.table.txt", [row], BIRDNET)
+    labeller = Labeller(build_index(tmp_path)[0], task="context")
+    assert labeller.classes == ("background", "Wren")
+    assert [labeller(i, np.array([0, 1000, 2000])).tolist() for i in (0, 1)] == [[0, 0], [1, 1]]
+    assert event_formats.read_events(tmp_path).label.tolist() == ["Wren"]
+
+
+def test_a_selection_in_two_views_is_one_call(tmp_path):
+    """Raven gives the waveform's row the frequencies from 0 to half of the rate."""
+    wav(tmp_path / "a.wav")
+    views = [("Waveform 1", 0.0, 500.0), ("Spectrogram 1", 100.0, 200.0), ("Spectrogram 2", 100.0, 200.0)]
+    raven(tmp_path / "a.txt", [selection(0.5, 1.0, "x", 1, *view) for view in views])
+    found, report = build_index(tmp_path)
+    assert found.annotations[["start", "stop", "low_hz", "high_hz"]].to_numpy().tolist() == [[500, 1000, 100, 200]]
+    assert report["reason"].tolist() == ["duplicate"] * 2 and found.rows["Annotations.csv"] == {
+        "read": 3,
+        "kept": 1,
+        "dropped": 2,
+    }
+
+
+def test_labels_are_those_of_the_first_column_that_has_any(tmp_path):
+    wav(tmp_path / "a.wav")
+    header = [*HEADER, "Species", "Notes"]
+    raven(tmp_path / "a.txt", [[*selection(i, i + 0.5, ""), "x", "faint"] for i in range(2)], header)
+    assert indexed(tmp_path)[0] == {"a.wav": [(0, 0.5, "x"), (1, 1.5, "x")]}
+    assert indexed(tmp_path, label_column="NOTES")[0] == {"a.wav": [(0, 0.5, "faint"), (1, 1.5, "faint")]}
+
+
+def test_a_table_of_other_recordings_says_nothing_of_its_own(tmp_path):
+    """a.wav was renamed: that its table's rows are of old.wav does not make all of it background."""
+    for name in ("a", "b"):
+        wav(tmp_path / f"{name}.wav")
+    raven(tmp_path / "a.txt", [[*selection(0.5, 1, "x"), "old.wav"]], [*HEADER, "Begin File"])
+    raven(tmp_path / "b.txt", [selection(0.5, 1, "x")])
+    found, report = build_index(tmp_path)
+    assert Labeller(found).known.tolist() == [False, True]
+    assert report[["line", "reason", "file"]].to_numpy().tolist() == [[2, "no such recording", "a.txt"], [0, "no table", "a.wav"]]
+
+
+def test_a_call_that_goes_on_in_the_next_recording(tmp_path):
+    for name in ("r1", "r2"):
+        wav(tmp_path / f"{name}.wav")
+    header = ["Begin Time (s)", "End Time (s)", "Begin File", "End File", "File Offset (s)", "Annotation"]
+    raven(tmp_path / "all.txt", [[2.5, 3.7, "r1.wav", "r2.wav", 2.5, "x"], [5, 5.5, "r2.wav", "r2.wav", 2, "x"]], header)
+    found, report = build_index(tmp_path)
+    assert calls(tmp_path) == {"r1.wav": [(2.5, 3.0, "x")], "r2.wav": [(2.0, 2.5, "x")]}
+    assert Labeller(found)(1, np.array([0, 1000, 2000, 2500])).tolist() == [-100, -100, 1]  # its end lies in the first 0.7 s
+    assert report["reason"].tolist() == ["goes on in another recording", "past the end"]
+
+
+@pytest.mark.parametrize("layout", ["audio/{}/rec.wav tables/{}/rec.txt", "{}/audio/rec.wav {}/annotations/rec.txt"])
+def test_folders_of_tables_beside_those_of_recordings(tmp_path, layout):
+    for site in ("s1", "s2"):
+        recording, table = (tmp_path / name.format(site) for name in layout.split())
+        wav(recording)
+        table.parent.mkdir(parents=True, exist_ok=True)
+        table.write_text(f"0.5\t1.0\t{site}\n")
+    found = calls(tmp_path)
+    assert {file: [label for *_, label in rows] for file, rows in found.items()} == {
+        layout.split()[0].format(site): [site] for site in ("s1", "s2")
+    }
+
+
+def test_recordings_whose_names_end_like_tables(tmp_path):
+    for name in ("bat_labels", "Table 3", "index", "index.1"):
+        wav(tmp_path / f"{name}.wav")
+        (tmp_path / f"{name}.txt").write_text(f"0.5\t1.0\t{name}\n")
+    wav(tmp_path / "bat.wav")
+    (tmp_path / "bat_labels.selections.txt").write_text("1.5\t2.0\tmore\n")
+    (tmp_path / "recordings.csv").write_text("file,onset,offset,label\nbat.wav,0.5,1,y\n")
+    found = {file: [label for *_, label in rows] for file, rows in calls(tmp_path, data_format="mixed").items()}
+    assert found == {f"{name}.wav": [name] for name in ("Table 3", "index", "index.1")} | {
+        "bat.wav": ["y"],
+        "bat_labels.wav": ["bat_labels", "more"],
+    }
+
+
+def test_cells_of_several_lines(tmp_path):
+    wav(tmp_path / "a.wav")
+    (tmp_path / "a.csv").write_text('onset_s,offset_s,label,notes\n0.5,1,"x\ny","loud,\n\n""good"""\n1.5,2,01,"\n')
+    kept, report = indexed(tmp_path, "generic")
+    assert kept == {"a.wav": [(0.5, 1.0, "x\ny"), (1.5, 2.0, "01")]} and not report
+
+
+@pytest.mark.parametrize(
+    ("texts", "days"),
+    [
+        (["01/06/2023", "13/06/2023"], ["2023-06-01", "2023-06-13"]),
+        (["01/06/2023", "06/13/2023"], ["2023-01-06", "2023-06-13"]),
+        (["01.06.2023 21:00:00", "2.6.2023"], ["2023-06-01", "2023-06-02"]),
+        (["01/06/2023", "02/06/2023"], []),
+        (["13/06/2023", "06/13/2023", "2023/06/01"], ["2023-06-01"]),
+        (["", "5", "next week"], []),
+    ],
+)
+def test_the_order_of_day_and_month(texts, days):
+    found = earliest(list(enumerate(texts)))
+    assert [str(pd.Timestamp(day).date()) for day in found.values()] == days
+
+
+def test_a_layer_as_text_is_no_label_track(tmp_path):
+    """Sonic Visualiser's columns are time, value, duration, label: the value is no end."""
+    (tmp_path / "a.txt").write_text("0.5\t440\t0.25\tx\n1.5\t450\t0.25\ty\n")
+    with pytest.raises(NotATable, match="save a layer of Sonic Visualiser as .svl"):
+        read(tmp_path / "a.txt", "audacity")
+    wav(tmp_path / "a.wav")
+    code, text = run("index", tmp_path)
+    assert code == 2 and text.splitlines()[-1].startswith(f"error: {tmp_path / 'a.txt'}: its first three columns are numbers")
+    (tmp_path / "a.txt").write_text("0.5\t1\t2\n1.5\t2\tx\t3\n")
+    assert [row[3] for row in read(tmp_path / "a.txt").rows] == ["2", "x\t3"]
+
+
+@pytest.mark.parametrize(
+    "text", ["filename,start,end,site\na.wav,2023-06-01 21:00,2023-06-01 21:01,s1\n", "file,start,duration,type\na,21:00,60,x\n"]
+)
+def test_lists_of_recordings_are_no_annotations(tmp_path, text):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(NotATable):
+        recognise(tmp_path / "list.csv")
+
+
+def test_an_index_follows_its_tables(tmp_path):
+    wav(tmp_path / "a.wav")
+    (tmp_path / "mine.csv").write_text("filename,start,end,label\na.wav,0.5,1.0,x\n")
+    assert len(open_collection(tmp_path).annotations) == 1
+    (tmp_path / "mine.csv").write_text("filename,start,end,label\na.wav,0.5,1.0,x\na.wav,2.5,2.6,y\n")
+    assert open_collection(tmp_path).contexts == ("x", "y")

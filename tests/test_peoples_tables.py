@@ -207,6 +207,21 @@ def test_lists_of_recordings_are_no_annotations(tmp_path, text):
         recognise(tmp_path / "list.csv")
 
 
+def test_evaluation_knows_the_time_expansion_of_detection(tmp_path):
+    """The reference has the slow seconds of its program, detection wrote true ones."""
+    for factor, options in (("10", []), ("", ["--time-expansion", 10]), ("10", ["--time-expansion", 10])):
+        (tmp_path / "found").mkdir(exist_ok=True)
+        (tmp_path / "found" / "events.csv").write_text("file,onset,offset,label,score\n/x/a.wav,0.2,0.4,x,0.9\n")
+        (tmp_path / "found" / "recordings.csv").write_text(f"file,duration,time_expansion\n/x/a.wav,1.0,{factor}\n")
+        raven(tmp_path / "a.txt", [selection(2.0, 4.0, "x")])
+        for estimated in ("found", "found/events.csv"):
+            code, text = run("evaluate", "--reference", tmp_path / "a.txt", "--estimated", tmp_path / estimated, *options)
+            assert code == 0 and "event F1              1.000" in text
+    (tmp_path / "found" / "recordings.csv").write_text("file,duration\n/x/a.wav,1.0\n")
+    code, text = run("evaluate", "--reference", tmp_path / "a.txt", "--estimated", tmp_path / "found")
+    assert "warning: " in text and "1 of 1 events begin after the end of their recording; was it slowed down?" in text
+
+
 def test_an_index_follows_its_tables(tmp_path):
     wav(tmp_path / "a.wav")
     (tmp_path / "mine.csv").write_text("filename,start,end,label\na.wav,0.5,1.0,x\n")

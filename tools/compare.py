@@ -18,7 +18,7 @@ def parser(prog: str = "python -m tools.compare") -> Parser:
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("--reference", type=Path, required=True, metavar="FILE", help="what is right, as of denet evaluate")
     parser.add_argument("--label-column", metavar="NAME", help="of the reference, as of denet evaluate")
-    parser.add_argument("--time-expansion", type=float, default=1, metavar="X", help="of the reference, as of denet evaluate")
+    parser.add_argument("--time-expansion", type=float, metavar="X", help="of the reference, as of denet evaluate")
     parser.add_argument("--estimated", nargs="+", required=True, metavar="[NAME=]FILE", help="two or more tables of events")
     parser.add_argument(
         "--recordings", type=Path, metavar="FILE", help="file and duration of all searched (default: recordings.csv beside each)"

@@ -47,7 +47,7 @@ def compare(
     any_label: bool = False,
     seed: int = 0,
     min_iou: float | None = None,
-    time_expansion: float = 1,
+    time_expansion: float | None = None,
     label_column: str | None = None,
 ) -> Comparison:
     """Score `tables` (by name) against `reference` on the recordings that all of them searched.

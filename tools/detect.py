@@ -5,7 +5,7 @@ results lie in the folder given by --output:
 
   events.csv      a row an event: file, onset (s), offset (s), label, score (highest frame probability), and what
                   is measured of it: frequencies, level, interval, clock time, site (docs/detection.md)
-  recordings.csv  a row a recording: file, duration (s), samplerate (Hz), events, began, site
+  recordings.csv  a row a recording: file, duration (s), samplerate (Hz), events, began, site, time_expansion
   parts/          the frame probabilities; run the same command again after a stop and only the missing
                   ones are computed, or with another threshold and none are
 

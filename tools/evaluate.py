@@ -56,9 +56,9 @@ def parser(prog: str = "python -m tools.evaluate") -> Parser:
     parser.add_argument(
         "--time-expansion",
         type=float,
-        default=1,
         metavar="FACTOR",
-        help="the reference is of recordings slowed down by this factor, and has the slow seconds where a program wrote it (1)",
+        help="the reference is of recordings slowed down by this factor, and has the slow seconds where a program wrote it "
+        "(default: the factor in recordings.csv, which denet detect writes there)",
     )
     parser.add_argument(
         "--estimated", type=Path, required=True, metavar="FILE", help="what was found: events.csv of denet detect"
@@ -67,7 +67,7 @@ def parser(prog: str = "python -m tools.evaluate") -> Parser:
         "--recordings",
         type=Path,
         metavar="FILE",
-        help="file and duration of all recordings searched (default: recordings.csv beside --estimated)",
+        help="file and duration of all recordings searched (default: recordings.csv beside or in --estimated)",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="write scores.json, .html, recordings.csv")
     parser.add_argument(

@@ -43,7 +43,7 @@ def _write(results: Results, folder: Path, names: list[str], time_expansion: flo
             if not (folder / OURS.format(name)).exists():
                 raise ValueError(f"{folder / name}: was not written by detection and would be replaced; move it away")
     write_csv(results.events, folder / "events.csv")
-    write_csv(results.recordings, folder / "recordings.csv")
+    write_csv(results.recordings.assign(time_expansion=time_expansion), folder / "recordings.csv")
     for name in names:
         if name in TABLES:
             with replacing(folder / name) as file:

@@ -17,6 +17,7 @@ from tools.event_formats import match_files, read_events, write_csv
 from training import annotations
 from training.collection import replacing
 from training.metrics import event_hits, rates, segment_counts
+from training.options import tell
 
 MAX_SEGMENTS = 10_000_000  # in a recording
 DRAWS = 1000
@@ -50,19 +51,20 @@ def load(
     estimated: Path,
     recordings: Path | None = None,
     any_label: bool = False,
-    time_expansion: float = 1,
+    time_expansion: float | None = None,
     label_column: str | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float]]:
     """Reference and estimated events and the durations of all recordings searched.
 
-    `recordings`: a table with file and duration (s), recordings.csv beside `estimated` by default. Reference
+    `recordings`: a table with file and duration (s), recordings.csv beside or in `estimated` by default. Reference
     events in other recordings stay in, under their own file. With `any_label` all are labelled "call".
-    `time_expansion` and `label_column` are of the reference (see `read_events`). Raises ValueError.
+    `time_expansion` and `label_column` are of the reference (see `read_events`), the first by default what `recordings`
+    tells. Raises ValueError.
     """
-    recordings = recordings or estimated.with_name("recordings.csv")
+    recordings = recordings or (estimated if estimated.is_dir() else estimated.parent) / "recordings.csv"
     found = read_events(estimated)
     try:
-        durations = annotations.durations(recordings)
+        durations, factor = annotations.searched(recordings)
     except FileNotFoundError:
         raise ValueError(f"{recordings}: no such file; it names all recordings searched") from None
     except annotations.NotATable as error:
@@ -72,7 +74,11 @@ def load(
     found = match_files(found, durations)
     if unknown := sorted(set(found.file) - durations.keys()):
         raise ValueError(f"{estimated}: {unknown[0]} is not in {recordings}")
-    given = match_files(read_events(reference, time_expansion, label_column), durations)
+    factor = time_expansion if time_expansion is not None else 1 if factor is None else factor
+    given = match_files(read_events(reference, factor, label_column), durations)
+    late = (given.onset >= given.file.map(durations)).sum()
+    if late:
+        tell("warning", f"{reference}: {late} of {len(given)} events begin after the end of their recording; was it slowed down?")
     if any_label:
         given, found = given.assign(label="call"), found.assign(label="call")
     return given, found, durations

@@ -395,20 +395,22 @@ def _columns(lines: list[str], *needed: tuple[str, ...]) -> _Header | None:
     return None
 
 
-def durations(path: Path) -> dict[str, float]:
-    """Recordings and their lengths (s): the columns file and duration of a table. Raises NotATable, OSError."""
+def searched(path: Path) -> tuple[dict[str, float], float | None]:
+    """Recordings and their lengths (s): the columns file and duration of a table; and its only time_expansion, None where it
+    tells none. Raises NotATable, OSError."""
     lines = text_lines(path.read_bytes())
     header = _columns(lines, ("file",), ("duration",))
     if header is None:
         raise NotATable("needs the columns file and duration")
     rows = [(line, dict(zip(header.keys, cells, strict=False))) for line, cells in _rows(lines, header)]
     number = _reader_of_numbers([row.get("duration", "") for _, row in rows])
-    found = {}
+    found, factors = {}, {_number(row.get("time expansion", "")) for _, row in rows}
     for line, row in rows:
         found[row.get("file", "")] = seconds = number(row.get("duration", ""))
         if isinstance(seconds, str):
             raise NotATable(f"line {line}: {seconds!r} is no duration")
-    return found
+    factor = factors.pop() if len(factors) == 1 else None
+    return found, None if isinstance(factor, str) else factor
 
 
 def _cell(text: str) -> str:

@@ -34,6 +34,7 @@ except (ImportError, OSError):  # its compiled part does not load beside another
     ) from None
 
 from . import recorder
+from .files import walk
 
 # The resampling kernel has one filter for each output phase, numerator x denominator in size. Rates that
 # share no divisor (47,999 Hz, say) would need gigabytes; the closest ratio with a denominator up to this
@@ -199,7 +200,8 @@ def true_rate(header_rate: int, time_expansion: float) -> int:
 
 
 def find(folder: str | Path) -> list[Path]:
-    """Recordings in `folder` and below it, by their suffix in either case, sorted, with those that cannot be read here.
+    """Recordings in `folder` and below it, by their suffix in either case, sorted, with those that cannot be read here; also in
+    folders that links lead to (`files.walk`).
 
     Not ._a.wav, which is what macOS keeps of a.wav on other systems' disks; and what other programs' files may be too
     (.mat, say) only if it can be read. Raises AudioError if there is no such folder.
@@ -207,7 +209,8 @@ def find(folder: str | Path) -> list[Path]:
     if not Path(folder).is_dir():
         raise AudioError(f"{folder}: no such folder")
     wanted = (*SUFFIXES, *UNREADABLE_SUFFIXES)
-    found = (p for p in Path(folder).rglob("*") if p.suffix.lower() in wanted and not p.name.startswith("._"))
+    all_of_them = (here / name for here, folders, names in walk(folder) for name in (*folders, *names))
+    found = (p for p in all_of_them if p.suffix.lower() in wanted and not p.name.startswith("._"))
     return sorted(p for p in found if p.suffix.lower() not in SHARED_SUFFIXES or _is_audio(p))
 
 

@@ -32,6 +32,19 @@ class UserError(ValueError):
         super().__init__(printable(str(message), MAX_MESSAGE))
 
 
+def walk(folder: str | Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """os.walk in the order of names; a folder that a link leads to is gone through once, if it does not lie in this one."""
+    seen = [Path(os.path.realpath(folder))]
+    for here, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        for name in [name for name in folders if os.path.islink(os.path.join(here, name))]:
+            real = Path(os.path.realpath(os.path.join(here, name)))
+            if any(real.is_relative_to(one) or one.is_relative_to(real) for one in seen):
+                folders.remove(name)
+            seen.append(real)
+        yield Path(here), folders, sorted(names)
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A new empty file beside `path` that takes its place when the block ends without an error, and vanishes otherwise.

@@ -1,11 +1,14 @@
 """Exports of programs and tables made by hand, as bioacousticians have them: each with the calls that it says."""
 
+import unicodedata
+
 import numpy as np
 import pandas as pd
 import pytest
 from field_cases import HEADER, calls, raven, run, selection
 from test_annotations import indexed, wav
 
+from denet_torch import audio
 from tools import event_formats
 from training.annotations import NotATable, earliest, read, recognise
 from training.collection import build_index, open_collection
@@ -228,3 +231,48 @@ def test_an_index_follows_its_tables(tmp_path):
     assert len(open_collection(tmp_path).annotations) == 1
     (tmp_path / "mine.csv").write_text("filename,start,end,label\na.wav,0.5,1.0,x\na.wav,2.5,2.6,y\n")
     assert open_collection(tmp_path).contexts == ("x", "y")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32", "cp1252", "mac_roman", "cp850", "cp1251", "shift_jis"])
+def test_a_guess_of_the_encoding_is_reported(tmp_path, encoding):
+    label = {"cp1251": "мышь", "shift_jis": "コウモリ"}.get(encoding, "Bär")
+    wav(tmp_path / "a.wav")
+    raven(tmp_path / "a.txt", [selection(0.5, 1, "x"), selection(1.5, 2, label, 2)], HEADER, encoding)
+    kept, report = indexed(tmp_path)
+    guessed = not encoding.startswith("utf")
+    assert report == ([[3, "noted", "not UTF-8"]] if guessed else [])
+    assert guessed or kept["a.wav"][1][2] == label
+    assert encoding != "cp1252" or kept["a.wav"][1][2] == label
+
+
+def test_labels_that_look_alike_are_named(tmp_path):
+    wav(tmp_path / "a.wav")
+    labels = ["bat", "Bat ", "wren", unicodedata.normalize("NFC", "Bär"), unicodedata.normalize("NFD", "Bär")]
+    raven(tmp_path / "a.txt", [selection(i / 2, i / 2 + 0.4, label, i + 1) for i, label in enumerate(labels)])
+    code, text = run("index", tmp_path)
+    line = r"Different classes whose labels look alike: 'Bat ' and 'bat', 'Ba\u0308r' and 'B\xe4r'"
+    assert code == 0 and line in text.splitlines() and len(open_collection(tmp_path).contexts) == 5
+
+
+def test_tables_that_are_not_read_are_named(tmp_path):
+    wav(tmp_path / "a.wav")
+    for name in ("a.xlsx", "~$a.xlsx", "a.TextGrid"):
+        (tmp_path / name).write_bytes(b"PK\3\4")
+    code, text = run("index", tmp_path)
+    assert code == 2 and "a.TextGrid is Praat's: save it by Down to Table as .txt" in text
+    (tmp_path / "a.txt").write_text("tmin\ttier\ttext\ttmax\n0.5\tcalls\tx\t1.0\n")  # what Praat saves then
+    kept, report = indexed(tmp_path, None)
+    assert kept == {"a.wav": [(0.5, 1.0, "x")]} and [row[1] for row in report] == ["passed over"] * 2
+
+
+def test_folders_that_links_lead_to(tmp_path):
+    for folder in ("here/own", "elsewhere/x"):
+        wav(tmp_path / folder / "a.wav")
+        (tmp_path / folder / "a.txt").write_text("0.5\t1.0\tx\n")
+    (tmp_path / "here" / "link").symlink_to("../elsewhere")
+    (tmp_path / "here" / "again").symlink_to("own")  # whose recordings are there once
+    (tmp_path / "here" / "own" / "up").symlink_to(tmp_path)
+    (tmp_path / "elsewhere" / "x" / "round").symlink_to("..")
+    assert [str(path.relative_to(tmp_path)) for path in audio.find(tmp_path / "here")] == ["here/link/x/a.wav", "here/own/a.wav"]
+    assert calls(tmp_path / "here") == dict.fromkeys(["link/x/a.wav", "own/a.wav"], [(0.5, 1.0, "x")])
+    assert len(audio.find(tmp_path / "here" / "again")) == 1  # also itself a link

@@ -55,6 +55,7 @@ NINE = datetime(2023, 6, 1, 21)
         ([wamd("2023-06-01 21:00:00", 10)], NINE, 10),
         ([(b"wamd", b"\5\0\xff\xff\xff\xff12")], None, None),
         ([(b"LIST", MOTH)], NINE, None),
+        ([(b"LIST", b"adtl"), (b"LIST", MOTH)], NINE, None),
         ([(b"bext", bytes(320) + b"2023-06-0121:00:00" + bytes(264))], NINE, None),
         ([(b"bext", bytes(320) + b"2023_06_01" + bytes(272))], datetime(2023, 6, 1), None),
     ],
@@ -97,6 +98,45 @@ def test_a_factor_in_the_metadata_is_used(tmp_path):
     assert found.annotations[["start", "stop"]].to_numpy().tolist() == [[20_000, 30_000]] * 3
     assert open_collection(tmp_path).time_expansion == 10
     assert open_collection(tmp_path, time_expansion=1).time_expansion == 1  # what a person says counts
+
+
+@pytest.mark.parametrize(
+    "rate, fields, factor",
+    [
+        (25_000, {"TE": 10, "Samplerate": 250_000}, 10),
+        (25_000, {"TE": 10, "Samplerate": 25_000}, 10),  # against GUANO's rules, but it cannot mean anything else
+        (44_100, {"Samplerate": 384_000}, 1),  # resampled
+        (384_000, {"TE": 1, "Samplerate": 384_000}, 1),
+        (384_000, {"TE": 10, "Samplerate": 384_000}, None),
+        (384_000, {"TE": 10}, None),
+        (25_600, {"Samplerate": 256_000}, None),
+        (25_600, {"TE": 1, "Samplerate": 256_000}, None),
+    ],
+)
+def test_a_factor_that_contradicts_the_header_is_a_question(tmp_path, rate, fields, factor):
+    write(tmp_path / "r.wav", chunks=[guan(**fields)], sound=np.tile(SOUND, 10), rate=rate)
+    (tmp_path / "r.txt").write_text("0.01\t0.02\tpip\n")
+    if factor is not None:
+        assert build_index(tmp_path)[0].time_expansion == factor == recorder.time_expansion([tmp_path / "r.wav"])
+        return
+    with pytest.raises(CollectionError, match=rf"r.wav: its metadata say .* its header {rate} Hz; name .* --time-expansion"):
+        build_index(tmp_path)
+    with pytest.raises(ValueError, match="name its time expansion with --time-expansion"):
+        recorder.time_expansion([tmp_path / "r.wav"])
+    assert build_index(tmp_path, time_expansion=2)[0].time_expansion == 2
+
+
+@pytest.mark.parametrize("name", [b"RF64", b"BW64"])
+def test_metadata_of_files_of_any_size(tmp_path, name):
+    """RF64 has the lengths of 64 bits in a chunk of its own."""
+    chunk = guan(TE=10, Timestamp="2023-06-01T21:00:00")[1].ljust(80)
+    sound = np.zeros(100, "<i2").tobytes()
+    fmt = struct.pack("<HHIIHH", 1, 1, 25_000, 50_000, 2, 16)
+    body = [(b"ds64", struct.pack("<QQQI", 0, len(sound), 100, 0)), (b"fmt ", fmt), (b"data", sound), (b"guan", chunk)]
+    parts = [part + struct.pack("<I", 2**32 - 1 if part == b"data" else len(data)) + data for part, data in body]
+    (tmp_path / "a.wav").write_bytes(name + b"\xff\xff\xff\xffWAVE" + b"".join(parts))
+    assert recorder.metadata(tmp_path / "a.wav") == recorder.Metadata(NINE, 10)
+    assert recorder.riff(tmp_path / "a.wav").stated == 200 and recorder.riff(tmp_path / "a.wav").rate == 25_000
 
 
 @pytest.mark.parametrize("factors", [[10, 10, 8], [10, None, 10]])

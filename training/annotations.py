@@ -119,9 +119,7 @@ LAYOUTS = {
         high=("high freq hz", "high frequency hz", "high freq"),
         in_file=("file offset s",),
     ),
-    "events": Layout(
-        ("onset",), ("offset",), ("label", *LABELS), FILES, ("score",), ("low hz",), ("high hz",), true_time=True
-    ),
+    "events": Layout(("onset",), ("offset",), ("label", *LABELS), FILES, ("score",), ("low hz",), ("high hz",), true_time=True),
     "batdetect2": Layout(
         ("start time",),
         ("end time",),
@@ -145,15 +143,15 @@ LAYOUTS = {
         any_label=True,
     ),
     "generic": Layout(
-        ("onset s", "start s", "start time s", "start time", "start", "starttime", "begin s", "begin", "onset", "time"),
-        ("offset s", "end s", "end time s", "end time", "end", "endtime", "stop s", "stop time", "stop"),
-        ("label", *LABELS, "q"),
+        ("onset s", "start s", "start time s", "start time", "start", "starttime", "begin s", "begin", "onset", "tmin", "time"),
+        ("offset s", "end s", "end time s", "end time", "end", "endtime", "stop s", "stop time", "stop", "tmax"),
+        ("label", *LABELS, "text", "q"),
         ("notated path", *FILES),
         ("score", "confidence", "probability"),
         ("low freq hz", "low freq", "low hz", "low f", "low frequency", "min freq", "bottom freq"),
         ("high freq hz", "high freq", "high hz", "high f", "high frequency", "max freq", "top freq"),
         duration=("duration s", "duration"),
-        sign=("onset s", "selec", "audiofilename", *LABELS),
+        sign=("onset s", "selec", "audiofilename", "tmin", *LABELS),
     ),
 }
 SUFFIXES = {
@@ -179,11 +177,16 @@ def read(path: Path, data_format: str | None = None, label_column: str | None = 
         return _parquet(path, label_column)
     if data_format == "svl":
         return _layer(path)
-    if data_format == "audacity":
-        return _track(text_lines(path.read_bytes()))
     if path.suffix.lower() == ".json":
         return _batdetect2(path)
-    return _table(text_lines(path.read_bytes()), LAYOUTS[data_format], label_column)
+    data = path.read_bytes()
+    lines = text_lines(data)
+    found = _track(lines) if data_format == "audacity" else _table(lines, LAYOUTS[data_format], label_column)
+    if line := _guessed(data):
+        found.remarks.append(
+            (line, "", "noted", "not UTF-8", f"its letters are taken for those of Windows-1252: {lines[line - 1]!r}")
+        )
+    return found
 
 
 def recognise(path: Path) -> str:
@@ -332,17 +335,34 @@ def _why_not(onset: float | str, offset: float | str, label: str) -> tuple[str, 
 
 def text_lines(data: bytes) -> list[str]:
     """The lines of a text in UTF-8, UTF-16, or else in Windows' Latin-1, which every byte has a letter in."""
-    wide = None
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        wide = "utf-16"
-    elif len(data) > 3 and data[1:200:2].count(0) > 0.8 * len(data[1:200:2]):
-        wide = "utf-16-le"
-    elif len(data) > 3 and data[0:200:2].count(0) > 0.8 * len(data[0:200:2]):
-        wide = "utf-16-be"
-    if wide:
+    if wide := _wide(data):
         data = data.decode(wide, errors="replace").encode()
     # Line by line: one wrong byte must not change the umlauts of all others. str.splitlines splits at too much.
     return [_text(line) for line in re.split(b"\r\n|\n|\r", data.removeprefix(b"\xef\xbb\xbf"))]
+
+
+def _wide(data: bytes) -> str | None:
+    """The encoding of a text of two or four bytes a letter."""
+    if data[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
+        return "utf-32"
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    if len(data) > 3 and data[1:200:2].count(0) > 0.8 * len(data[1:200:2]):
+        return "utf-16-le"
+    if len(data) > 3 and data[0:200:2].count(0) > 0.8 * len(data[0:200:2]):
+        return "utf-16-be"
+    return None
+
+
+def _guessed(data: bytes) -> int:
+    """The number of the first line that is in neither UTF-8 nor UTF-16, 0 of none."""
+    if data.isascii() or _wide(data):
+        return 0
+    try:
+        data.decode()
+        return 0
+    except UnicodeDecodeError as error:
+        return len(re.findall(b"\r\n|\n|\r", data[: error.start])) + 1
 
 
 def is_text(name: str) -> bool:
@@ -469,9 +489,7 @@ def _rows(lines: list[str], header: _Header) -> list[tuple[int, list[str]]]:
     return rows
 
 
-def _calls(
-    names: list[str], rows: list[tuple[int, list[str]]], layout: Layout, label_column: str | None
-) -> Annotations:
+def _calls(names: list[str], rows: list[tuple[int, list[str]]], layout: Layout, label_column: str | None) -> Annotations:
     """Calls from rows of cells, each with its line, under columns named in lower case."""
     keys = [_name(name) for name in names]
 

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import re
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ LOST = (
 )
 EXPLAINED = ("noted", "passed over", "unknown")  # actions that a summary gives the detail of
 HEADER_TYPES = {
-    **dict.fromkeys(["file", "found", "reason", "fault", "recorded"], "str"),
+    **dict.fromkeys(["file", "found", "reason", "fault", "recorded", "doubt"], "str"),
     **dict.fromkeys(["samplerate", "frames"], "int64"),
     "time_expansion": "float64",
 }
@@ -285,6 +286,8 @@ def _with_factor(how: Reading, root: Path, scanned: pd.DataFrame | None) -> Read
     if scanned is None:
         return dataclasses.replace(how, time_expansion=1.0)
     good = scanned[scanned["reason"] == ""]
+    for row in good[good["doubt"] != ""].itertuples():
+        raise CollectionError(recorder.question(root / row.file, row.doubt))
     first = good.drop_duplicates("time_expansion").set_index("time_expansion")["file"]
     try:
         factor = recorder.one_factor({factor: str(root / file) for factor, file in first.items()})
@@ -330,8 +333,17 @@ def _names(collection: Collection) -> dict[str, str]:
     return {FILE_INFO: "Recordings", ANNOTATIONS: "Annotations"} if collection.one_source else {}
 
 
+def _alike(labels: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Groups of labels that differ in letter case, spaces or the bytes of an umlaut alone."""
+    groups = {}
+    for label in labels:
+        groups.setdefault(" ".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(label)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
 def recording_facts(collection: Collection) -> list[str]:
-    """The format, sampling rates, time expansion and dates of a collection, a line each where there is something to say."""
+    """The format, sampling rates, time expansion and dates of a collection, and labels that may be meant to be one: a line each
+    where there is something to say."""
     recordings, lines = collection.recordings, []
     if collection.one_source:
         lines.append(f"Format of the annotations: {collection.reading.data_format}")
@@ -345,6 +357,9 @@ def recording_facts(collection: Collection) -> list[str]:
         dated = recordings["recorded"].notna()
         days = recordings["recorded"].dt.floor("D").nunique()
         lines.append(f"Dates: {dated.sum()} of {len(dated)} recordings, {days} days")
+        if alike := _alike(collection.contexts):
+            groups = ", ".join(" and ".join(map(ascii, group)) for group in alike)
+            lines.append(printable(f"Different classes whose labels look alike: {groups}", MAX_MESSAGE))
     return lines
 
 
@@ -357,8 +372,8 @@ def scan_headers(root: Path, files: pd.Series, saved: Path | None = None) -> pd.
     """Headers of `files` below `root`, one row each in their order (HEADER_TYPES).
 
     `found` is the file as it is spelled on disk (.WAV or .wav); `reason` is empty or says why the file
-    cannot be used, `fault` how its header disagrees with it; `recorded` (ISO) and `time_expansion` are what its metadata
-    tell. Good headers are saved to `saved` every SCAN_BLOCK files and not read again.
+    cannot be used, `fault` how its header disagrees with it; `recorded` (ISO), `time_expansion` and `doubt` are what its
+    metadata tell. Good headers are saved to `saved` every SCAN_BLOCK files and not read again.
     """
 
     def scan(file: str) -> tuple:
@@ -367,11 +382,12 @@ def scan_headers(root: Path, files: pd.Series, saved: Path | None = None) -> pd.
                 info = audio.probe(root / found, values=True)
                 told = recorder.metadata(root / found)
                 recorded = told.recorded.isoformat() if told.recorded else ""
-                return file, found, "", info.fault, recorded, info.samplerate, info.frames, told.time_expansion or 1.0
+                factor = told.time_expansion or 1.0
+                return file, found, "", info.fault, recorded, told.doubt, info.samplerate, info.frames, factor
             except audio.AudioError as error:
                 if error.reason != "file missing":
-                    return file, found, error.reason, "", "", 0, 0, 1.0
-        return file, file, "file missing", "", "", 0, 0, 1.0
+                    return file, found, error.reason, "", "", "", 0, 0, 1.0
+        return file, file, "file missing", "", "", "", 0, 0, 1.0
 
     done = _read_scan(saved)
     left = files[~files.isin(done["file"])].tolist()

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from denet_torch import audio
+from denet_torch.files import walk
 from training import annotations, tables
 from training.annotations import SUFFIXES, Annotations, NotATable
 from training.tables import ANNOTATIONS, FILE_INFO, FRUIT_BATS, CollectionError, Reading, Table
@@ -33,6 +34,15 @@ _TABLE_WORD = re.compile(
 COMBINED = "combined.txt"
 OWN_RESULTS = ("events.csv", "recordings.csv")  # of tools.detect: what lies below them are no annotations
 OWN_FILES = re.compile(r"index\.(parquet|report\.csv|headers)|split-[0-9a-f]+\.csv")
+
+
+FOREIGN = {  # tables that are not read, and what to do with them
+    ".xlsx": "a spreadsheet: save it as .csv",
+    ".xls": "a spreadsheet: save it as .csv",
+    ".ods": "a spreadsheet: save it as .csv",
+    ".textgrid": "Praat's: save it by Down to Table as .txt",
+    ".eaf": "ELAN's: export it as tab-delimited text",
+}
 
 
 def read_fruit_bats(root: Path, how: Reading) -> tuple[Table, tuple[str, ...]]:
@@ -74,7 +84,8 @@ def recognise(root: Path, needed: bool = True) -> str:
         return FRUIT_BATS
     files = recordings(root)
     known, found, strange = Recordings([os.path.abspath(root / file) for file in files]), defaultdict(dict), ""
-    for path in table_files(root)[0]:
+    paths, passed = table_files(root)
+    for path in paths:
         name = os.path.abspath(path)
         owner = known.beside(name)
         owner = known.elsewhere(name) if owner is None else owner
@@ -98,10 +109,11 @@ def recognise(root: Path, needed: bool = True) -> str:
                 f"{root}: {files[place]} has {several}; name the format of the annotations with --data-format, or {MIXED} for all"
             )
     formats = {data_format for tables_of in found.values() for data_format in tables_of}
+    foreign = [f"{path.relative_to(root)} is {why}; " for path, why in passed.items() if why in FOREIGN.values()]
     if not formats and needed:
         raise CollectionError(
             f"{root}: no annotations that belong to one of its {len(files)} recordings (see docs/data.md for the formats); "
-            f"{strange}name the format with --data-format to hear why a table is not read"
+            f"{''.join(foreign[:1])}{strange}name the format with --data-format to hear why a table is not read"
         )
     return "audacity" if not formats else formats.pop() if len(formats) == 1 else MIXED
 
@@ -127,8 +139,7 @@ def table_files(root: Path, data_format: str | None = None) -> tuple[list[Path],
     """Files below `root` that may be tables of a format (any, if none is named), sorted; and what is passed over: why."""
     suffixes = SUFFIXES.get(data_format) or tuple({suffix for some in SUFFIXES.values() for suffix in some})
     found, passed = [], {}
-    for folder, folders, names in os.walk(root):
-        here = Path(folder)
+    for here, folders, names in walk(root):
         if here != root and set(OWN_RESULTS) <= set(names):
             folders.clear()
             passed[here] = "results of tools.detect"
@@ -143,6 +154,10 @@ def table_files(root: Path, data_format: str | None = None) -> tuple[list[Path],
             some.remove(COMBINED)
             passed[here / COMBINED] = "has the calls of the tables beside it"
         found += [here / name for name in some]
+        foreign = {
+            here / name: FOREIGN.get(PurePosixPath(name.lower()).suffix) for name in names if not name.startswith((".", "~$"))
+        }
+        passed |= {path: why for path, why in foreign.items() if why}
     return sorted(found), passed
 
 

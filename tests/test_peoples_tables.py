@@ -276,3 +276,79 @@ def test_folders_that_links_lead_to(tmp_path):
     assert [str(path.relative_to(tmp_path)) for path in audio.find(tmp_path / "here")] == ["here/link/x/a.wav", "here/own/a.wav"]
     assert calls(tmp_path / "here") == dict.fromkeys(["link/x/a.wav", "own/a.wav"], [(0.5, 1.0, "x")])
     assert len(audio.find(tmp_path / "here" / "again")) == 1  # also itself a link
+
+
+def test_letter_case_tells_recordings_apart_where_files_do(tmp_path):
+    for name in ("a.wav", "A.wav", "b.wav", "B.flac"):
+        wav(tmp_path / name)
+    for name in ("a.txt", "A.txt", "b.txt", "B.flac.txt"):
+        (tmp_path / name).write_text(f"0.5\t1.0\t{name}\n")
+    (tmp_path / "more.csv").write_text("file,start,end,label\nA.wav,2,2.5,A\na.wav,2,2.5,a\nB,2,2.5,B\n/x/b.WAV,2,2.5,b\n")
+    found = {file: [label for *_, label in rows] for file, rows in calls(tmp_path, data_format="mixed").items()}
+    assert found == {"A.wav": ["A.txt", "A"], "B.flac": ["B.flac.txt", "B"], "a.wav": ["a.txt", "a"], "b.wav": ["b.txt", "b"]}
+
+
+def test_a_recording_whose_calls_all_lie_behind_its_end_is_no_background(tmp_path):
+    """Its table may be of the whole night, of which it is a part."""
+    for name, text in (("a", "3.5\t4\tx\n100\t101\tx\n"), ("b", "0.5\t1\tx\n3.5\t4\tx\n"), ("c", "")):
+        wav(tmp_path / f"{name}.wav")
+        (tmp_path / f"{name}.txt").write_text(text)
+    found, report = build_index(tmp_path)
+    assert Labeller(found).known.tolist() == [False, True, True] and found.recordings["complete"].tolist() == [False, True, True]
+    assert report["reason"].tolist() == ["past the end"] * 3
+
+
+def test_label_tracks_of_birdnet_have_a_confidence(tmp_path):
+    wav(tmp_path / "a.wav")
+    text = "0.5\t1.0\tEurasian Wren, Troglodytes troglodytes\t0.91\n1.5\t2.0\tEurasian Wren, Troglodytes troglodytes\t0.1132\n"
+    (tmp_path / "a.BirdNET.results.txt").write_text(text)
+    label = "Eurasian Wren, Troglodytes troglodytes"
+    assert calls(tmp_path) == {"a.wav": [(0.5, 1.0, label), (1.5, 2.0, label)]}
+    assert event_formats.read_events(tmp_path / "a.BirdNET.results.txt").score.tolist() == [0.91, 0.1132]
+    (tmp_path / "a.BirdNET.results.txt").write_text("0,5;1,0;x, y\n1,5;2;01\n")
+    assert calls(tmp_path) == {"a.wav": [(0.5, 1.0, "x, y"), (1.5, 2.0, "01")]}
+
+
+def test_boxes_of_sonic_visualiser(tmp_path):
+    wav(tmp_path / "a.wav", rate=10_000)
+    layer = '<sv><data><model sampleRate="10000" subtype="box"/><dataset>{}</dataset></data></sv>'
+    (tmp_path / "a.svl").write_text(layer.format('<point frame="5000" value="1000" duration="5000" extent="500" label="x"/>'))
+    assert calls(tmp_path) == {"a.wav": [(0.5, 1.0, "x")]}
+    assert open_collection(tmp_path).annotations[["low_hz", "high_hz"]].to_numpy().tolist() == [[1000, 1500]]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "band"),
+    [
+        ("1000", "2000,5", [1000, 2000.5]),
+        ("1,234", "2,345", None),
+        ("1.234,5", "2", [None, 2]),
+        ("3000", "2000", None),
+        ("x", "", None),
+    ],
+)
+def test_bands_that_cannot_be_read_in_one_way_are_none(tmp_path, low, high, band):
+    wav(tmp_path / "a.wav", rate=10_000)
+    raven(tmp_path / "a.txt", [selection(0.5, 1.0, "x", low=low, high=high)])
+    found = build_index(tmp_path)[0].annotations[["low_hz", "high_hz"]].iloc[0]
+    assert [None if np.isnan(value) else value for value in found] == (band or [None, None])
+
+
+def test_tables_of_corrected_calls_and_of_other_programs(tmp_path):
+    wav(tmp_path / "a.wav")
+    raven(tmp_path / "a.Table.1.selections_corrected.txt", [selection(0.5, 1, "x")])
+    (tmp_path / "a.json").write_text('{"annotations": [{"id": 1, "bbox": [1, 2, 3, 4]}]}')
+    pd.DataFrame({"filename": ["a.wav"], "start": [1.5], "end": [2.0], "label": ["01"]}).to_parquet(tmp_path / "mine.parquet")
+    assert calls(tmp_path, data_format="mixed") == {"a.wav": [(0.5, 1.0, "x"), (1.5, 2.0, "01")]}
+
+
+def test_dates_are_those_of_the_recorders_clock():
+    texts = [
+        "2023-06-02T00:30:00+02:00",
+        "2023-06-02T23:30:00-0500",
+        "2023/06/02 23:30:00.5Z",
+        "2023-06-02 00:30:00 UTC",
+        "2023-06-02",
+    ]
+    assert {date.date().isoformat() for date in earliest(list(enumerate(texts))).values()} == {"2023-06-02"}
+    assert len(earliest(list(enumerate(texts)))) == 5

@@ -36,9 +36,19 @@ CALL_TYPES = dict.fromkeys(["onset", "offset", "score", "low_hz", "high_hz"], "f
 }
 GOES_ON = "goes on in another recording"  # reason: what of it lies there has no times
 LINES_OF_A_CELL = 20
-TITLES = {"begin time s": "Begin Time (s)", "end time s": "End Time (s)"}  # of columns, where `_name` makes them hard to read
+TITLES = {  # of columns, where `_name` makes them hard to read
+    "begin time s": "Begin Time (s)",
+    "end time s": "End Time (s)",
+    "start s": "Start (s)",
+    "end s": "End (s)",
+    "onset s": "onset_s",
+    "offset s": "offset_s",
+    "start time": "start_time",
+    "end time": "end_time",
+}
 LATEST = 1e9  # s; a number beyond this is no time in a recording
 _SLASHED = re.compile(r"\s*(\d{1,2})([-./])(\d{1,2})\2\d{4}(?!\d)", re.ASCII)  # a date whose order is not known
+_ZONE = re.compile(r"(\d:\d\d(?:\.\d+)?)\s*(?:Z|UTC|GMT)?(?:[+-]\d\d:?\d\d)?\s*$")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?\d{1,3},\d{3}", re.ASCII)
 NO_CALLS = ("background", "nocall")  # the second of BirdNET, in tables of recordings in which it found none
@@ -177,7 +187,7 @@ def read(path: Path, data_format: str | None = None, label_column: str | None = 
         return _parquet(path, label_column)
     if data_format == "svl":
         return _layer(path)
-    if path.suffix.lower() == ".json":
+    if data_format == "batdetect2" and path.suffix.lower() == ".json":
         return _batdetect2(path)
     data = path.read_bytes()
     lines = text_lines(data)
@@ -195,12 +205,14 @@ def recognise(path: Path) -> str:
     suffix = path.suffix.lower()
     for name, suffixes in {"svl": (".svl",), "batdetect2": (".json",), "events": (".parquet",), "audacity": (".ann",)}.items():
         if suffix in suffixes:
+            if name == "batdetect2":
+                _batdetect2(path)  # other programs' files are .json too
             return name
     lines = text_lines(path.read_bytes())
     if found := _recognised(lines):
         return found
     first = next((line for line in lines if line.strip()), "")
-    if suffix == ".txt" and not first or any(_begins_with_numbers(line, "\t") for line in lines):
+    if suffix == ".txt" and not first or any(_begins_with_numbers(line, separator) for separator in "\t;" for line in lines):
         return "audacity"
     raise NotATable(f"is no table of events that is known here; its first line is {first[:80]!r}")
 
@@ -276,7 +288,8 @@ def earliest(recorded: list[tuple[int, str]]) -> dict[int, datetime]:
     orders = [match for _, text in recorded if (match := _SLASHED.match(text))]
     day_first = any(match.group(2) == "." or int(match.group(1)) > 12 for match in orders)
     month_first = any(int(match.group(3)) > 12 for match in orders)
-    with_year = [(recording, text) for recording, text in recorded if re.search(r"\d{4}|\d[-./]\d", text)]
+    # The time is the recorder's clock's, whatever its zone.
+    with_year = [(recording, _ZONE.sub(r"\1", text)) for recording, text in recorded if re.search(r"\d{4}|\d[-./]\d", text)]
     parts = [([one for one in with_year if not _SLASHED.match(one[1])], False)]
     if day_first != month_first:
         parts.append(([one for one in with_year if _SLASHED.match(one[1])], day_first))
@@ -298,15 +311,18 @@ class _Rows:
     remarks: list[tuple] = field(default_factory=list)
     read: int = 0
 
-    def add(self, line: int, file: str, onset: float | str, offset: float | str, label: str, *rest: float) -> None:
-        """A row: a time that is no number is a text; `rest`: score and frequencies."""
+    def add(
+        self, line: int, file: str, onset: float | str, offset: float | str, label: str, score: float, low: float, high: float
+    ) -> None:
+        """A row: a time that is no number is a text. A band whose low end lies above its high one is none."""
         self.read += 1
         if reason := _why_not(onset, offset, label):
             self.remarks.append((line, file, "dropped", *reason))
             return
         if onset < 0:
             self.remarks.append((line, file, "clipped", "before the start", f"{onset:g}..{offset:g} s"))
-        self.calls.append((file, max(0.0, onset), offset, label, *rest, line))
+        band = (math.nan, math.nan) if low > high else (low, high)
+        self.calls.append((file, max(0.0, onset), offset, label, score, *band, line))
 
     def note(self, line: int, reason: str, detail: str) -> None:
         """Something that is true of all rows."""
@@ -528,7 +544,7 @@ def _calls(names: list[str], rows: list[tuple[int, list[str]]], layout: Layout, 
             length = _sum(offset, -onset if isinstance(onset, float) else onset)
             onset = number(placed[i])
             offset = _sum(onset, length)
-        band = (math.nan, math.nan) if bare[i] else (hertz * _value(low[i]), hertz * _value(high[i]))
+        band = (math.nan, math.nan) if bare[i] else [hertz * _or_nan(number(texts[i])) for texts in (low, high)]
         found.add(line, files[i], onset, offset, labels[i], _value(scores[i]), *band)
         if files[i] and ends[i] and PureWindowsPath(files[i]).name != PureWindowsPath(ends[i]).name:
             found.remarks.append((line, ends[i], "clipped", GOES_ON, files[i]))
@@ -572,7 +588,10 @@ def _number(text: str, thousands: bool = False, latest: float = LATEST) -> float
 
 def _value(text: str) -> float:
     """A score or frequency, NaN where there is none."""
-    value = _number(text)
+    return _or_nan(_number(text))
+
+
+def _or_nan(value: float | str) -> float:
     return math.nan if isinstance(value, str) else value
 
 
@@ -594,14 +613,28 @@ def _track(lines: list[str]) -> Annotations:
             rows[-1][2] = [*text.split(separator), "", ""][1:3]
         else:
             rows.append([line, [*text.split(separator, 2), "", ""][:3], None])
+    # BirdNET writes its confidence behind the label.
+    ends = [cells[2].rpartition(separator) for _, cells, _ in rows]
+    scored = bool(rows) and all(tab and 0 <= _value(score) <= 1 for _, tab, score in ends)
     number = _reader_of_numbers([cell for _, cells, _ in rows for cell in cells[:2]])
     labelled = any(cells[2].strip() for _, cells, _ in rows)
     if rows and not labelled:
         found.note(rows[0][0], "no labels", f'all are "{UNLABELLED}"')
-    for line, (onset, offset, label), frequencies in rows:
+    for (line, (onset, offset, label), frequencies), (scored_label, _, score) in zip(rows, ends, strict=True):
+        if scored:
+            label = scored_label
         # Audacity writes -1 for a bound that was not drawn.
         low, high = (value if value >= 0 else math.nan for value in map(_value, frequencies or ("", "")))
-        found.add(line, "", number(onset), number(offset), label if labelled else UNLABELLED, math.nan, low, high)
+        found.add(
+            line,
+            "",
+            number(onset),
+            number(offset),
+            label if labelled else UNLABELLED,
+            _value(score) if scored else math.nan,
+            low,
+            high,
+        )
     return found.annotations()
 
 
@@ -616,7 +649,7 @@ def _is_of_layer(cells: list[str]) -> bool:
 
 
 def _layer(path: Path) -> Annotations:
-    """The regions of a layer saved by Sonic Visualiser; a region's value is its score."""
+    """The regions or boxes of a layer saved by Sonic Visualiser; a region's value is its score."""
     try:
         root = ElementTree.parse(path).getroot()
         rate = float(root.find("data/model").attrib["sampleRate"])
@@ -631,7 +664,10 @@ def _layer(path: Path) -> Annotations:
         if not isinstance(onset, str):
             onset /= rate
             length = length if isinstance(length, str) else onset + length / rate
-        found.add(line, "", onset, length, point.get("label", ""), _value(point.get("value", "")), math.nan, math.nan)
+        value, extent = (_value(point.get(name, "")) for name in ("value", "extent"))
+        of_box = (math.nan, value, value + extent)  # of a layer of boxes the value is the lower frequency
+        rest = (value, math.nan, math.nan) if "extent" not in point else of_box
+        found.add(line, "", onset, length, point.get("label", ""), *rest)
     return found.annotations()
 
 
@@ -651,14 +687,16 @@ def _batdetect2(path: Path) -> Annotations:
 
 
 def _parquet(path: Path, label_column: str | None) -> Annotations:
-    """Our own events.parquet."""
+    """A table of named columns, events.parquet say."""
     try:
         table = pd.read_parquet(path)
     except (ValueError, OSError) as error:  # pyarrow's own are among them
         raise NotATable(f"cannot be read as a table ({(str(error).splitlines() or [''])[0]})") from None
     names = [str(name).lower() for name in table.columns]
-    layout = LAYOUTS["events"]
-    if not {*layout.onset, *layout.offset} <= set(names):
+    line = "\t".join(f'"{name}"' for name in names)
+    known = _recognised([line])
+    if known is None:
         raise NotATable("has no columns onset and offset")
+    layout = LAYOUTS[known]
     text = table.astype("str").where(table.notna(), "")
     return _calls(names, list(enumerate(text.to_numpy().tolist(), 1)), layout, label_column)

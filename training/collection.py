@@ -450,6 +450,10 @@ def _join(
     report = pd.concat(report, ignore_index=True)
     lost = report[(report["table"] != FILE_INFO) & report["reason"].isin(LOST)]
     complete = ~recordings["file_id"].isin(lost["file_id"].dropna())
+    # Of whose calls all lie behind the end: the table may be of a longer recording.
+    late = report.loc[(report["table"] == ANNOTATIONS) & (report["reason"] == "past the end"), "file_id"].dropna()
+    has_any = recordings.index.isin(recordings.index[np.unique(spans[ANNOTATIONS]["recording"].to_numpy(np.int64))])
+    complete &= has_any | ~recordings["file_id"].isin(late)
     if "annotated" in recordings:
         complete &= recordings["annotated"]
     recordings = recordings.drop(columns=["annotated", "source"], errors="ignore").assign(complete=complete)

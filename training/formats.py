@@ -27,7 +27,8 @@ from training.tables import ANNOTATIONS, FILE_INFO, FRUIT_BATS, CollectionError,
 
 # What programs put between a recording's name and the end of its table's.
 _TABLE_WORD = re.compile(
-    r"[._ -](?:table|tables|selections?|labels?|annotations?|results?|audacity|raven|birdnet|batdetect2)(?:[._ -]?\d+)?$",
+    r"[._ -](?:tables?|selections?|labels?|annotations?|results?|detections?|events?|calls?|audacity|raven|birdnet|batdetect2|"
+    r"corrected|edited|reviewed|checked|verified|annotated)(?:[._ -]?\d+)?$",
     re.IGNORECASE,
 )
 # A file of tools.detect with the calls of all recordings, beside one a recording, which a person corrects.
@@ -182,7 +183,7 @@ class Recordings:
         self._by_name = defaultdict(list)
         for place, file in enumerate(files):
             parts = _parts(file)
-            self._by_name[parts[-1]].append((place, parts, _whole(file)))
+            self._by_name[parts[-1]].append((place, parts, _spelled(file)))
         self._folders = {_parts(file)[:-1] for file in files}
         common = os.path.commonprefix([list(folder) for folder in self._folders]) if files else []
         self._top = len(common)  # folders above all of them
@@ -190,12 +191,19 @@ class Recordings:
     def named(self, file: str, folder: str = "") -> list[int]:
         """Places of those that a row of a table in `folder` may mean: the one of the same path, from the top or below the
         folder of all, or those whose paths end most like it, whatever the audio suffix; of equal ones that in the table's
-        folder. None, one or several."""
-        wanted, whole = _parts(file), _whole(file)
+        folder, and of those the one in the same letter case. None, one or several."""
+        wanted, spelled = _parts(file), _spelled(file)
         found = self._by_name.get(wanted[-1], [])
         here = _parts(f"{folder}/x")[:-1]
         rank = [
-            (path == whole, parts[self._top :] == wanted, _shared(wanted, parts), parts[:-1] == here, path[-1] == whole[-1])
+            (
+                _folded(path) == _folded(spelled),
+                parts[self._top :] == wanted,
+                _shared(wanted, parts),
+                parts[:-1] == here,
+                _folded(path[-1:]) == _folded(spelled[-1:]),
+                _shared(_stem(spelled), _stem(path)),
+            )
             for _, parts, path in found
         ]
         return [place for (place, *_), value in zip(found, rank, strict=True) if value == max(rank)]
@@ -203,11 +211,12 @@ class Recordings:
     def beside(self, table: str) -> int | None:
         """Place of the one that a table is named after, in its own folder."""
         for name in _recordings_of(table):
-            parts, whole = _parts(name), _whole(name)
+            parts, spelled = _parts(name), _spelled(name)
             found = [one for one in self._by_name.get(parts[-1], []) if one[1] == parts]
-            exact = [place for place, _, path in found if path == whole]
+            # Of a.wav, A.wav and a.flac: the one whose suffix is in the table's name, and else the letters.
+            near = [(_folded(path) == _folded(spelled), _stem(path) == _stem(spelled)) for *_, path in found]
             if found:
-                return (exact or [place for place, *_ in found])[0]
+                return found[near.index(max(near))][0]
         return None
 
     def elsewhere(self, table: str) -> int | None:
@@ -223,15 +232,25 @@ class Recordings:
         return None
 
 
-def _whole(file: str) -> tuple[str, ...]:
-    """Parts of a path as any system writes it: Windows' and macOS' file names have no case and other accents."""
-    return PurePosixPath(unicodedata.normalize("NFC", file).casefold().replace("\\", "/")).parts or ("",)
+def _spelled(file: str) -> tuple[str, ...]:
+    """Parts of a path as any system writes it: macOS' file names have other accents."""
+    return PurePosixPath(unicodedata.normalize("NFC", file).replace("\\", "/")).parts or ("",)
+
+
+def _folded(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """The same in lower case: Windows' and macOS' file names have none."""
+    return tuple(part.casefold() for part in parts)
+
+
+def _stem(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """A path without an audio suffix."""
+    *folders, name = parts
+    path = PurePosixPath(name)
+    return (*folders, path.stem if path.suffix.lower() in audio.SUFFIXES else name)
 
 
 def _parts(file: str) -> tuple[str, ...]:
-    *folders, name = _whole(file)
-    path = PurePosixPath(name)
-    return (*folders, path.stem if path.suffix in audio.SUFFIXES else name)
+    return _folded(_stem(_spelled(file)))
 
 
 def _shared(ours: tuple[str, ...], theirs: tuple[str, ...]) -> int:

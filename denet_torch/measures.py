@@ -4,6 +4,7 @@ Frequencies come from the call's mean power spectrum (Hann windows of about 4 ms
 taken off: the spectrum just before and after the call. The band is where what is left lies within 20 dB of its peak.
 """
 
+import functools
 import math
 from dataclasses import dataclass, fields
 
@@ -47,10 +48,18 @@ def power(waveform: np.ndarray, rate: int) -> torch.Tensor:
     return torch.stft(padded, size, size // 4, window=torch.hann_window(size), return_complex=True).abs().square()
 
 
+@functools.cache
+def _exceeded(windows: float) -> float:
+    """What the mean power of so many windows of noise exceeds with the probability CHANCE, as a multiple of the noise's mean."""
+    shape = torch.tensor(windows, dtype=torch.float64)
+    low, high = 1.0, 1 - math.log(CHANCE)
+    while (middle := (low + high) / 2) not in (low, high):  # their sum has a gamma distribution
+        low, high = (middle, high) if torch.special.gammaincc(shape, shape * middle) > CHANCE else (low, middle)
+    return middle
+
+
 def spectrum(waveform: np.ndarray, rate: int, onset: float, offset: float) -> Spectrum:
     """Measure the call from `onset` to `offset` (s) in a waveform float32 (samples,), of which the rest is its background."""
-    from scipy.special import gammainccinv  # takes a while
-
     size = window_size(rate)
     spectra = power(waveform, rate).numpy()
     time = np.arange(spectra.shape[1]) * (size // 4) / rate
@@ -61,7 +70,7 @@ def spectrum(waveform: np.ndarray, rate: int, onset: float, offset: float) -> Sp
     around = spectra[:, ~inside] if (~inside).sum() >= CONTEXT // 4 else spectra
     noise = np.quantile(around, QUIET, axis=1) / -math.log1p(-QUIET)
     independent = max(1.0, inside.sum() / 2)  # windows that lie a quarter apart share most of their samples
-    limit = MARGIN * noise * gammainccinv(independent, CHANCE) / independent
+    limit = MARGIN * noise * _exceeded(independent)
     mean = spectra[:, inside].mean(axis=1)
     call = np.where(mean > limit, mean - noise, 0)
     call[[0, -1]] = 0  # a microphone's offset is no sound, and the last is half a band

@@ -107,3 +107,10 @@ def test_class_probabilities_are_means_over_an_events_frames():
     assert list(found) == ["p x", "p y"]
     np.testing.assert_allclose(found, [[0.4, 0.3], [0.1, 0.8]], atol=1e-6)
     assert measures.class_probabilities(rows[:0], probabilities, 0.05, ["background", "x"]).shape == (0, 1)
+
+
+@pytest.mark.parametrize("windows", [1.0, 1.5, 2.0, 30.5, 1000.0, 250_000.0])
+def test_what_noise_exceeds_by_chance_is_a_quantile_of_the_gamma_distribution(windows):
+    special = pytest.importorskip("scipy.special")
+    expected = special.gammainccinv(windows, measures.CHANCE) / windows
+    assert measures._exceeded(windows) == pytest.approx(expected, rel=1e-9)

@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.labels import IGNORE
-from training.metrics import choose_threshold, class_scores, confusion, event_scores, frame_scores, predict, rates, segment_scores
+from training.metrics import (
+    choose_threshold,
+    class_scores,
+    confusion,
+    event_scores,
+    frame_scores,
+    most_pairs,
+    predict,
+    rates,
+    segment_scores,
+)
 
 COLUMNS = ["file", "onset", "offset", "label"]
 DURATION = 12.0
@@ -177,3 +187,20 @@ def test_scores_of_each_class_and_the_threshold_at_which_its_f1_is_best():
         at = (column - scores["threshold"]).abs().argmin()
         assert float(f1[at]) == pytest.approx(float(f1.max()))
     assert class_scores(probabilities, labels * 0, ["background", "a", "b"]) == {}
+
+
+@pytest.mark.parametrize("rows, columns, share", [(0, 5, 1), (7, 1, 1), (40, 30, 0.05), (60, 80, 0.2)])
+def test_most_pairs_are_those_of_scipy(rows, columns, share):
+    csgraph, sparse = pytest.importorskip("scipy.sparse.csgraph"), pytest.importorskip("scipy.sparse")
+    for seed in range(20):
+        fits = np.random.default_rng(seed).random((rows, columns)) < share
+        expected = (csgraph.maximum_bipartite_matching(sparse.csr_array(fits)) >= 0).sum() if fits.size else 0
+        assert most_pairs(fits) == expected
+
+
+def test_most_pairs_of_a_chain_as_long_as_a_table():
+    """Each row fits two columns, and the last row's both are taken: all of the others move by one."""
+    rows = 3000
+    fits = np.eye(rows, dtype=bool) | np.eye(rows, k=1, dtype=bool)
+    fits[-1] = np.eye(rows, dtype=bool)[0]
+    assert most_pairs(fits) == rows

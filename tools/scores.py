@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import linear_sum_assignment
 
 from tools.detect_report import write_tables_page
 from tools.event_formats import match_files, read_events, write_csv
 from training import annotations
 from training.collection import replacing
-from training.metrics import event_hits, rates, segment_counts
+from training.metrics import event_hits, most_pairs, rates, segment_counts
 from training.options import tell
 
 MAX_SEGMENTS = 10_000_000  # in a recording
@@ -208,9 +207,7 @@ def ranked_hits(
 
 def box_hits(reference: pd.DataFrame, estimated: pd.DataFrame, min_iou: float) -> int:
     """Most pairs of events of one recording that have at least `min_iou` in common, each event in one pair."""
-    pairs = overlaps(reference, estimated) >= min_iou
-    one, other = linear_sum_assignment(pairs, maximize=True)
-    return int(pairs[one, other].sum())
+    return most_pairs(overlaps(reference, estimated) >= min_iou)
 
 
 def average_precision(ranked: np.ndarray, weights: np.ndarray, total: float) -> float:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scipy.fft
 from numpy.lib.stride_tricks import sliding_window_view
 
 from denet_torch import audio
@@ -176,7 +175,7 @@ class Pictures:
         before = max(0, half - int(centres.min()))
         sound = np.pad(sound, (before, max(0, last - first - len(sound)) + self.size))
         windows = sliding_window_view(sound, self.size)[centres - half - first + before]
-        spectra = scipy.fft.rfft(windows * np.hanning(self.size).astype(np.float32), axis=1)
+        spectra = np.fft.rfft(windows * np.hanning(self.size).astype(np.float32), axis=1)
         return (np.abs(spectra) ** 2).astype(np.float64)
 
 

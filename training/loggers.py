@@ -3,13 +3,17 @@
 import hashlib
 import importlib.util
 import os
-import sys
-import types
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+from denet_torch.files import reason
 
 from .collection import replacing
 from .config import Config, TrainingError, as_dict
@@ -30,16 +34,31 @@ def check_loggers(config: Config) -> None:
 
 
 def open_loggers(config: Config, out: Path, step: int) -> list[Logger]:
-    """The loggers that `config` names, of a run that goes on from `step`."""
-    return [MAKERS[name](config, out, step) for name in config.loggers]
+    """The loggers that `config` names, of a run that goes on from `step`. Raises TrainingError if one cannot be written."""
+    try:
+        return [MAKERS[name](config, out, step) for name in config.loggers]
+    except OSError as error:
+        raise TrainingError(f"{out}: no log can be written there ({reason(error)})") from None
 
 
-def _tensorboard(config: Config, out: Path, step: int) -> Logger:
-    from lightning_fabric.loggers import TensorBoardLogger
+class TensorBoard:
+    """A log for TensorBoard in the run's folder, which forgets what an earlier one has from `step` on.
 
-    # TensorBoard imports TensorFlow where it is installed, for seconds, unless this module exists.
-    sys.modules["tensorboard.compat.notf"] = types.ModuleType("notf")
-    return TensorBoardLogger(out, name="tensorboard", version="", purge_step=step)
+    It is written at once: tensorboardX's SummaryWriter has a thread for that, and waits for it for ever once a disk is full.
+    """
+
+    def __init__(self, config: Config, out: Path, step: int):
+        (out / "tensorboard").mkdir(exist_ok=True)
+        self.writer = EventsWriter(str(out / "tensorboard" / "events"), f".{os.getpid()}.{step}")
+        self._write(step, session_log=SessionLog(status=SessionLog.START))
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            self._write(step, summary=scalar(name, value))
+        self.writer.flush()
+
+    def _write(self, step: int, **what) -> None:
+        self.writer.write_event(Event(wall_time=time.time(), step=step, **what))
 
 
 class WandB:
@@ -57,7 +76,7 @@ class WandB:
         self.run.log(metrics, step=step)
 
 
-MAKERS: dict[str, Callable[[Config, Path, int], Logger]] = {"tensorboard": _tensorboard, "wandb": WandB}
+MAKERS: dict[str, Callable[[Config, Path, int], Logger]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 def write_csv(out: Path, losses: list[float], rates: list[float], epochs: list[dict[str, Any]]) -> None:

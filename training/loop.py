@@ -560,12 +560,9 @@ class Trainer:
         for logger in self.loggers:
             try:
                 logger.log_metrics(values, self.progress.step)
-            except (OSError, ValueError) as error:  # Lightning hides a full disk behind a ValueError
-                cause = error if isinstance(error, OSError) else error.__cause__
-                if not isinstance(cause, OSError):
-                    raise
+            except OSError as error:
                 where = f"{self.out}: the log of step {self.progress.step}"
-                raise TrainingError(f"{where} cannot be written ({reason(cause)})") from None
+                raise TrainingError(f"{where} cannot be written ({reason(error)})") from None
 
     # talk
 

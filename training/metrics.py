@@ -5,14 +5,15 @@ polyphonic sound event detection", Applied Sciences 6(6), 2016, and equal those 
 with columns file, onset, offset (s), label.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 import torchmetrics.functional as tm
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
+from networkx import Graph
+from networkx.algorithms.bipartite import hopcroft_karp_matching
 from torch import Tensor
 
 from .labels import BACKGROUND, IGNORE
@@ -166,9 +167,21 @@ def event_hits(reference: pd.DataFrame, estimated: pd.DataFrame, collar: float =
         fits = ours["label"].to_numpy()[:, None] == theirs["label"].to_numpy()
         fits &= np.abs(onset - theirs["onset"].to_numpy()) <= collar
         fits &= np.abs(offset - theirs["offset"].to_numpy()) <= np.maximum(collar, length_share * (offset - onset))
-        if fits.any():
-            hits += int((maximum_bipartite_matching(csr_array(fits)) >= 0).sum())
+        hits += most_pairs(fits)
     return hits
+
+
+def most_pairs(fits: np.ndarray) -> int:
+    """Most pairs of a row and a column of `fits` (rows, columns) that fit, each row and each column in one pair at most."""
+    rows, columns = (places.tolist() for places in np.nonzero(fits))
+    graph = Graph()
+    graph.add_edges_from(zip(rows, [~column for column in columns], strict=True))  # ~ makes them other nodes than the rows
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + len(graph))  # networkx calls itself for each pair along a chain of such as fit
+    try:
+        return len(hopcroft_karp_matching(graph, {*rows})) // 2
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def segment_scores(

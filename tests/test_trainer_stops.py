@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -19,12 +20,13 @@ from test_trainer_resume import assert_same_end
 from trainer_cases import as_options, tiny
 
 import denet_program
+from denet_torch.files import PARTIAL
 from training import checkpoints, loop, runs
 from training.loop import WEIGHTS, train
 from training.run import main
 
 ROOT = Path(__file__).resolve().parents[1]
-MOMENTS = int(os.environ.get("DENET_MOMENTS", 2))
+MOMENTS = int(os.environ.get("DENET_MOMENTS", 1))
 SEED = int(os.environ["DENET_SEED"])  # tests/conftest.py
 BEGUN = 0.15  # s; before, the interpreter reads its own files
 TROUBLE = re.compile("Traceback|Exception ignored|Error|terminate|Fatal")
@@ -82,44 +84,94 @@ def worked(process: subprocess.Popen) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def denet(folder: Path, *words: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tools.command", *words]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment_of_runs(), "cwd": folder}
+    return subprocess.Popen(command, start_new_session=True, preexec_fn=not_ignored, **how)
+
+
+def ended(process: subprocess.Popen, code: int = 0, seen: str = "") -> str:
+    """What a process said that ends with this code."""
+    said, err = process.communicate(timeout=300)
+    assert process.returncode == code, f"{seen}\n{said}\n{err}"
+    return said + err.replace("\r", "\n")
+
+
+def length(process: subprocess.Popen) -> float:
+    """Seconds of processor time until it ends, as it should."""
+    longest = 0.0
+    while process.poll() is None:
+        longest = max(longest, worked(process))
+        time.sleep(0.005)
+    ended(process)
+    return longest
+
+
+def interrupted(process: subprocess.Popen, moment: float) -> str:
+    """What was seen of a process that Ctrl-C comes to after so many seconds of processor time: one line, or it had ended."""
+    while process.poll() is None and worked(process) < moment:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    said, err = process.communicate(timeout=300)
+    seen = f"after {moment:.2f} s: {process.returncode}\n{said}\n{err}"
+    assert process.returncode in (denet_program.STOPPED, 0), seen
+    assert not TROUBLE.search(said + err), seen
+    told = [line for line in (said + err.replace("\r", "\n")).splitlines() if line.startswith("stopped")]
+    assert len(told) == (process.returncode != 0), seen
+    return seen
+
+
+def half_written(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.name.startswith((PARTIAL, checkpoints.PARTIAL))]
+
+
+RUNS = {
+    "frames": {"epochs": 6, "epoch_windows": 100},
+    "files": {"mode": "file", "model": "sincnet", "task": "context", "n_filters": 6, "hidden_units": [8], "epoch_windows": 100},
+    "boxes": {"model": "boxes", "seq_len": 10, "rate_factor": 1.0, "epoch_windows": 16},
+}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_ctrl_c_at_any_moment_is_one_line_and_loses_nothing(collection, tmp_path):
+@pytest.mark.parametrize("kind", RUNS)
+def test_ctrl_c_at_any_moment_of_a_run_is_one_line_and_loses_nothing(collection, tmp_path, kind):
     """MOMENTS drawn from the whole of a run, its imports and its end too; DENET_MOMENTS=10 draws ten.
 
     Moments are seconds of processor time: however much else the machine has to do, those of a run are the same.
     """
+    if kind == "boxes":
+        pytest.importorskip("torchvision", reason="torchvision is not installed (the extra boxes)")
     print(f"seed {SEED}")
-    settings = tiny(collection, tmp_path / "whole", epochs=6, epoch_windows=100, checkpoint_steps=3)
-
-    def run(out: str, *words: str) -> subprocess.Popen:
-        environment = environment_of_runs()
-        command = [sys.executable, "-m", "tools.command", "train", *words]
-        how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment, "cwd": tmp_path}
-        return subprocess.Popen(command, start_new_session=True, preexec_fn=not_ignored, **how)
-
-    length, whole = 0.0, run("whole", *as_options(settings))
-    while whole.poll() is None:
-        length = max(length, worked(whole))
-        time.sleep(0.005)
-    assert whole.returncode == 0, whole.stderr.read()
-    chance = random.Random(SEED)
+    settings = tiny(collection, tmp_path / "whole", checkpoint_steps=3, **RUNS[kind])
+    whole, chance = length(denet(tmp_path, "train", *as_options(settings))), random.Random(SEED)
     for number in range(MOMENTS):
-        out, moment = tmp_path / f"run{number}", chance.uniform(BEGUN, length)
+        out = tmp_path / f"run{number}"
         words = as_options(replace(settings, out=out))
-        process = run(out.name, *words)
-        while process.poll() is None and worked(process) < moment:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGINT)
-        said, err = process.communicate(timeout=300)
-        seen = f"after {moment:.2f} of {length:.2f} s: {process.returncode}\n{said}\n{err}"
-        assert process.returncode in (denet_program.STOPPED, 0), seen  # 0: it had ended
-        assert not TROUBLE.search(said + err), seen
-        told = [line for line in (said + err.replace("\r", "\n")).splitlines() if line.startswith("stopped")]
-        assert len(told) == (process.returncode != 0), seen
-        again = run(out.name, *(["--resume", str(out)] if (out / runs.CONFIG).exists() else words))
-        said, err = again.communicate(timeout=300)
-        assert again.returncode == 0, f"{seen}\n{said}\n{err}"
+        seen = interrupted(denet(tmp_path, "train", *words), chance.uniform(BEGUN, whole))
+        assert not half_written(tmp_path), seen
+        ended(denet(tmp_path, "train", *(["--resume", str(out)] if (out / runs.CONFIG).exists() else words)), seen=seen)
         assert_same_end(settings.out, out)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ctrl_c_at_any_moment_of_a_sweep_is_one_line_and_the_same_command_goes_on(collection, tmp_path):
+    pytest.importorskip("optuna", reason="optuna is not installed")
+    print(f"seed {SEED}")
+
+    def command(name: str) -> list[str]:
+        options = as_options(tiny(collection, tmp_path / name, epochs=1))
+        return ["sweep", *options, "--trials", "2", "--search", "learning_rate"]
+
+    whole, chance = length(denet(tmp_path, *command("whole"))), random.Random(SEED)
+    for number in range(MOMENTS):
+        words = command(f"sweep{number}")
+        seen = interrupted(denet(tmp_path, *words), chance.uniform(BEGUN, whole))
+        assert not half_written(tmp_path), seen
+        ended(denet(tmp_path, *words), seen=seen)
+        trials = pd.read_csv(tmp_path / f"sweep{number}" / "trials.csv")
+        assert len(trials) == 2 and trials["score"].notna().all(), seen
+        for trial in trials["trial"]:
+            assert (tmp_path / f"sweep{number}" / f"trial-{trial:03d}" / "scores.json").exists(), seen
 
 
 def test_signals_while_a_loaders_processes_start_end_none(monkeypatch):

@@ -308,8 +308,9 @@ def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, st
         executor = ProcessPoolExecutor(processes, get_context("spawn"), _start, (threads,))
     bar = tqdm(
         desc="detect",
-        total=step * sum(part.stop - part.start for part in parts),
-        initial=step * sum(part.stop - part.start for part in set(parts) - set(todo)),
+        total=sum(part.stop - part.start for part in parts),
+        initial=sum(part.stop - part.start for part in set(parts) - set(todo)),
+        unit_scale=step,  # seconds are shown; their sums could end beyond the total, of which tqdm warns
         bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s {remaining} left{postfix}",
     )
     try:
@@ -326,7 +327,7 @@ def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, st
             computed += seconds
             speed = computed / (time.perf_counter() - started)
             bar.set_postfix_str(pace(speed), refresh=False)
-            bar.update(seconds)
+            bar.update(part.stop - part.start)
     finally:
         bar.close()
         if executor:

@@ -70,6 +70,7 @@ ELSEWHERE = {
     "denet paste-calls my_recordings street_sounds pasted --snr-db 0 20": OF_FEW,
     "denet train --data-dir pasted --split-by folder --init-from runs/first --out runs/pasted": OF_FEW,
     "denet study-few ...": "test_few_examples.py::test_the_study_goes_every_way_and_goes_on_where_it_was_stopped",
+    "python -m pytest -s tests/test_command.py -k help_comes": "test_command.py::test_help_comes_at_once",
     "denet completion zsh": "test_command.py::test_completion_in_a_shell",
     "denet sweep ...": "test_trainer_sweep.py::test_two_processes_work_on_one_study",
     "denet study --out runs/study --seeds ...": STUDY,

@@ -352,3 +352,71 @@ def test_dates_are_those_of_the_recorders_clock():
     ]
     assert {date.date().isoformat() for date in earliest(list(enumerate(texts))).values()} == {"2023-06-02"}
     assert len(earliest(list(enumerate(texts)))) == 5
+
+
+def test_times_as_clocks_show_them(tmp_path):
+    """Spreadsheets make hh:mm:ss of seconds. What may be minutes or hours is none; and a time of the day lies past the end."""
+    wav(tmp_path / "a.wav", seconds=70)
+    times = [
+        ("00:00:00.500", "0:00:01"),
+        ("0:01:02,5", "00:01:03"),
+        ("01:04.25", "1:05,5"),
+        ("1:06", "1:07"),
+        ("21:00:01", "21:00:02"),
+    ]
+    raven(tmp_path / "a.txt", [selection(*pair, "x", i) for i, pair in enumerate(times)])
+    kept, report = indexed(tmp_path)
+    assert kept == {"a.wav": [(0.5, 1.0, "x"), (62.5, 63.0, "x"), (64.25, 65.5, "x")]}
+    assert report == [[2, "noted", "clock times"], [5, "dropped", "unparsable number"], [6, "dropped", "past the end"]]
+
+
+def test_times_beside_a_file_name_count_from_its_start(tmp_path):
+    """Only Raven lays recordings end to end; the tables of published soundscapes have a Filename."""
+    for name in ("a", "b", "c"):
+        wav(tmp_path / f"{name}.wav", seconds=10)
+    (tmp_path / "annotations.csv").write_text(
+        "Filename,Start Time (s),End Time (s),Low Freq (Hz),High Freq (Hz),Species eBird Code\n"
+        "a.flac,1,2,100,200,amerob\nb.flac,3,4,100,200,????\nc.flac,20,21,100,200,amerob\n"
+    )
+    kept, report = indexed(tmp_path, None)
+    assert kept == {"a.wav": [(1.0, 2.0, "amerob")], "b.wav": [(3.0, 4.0, "????")]}
+    assert report == [[4, "dropped", "past the end"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "band"),
+    [
+        (
+            "ID,Label,Accepted,Score,Begin Time (s),End Time (s),Low Freq (kHz),High Freq (kHz)\n1,USV,1,0.9,0.5,1,50.5,70\n",
+            "USV",
+            [50500, 70000],
+        ),
+        ("#,start,end,duration,maxfreq\n1,0.5,1,500,60\n", "call", [None, None]),
+        ("name,start_seconds,stop_seconds\nsine,0.5,1\n", "sine", [None, None]),
+        ("recording_id,songtype_id,species_id,t_min,f_min,t_max,f_max\na,1,14,0.5,1,1,2\n", "14", [None, None]),
+    ],
+)
+def test_tables_of_programs_for_rodents_and_songs(tmp_path, text, label, band):
+    wav(tmp_path / "a.wav")
+    (tmp_path / "a.csv").write_text(text)
+    found = build_index(tmp_path)[0]
+    assert calls(tmp_path) == {"a.wav": [(0.5, 1.0, label)]}
+    assert [None if np.isnan(value) else value for value in found.annotations[["low_hz", "high_hz"]].iloc[0]] == band
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "label", "score"),
+    [
+        ("a_scores.txt", "0.5\t1\tCOYE;0.91\n", "COYE", 0.91),
+        ("a_scores.txt", "0.5\t1\tCOYE;x\n", "COYE;x", None),
+        ("scores.csv", "recording,name,start_time,end_time,score\na,COYE,0.5,1,0.912\n", "COYE", 0.912),
+        ("output.csv", "File;Start (sec);End (sec);Class;Probability\na.wav;0,5;1;Blue Tit;0,42\n", "Blue Tit", 0.42),
+        ("table.tsv", "filename\tt_start\tt_end\tprediction\tp\na.wav\t0.5\t1\tWren\t0.9\n", "Wren", None),
+        ("detections.csv", "idx,filename,window_start,window_end,label,logits\n1,a.wav,0.5,1,comrav,1.23\n", "comrav", None),
+    ],
+)
+def test_detections_of_other_programs(tmp_path, name, text, label, score):
+    wav(tmp_path / "a.wav")
+    (tmp_path / name).write_text(text)
+    assert calls(tmp_path) == {"a.wav": [(0.5, 1.0, label)]}
+    assert [None if np.isnan(one) else one for one in event_formats.read_events(tmp_path / name).score] == [score]

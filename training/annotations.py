@@ -48,6 +48,8 @@ TITLES = {  # of columns, where `_name` makes them hard to read
 }
 LATEST = 1e9  # s; a number beyond this is no time in a recording
 _SLASHED = re.compile(r"\s*(\d{1,2})([-./])(\d{1,2})\2\d{4}(?!\d)", re.ASCII)  # a date whose order is not known
+_SCORED = re.compile(r"(.*\S)\s*[\t;](0?\.\d+|1\.0*|0\.\d*)\s*", re.ASCII)
+_CLOCK = re.compile(r"\s*(?=.*(?::.*:|[.,]))(?:(\d{1,3}):)?([0-5]?\d):([0-5]?\d(?:[.,]\d+)?)\s*", re.ASCII)
 _ZONE = re.compile(r"(\d:\d\d(?:\.\d+)?)\s*(?:Z|UTC|GMT)?(?:[+-]\d\d:?\d\d)?\s*$")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?\d{1,3},\d{3}", re.ASCII)
@@ -91,8 +93,10 @@ FILES = (
 LABELS = (
     "annotation", "annotations", "species", "common name", "label", "labels", "class", "call type", "species code",
     "scientific name", "tag", "type", "class name", "event label", "category", "manual id",
+    "species ebird code", "ebird code", "species id",
 )  # fmt: skip
-KILOHERTZ = ("bottom freq", "top freq")  # columns of warbleR
+SCORES = ("score", "confidence", "probability", "prob")
+KILOHERTZ = ("bottom freq", "top freq", "low freq khz", "high freq khz")  # columns of warbleR and DeepSqueak
 
 
 @dataclass(frozen=True)
@@ -125,8 +129,8 @@ LAYOUTS = {
         duration=("delta time s",),
         file=("begin path", "begin file", "filename", "file name", "sound files"),
         score=("score", "confidence"),
-        low=("low freq hz", "low frequency hz", "low freq"),
-        high=("high freq hz", "high frequency hz", "high freq"),
+        low=("low freq hz", "low frequency hz", "low freq", "low freq khz"),
+        high=("high freq hz", "high frequency hz", "high freq", "high freq khz"),
         in_file=("file offset s",),
     ),
     "events": Layout(("onset",), ("offset",), ("label", *LABELS), FILES, ("score",), ("low hz",), ("high hz",), true_time=True),
@@ -153,15 +157,49 @@ LAYOUTS = {
         any_label=True,
     ),
     "generic": Layout(
-        ("onset s", "start s", "start time s", "start time", "start", "starttime", "begin s", "begin", "onset", "tmin", "time"),
-        ("offset s", "end s", "end time s", "end time", "end", "endtime", "stop s", "stop time", "stop", "tmax"),
-        ("label", *LABELS, "text", "q"),
+        (
+            "onset s",
+            "start s",
+            "start time s",
+            "start time",
+            "start",
+            "starttime",
+            "start seconds",
+            "begin s",
+            "begin",
+            "start sec",
+            "onset",
+            "tmin",
+            "t min",
+            "t start",
+            "window start",
+            "time",
+        ),
+        (
+            "offset s",
+            "end s",
+            "end time s",
+            "end time",
+            "end",
+            "endtime",
+            "end seconds",
+            "stop s",
+            "stop time",
+            "stop",
+            "stop seconds",
+            "end sec",
+            "tmax",
+            "t max",
+            "t end",
+            "window end",
+        ),
+        ("label", *LABELS, "text", "q", "prediction", "name"),
         ("notated path", *FILES),
-        ("score", "confidence", "probability"),
+        SCORES,
         ("low freq hz", "low freq", "low hz", "low f", "low frequency", "min freq", "bottom freq"),
         ("high freq hz", "high freq", "high hz", "high f", "high frequency", "max freq", "top freq"),
         duration=("duration s", "duration"),
-        sign=("onset s", "selec", "audiofilename", "tmin", *LABELS),
+        sign=("onset s", "selec", "audiofilename", "tmin", "start seconds", "maxfreq", "prediction", *SCORES, *LABELS),
     ),
 }
 SUFFIXES = {
@@ -422,12 +460,14 @@ def _header(lines: list[str], layout: Layout, sign: tuple[str, ...] = ()) -> _He
 
 
 def _columns(lines: list[str], *needed: tuple[str, ...]) -> _Header | None:
-    """The first line that is not blank and no remark (#), if it has one of the names in each of `needed`."""
-    place = next((i for i, line in enumerate(lines) if line.strip() and not re.fullmatch("sep=.|#.*", line)), None)
-    for separator in "\t;," if place is not None else "":
-        header = _Header(place, separator, [_cell(cell).lower() for cell in _cells(lines[place], separator)])
-        if all(set(some) & set(header.keys) for some in needed):
-            return header
+    """The first line that has one of the names in each of `needed`; before it are only blank ones and remarks (#)."""
+    for place, line in enumerate(lines):
+        for separator in "\t;,":
+            header = _Header(place, separator, [_cell(cell).lower() for cell in _cells(line, separator)])
+            if all(set(some) & set(header.keys) for some in needed):
+                return header
+        if line.strip() and not re.fullmatch("sep=.|#.*", line):
+            break
     return None
 
 
@@ -523,12 +563,15 @@ def _calls(names: list[str], rows: list[tuple[int, list[str]]], layout: Layout, 
     labels = _first(labelled if layout.any_label else labelled[:1], len(rows))
     begin, end, placed = column(layout.onset), column(layout.offset), column(layout.in_file)
     duration = column(layout.duration) if end is None else None
-    number = _reader_of_numbers([text for texts in (begin, end, placed, duration) if texts for text in texts])
+    times = [text for texts in (begin, end, placed, duration) if texts for text in texts]
+    number = _reader_of_numbers(times, clock=True)
     files = [file.strip() for file in _first(columns(layout.file), len(rows))]
     for texts in filter(None, (column((name,)) for name in layout.folders)):
         inside = [text.strip() and f"{text.strip()}/" for text in texts]
         files = [file and folder + file for folder, file in zip(inside, files, strict=True)]
     found = _Rows()
+    if clocks := [text for text in times if _CLOCK.fullmatch(text)]:
+        found.note(rows[0][0], "clock times", f"{clocks[0].strip()} is read as the time since the start of the recording")
     if rows and not labelled:
         labels = [UNLABELLED] * len(rows)
         found.note(rows[0][0], "no labels", f'all are "{UNLABELLED}", unless one of its columns is named: {", ".join(names)}')
@@ -549,7 +592,8 @@ def _calls(names: list[str], rows: list[tuple[int, list[str]]], layout: Layout, 
         if files[i] and ends[i] and PureWindowsPath(files[i]).name != PureWindowsPath(ends[i]).name:
             found.remarks.append((line, ends[i], "clipped", GOES_ON, files[i]))
     several = len({name for name in files if name}) > 1
-    unknown = layout is LAYOUTS["raven"] and placed is None and several
+    by_raven = {"begin path", "begin file"} & set(keys)  # whose sound may be all recordings end to end
+    unknown = layout is LAYOUTS["raven"] and by_raven and placed is None and several
     recorded = sorted({*zip(files, column(layout.recorded) or [], strict=False)})
     return found.annotations(true_time=layout.true_time, offset_known=not unknown, recorded=recorded)
 
@@ -566,18 +610,21 @@ def _first(columns: list[list[str]], count: int) -> list[str]:
     return [next((column[i] for column in columns if column[i].strip()), "") for i in range(count)]
 
 
-def _reader_of_numbers(texts: list[str]):
+def _reader_of_numbers(texts: list[str], clock: bool = False):
     """A function from a text of a table to its number, or to the text if it is none.
 
     Whether 1,500 is one and a half or many, other numbers tell: with points among them a comma with three digits
     behind it can be either.
     """
     points = any("." in text for text in texts)
-    return partial(_number, thousands=points)
+    return partial(_number, thousands=points, clock=clock)
 
 
-def _number(text: str, thousands: bool = False, latest: float = LATEST) -> float | str:
+def _number(text: str, thousands: bool = False, latest: float = LATEST, clock: bool = False) -> float | str:
     text = text.strip()
+    if clock and (match := _CLOCK.fullmatch(text)):
+        hours, minutes, seconds = match.groups()
+        return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds.replace(",", "."))
     # With a second comma, or a point, it is none.
     plain = text if thousands and _THOUSANDS.fullmatch(text) else text.replace(",", ".")
     if not _NUMBER.fullmatch(plain):
@@ -613,14 +660,14 @@ def _track(lines: list[str]) -> Annotations:
             rows[-1][2] = [*text.split(separator), "", ""][1:3]
         else:
             rows.append([line, [*text.split(separator, 2), "", ""][:3], None])
-    # BirdNET writes its confidence behind the label.
-    ends = [cells[2].rpartition(separator) for _, cells, _ in rows]
-    scored = bool(rows) and all(tab and 0 <= _value(score) <= 1 for _, tab, score in ends)
+    # BirdNET and HawkEars write a score behind the label, parted from it by a tab or a semicolon.
+    ends = [match.groups() if (match := _SCORED.fullmatch(cells[2])) else ("", "") for _, cells, _ in rows]
+    scored = bool(rows) and all(score for _, score in ends)
     number = _reader_of_numbers([cell for _, cells, _ in rows for cell in cells[:2]])
     labelled = any(cells[2].strip() for _, cells, _ in rows)
     if rows and not labelled:
         found.note(rows[0][0], "no labels", f'all are "{UNLABELLED}"')
-    for (line, (onset, offset, label), frequencies), (scored_label, _, score) in zip(rows, ends, strict=True):
+    for (line, (onset, offset, label), frequencies), (scored_label, score) in zip(rows, ends, strict=True):
         if scored:
             label = scored_label
         # Audacity writes -1 for a bound that was not drawn.

@@ -27,8 +27,8 @@ from training.tables import ANNOTATIONS, FILE_INFO, FRUIT_BATS, CollectionError,
 
 # What programs put between a recording's name and the end of its table's.
 _TABLE_WORD = re.compile(
-    r"[._ -](?:tables?|selections?|labels?|annotations?|results?|detections?|events?|calls?|audacity|raven|birdnet|batdetect2|"
-    r"corrected|edited|reviewed|checked|verified|annotated)(?:[._ -]?\d+)?$",
+    r"[._ -](?:tables?|selections?|labels?|annotations?|results?|scores?|detections?|events?|calls?|audacity|raven|birdnet|"
+    r"batdetect2|hawkears|corrected|edited|reviewed|checked|verified|annotated)(?:[._ -]?\d+)?$",
     re.IGNORECASE,
 )
 # A file of tools.detect with the calls of all recordings, beside one a recording, which a person corrects.

@@ -156,11 +156,18 @@ WRITTEN = {
     "_sinc_pool_back": "to_x",
     "_conv_pool": "y code",
     "_conv_pool_back": "to_x",
+    "filtered_by_each": "y",
     "_norm": "y statistics",
     "_norm_back": "to_x",
     "tiles": "c",
+    "tiles_of_parts": "c",
+    "_layers": "y",
+    "_spectra": "spectra",
+    "_moments": "moments",
+    "_norm_conv_pool": "out",
+    "_last_norm": "y",
 }
-NUMBERS_ONLY = {"_tanh"}  # kernels that are given no array
+NUMBERS_ONLY = {"_tanh", "aligned"}  # kernels that are given no array
 
 
 class Run:
@@ -403,6 +410,8 @@ def transforms(draw: Draw) -> None:
     size, width = draw.of([16, 64, 256, 1024]), draw.to(5)
     x, turns = draw.tensor(size, 2, 16), fourier.turns(size, draw.tensor(1).numpy().dtype)
     draw.run.direct(fourier.filtered, draw.tensor(size, 2, 16), x, draw.tensor(size), turns)
+    by_each = draw.tensor(size, 2), draw.tensor(size, 16)
+    draw.run.direct(fourier.filtered_by_each, draw.tensor(size, 2, 16), *by_each, turns)
     x = draw.tensor(size, width, 2, 16)
     draw.run.direct(fourier.transform, x, turns)
     first, apart = 16 * (draw.to(size // 16) - 1), draw.of([1, 4])
@@ -431,6 +440,66 @@ def norm(draw: Draw) -> None:
     gamma, beta = (draw.tensor(rows, n + wider)[:, :n] for _ in "12")
     tensors = draw.wanted(draw.tensor(draw.to(20), rows, n, strided=True), gamma, beta)
     backward(draw, sincnet.Norm.apply(*tensors, 0.2), tensors)
+
+
+def has_tiles() -> bool:
+    from denet_torch.fast.numba_cpu import amx
+
+    return amx.AMX
+
+
+def chunks(draw: Draw) -> None:
+    if not has_tiles():
+        return
+    from denet_torch.fast.numba_cpu import chunks
+
+    draw.dtype = torch.float32
+    taps, filters, window, channels = draw.to(30, 2), draw.to(40), draw.to(6), draw.to(40)
+    steps = draw.of([draw.to(40, window + 5), draw.to(400, window + 5)])
+    pooled = (steps - window + 1) // 3
+    shapes = (filters, steps), (filters, steps), (channels, filters, window), (channels,), (channels, pooled), (channels, pooled)
+    x = draw.tensor(draw.to(5), 3 * steps + 2 * (taps - 1) + draw.to(2, 0), strided=True)
+    weights = [draw.tensor(*shape, strided=True) for shape in shapes]
+    chunks.conv_layers(x, draw.tensor(filters, taps, strided=True), 0.2, *weights)
+
+
+def chunk_parts(draw: Draw) -> None:
+    if not has_tiles():
+        return
+    from denet_torch.fast.numba_cpu import amx, chunks, fourier
+
+    draw.dtype = torch.float32
+    size, slope = draw.of([64, 256]), np.float32(0.2)
+    draw.run.direct(chunks._spectra, draw.tensor(size, 2, 16), fourier.order(size), draw.tensor(16, size, 2))
+    width, channels, steps, window = 16 * draw.to(4), draw.to(40), draw.to(300, 10), draw.to(6)
+    sound, gamma, beta = (draw.tensor(steps + 1, width) for _ in range(3))
+    draw.run.direct(chunks._moments, sound, draw.tensor(2, 2 * width))
+    draw.run.direct(chunks._last_norm, sound, gamma, beta, slope, draw.tensor(draw.to(width), steps))
+    out = draw.tensor((steps - window + 1) // 3 + 1, channels + -channels % 16)
+    matrix = chunks.matrix_of(draw.tensor(channels, width, window))
+    draw.run.direct(chunks._norm_conv_pool, sound, gamma, beta, slope, matrix, out)
+    deep, block, (c_at, a_at, b_at) = draw.to(4), amx.BLOCK, (draw.to(20, 0) for _ in range(3))
+    c_row, a_row, b_step = block + draw.to(20, 0), draw.to(70, 0), 2 * amx.PARTS * amx.NUMBERS + draw.to(20, 0)
+    a_part = (block - 1) * a_row + deep * amx.DEEP
+    c = draw.tensor(c_at + (block - 1) * c_row + block)
+    a = draw.tensor(a_at + amx.PARTS * a_part).bfloat16().view(torch.int16)
+    b = draw.tensor(b_at + (deep - 1) * b_step + 2 * amx.PARTS * amx.NUMBERS).bfloat16().view(torch.int16)
+    draw.run.direct(tiles_of_parts(), c, (c_at, c_row), a, (a_at, a_row, a_part), b, (b_at, b_step), deep)
+
+
+@functools.cache
+def tiles_of_parts():
+    """A product of `amx`, compiled by itself."""
+    from denet_torch.fast.numba_cpu import amx, product
+
+    open_tiles, close_tiles, multiply = amx.open_tiles, amx.close_tiles, amx.product_of_parts()
+
+    def tiles_of_parts(c, c_place, a, a_place, b, b_place, steps):
+        open_tiles()
+        multiply(c, c_place, a, a_place, b, b_place, steps)
+        close_tiles()
+
+    return product.numba.njit(nogil=True)(tiles_of_parts)
 
 
 PRODUCTS = {  # the products that kernels are made of: raw addresses, which no array bounds
@@ -481,14 +550,15 @@ DRAWS = {
     function.__name__: function
     for function in (
         few_rows, waveforms, band_convolutions, first_layer, correlations, gru, gru_parts, transforms, sinc_pool, sinc_parts,
-        conv_pool, norm,
+        conv_pool, norm, chunks, chunk_parts,
     )
 }  # fmt: skip
 DRAWS |= {f"{module}.{name}": functools.partial(tiles, module, name) for module in PRODUCTS for name in PRODUCTS[module]}
 
 
 def modules() -> list[ModuleType]:
-    return [importlib.import_module(f"denet_torch.fast.numba_cpu.{module}") for module in PRODUCTS]
+    tiles = ("amx", "chunks") if has_tiles() else ()
+    return [importlib.import_module(f"denet_torch.fast.numba_cpu.{module}") for module in (*PRODUCTS, *tiles)]
 
 
 def kernels() -> set[str]:

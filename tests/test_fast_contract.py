@@ -83,6 +83,10 @@ CASES = {
     "conv_layers": {
         "two": lambda: [drawn(5, 520), mirrored(10, 51), 0.2, *conv_weights(10, 156), *conv_weights(20, 50, 10)],
         "the filters alone": lambda: [drawn(9, 301), mirrored(10, 51), 0.2, *conv_weights(10, 83)],
+        "a long chunk": lambda: [
+            *(drawn(4, 7000), mirrored(30, 51), 0.2, *conv_weights(30, 2316)),
+            *(*conv_weights(20, 770, 30), *conv_weights(40, 255, 20)),
+        ],
     },
     "conv_pool": {
         "usual": lambda: [drawn(4, 80, 327), drawn(60, 80, 5), drawn(60)],

@@ -18,7 +18,7 @@ pytest.importorskip("numba")
 
 import guard_pages
 
-from denet_torch.fast.numba_cpu import product
+from denet_torch.fast.numba_cpu import amx, product
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pages are protected as Linux does it")
 
@@ -55,6 +55,7 @@ FAULTS = [  # one past the end, each: module, function, text, replacement; what 
     ("fourier", "_stages", "(start + i) * width + w", "(start + i) * width + w + 1", "transforms"),
     ("fourier", "transform", "range(0, len(x), near)", "range(0, len(x) + 1, near)", "transforms"),
     ("fourier", "filtered", "range(0, len(x), near)", "range(0, len(x) + 1, near)", "transforms"),
+    ("fourier", "filtered_by_each", "range(0, len(y), near)", "range(0, len(y) + 1, near)", "transforms"),
     ("sincnet", "_signals", "max(0, x.shape[1] - start)", "max(0, x.shape[1] - start + 1)", "sinc_parts"),
     ("sincnet", "_turned", "for i in range(len(y))", "for i in range(len(y) + 1)", "sinc_parts"),
     ("sincnet", "_pool", "for j in range(len(out))", "for j in range(len(out) + 1)", "sinc_parts"),
@@ -65,6 +66,12 @@ FAULTS = [  # one past the end, each: module, function, text, replacement; what 
     ("sincnet", "_conv_pool_back", "for step in range(steps)", "for step in range(steps + 1)", "conv_pool"),
     ("sincnet", "_norm", "for r in range(rows)", "for r in range(rows + 1)", "norm"),
     ("sincnet", "_norm_back", "for r in range(rows)", "for r in range(rows + 1)", "norm"),
+    ("chunks", "_layers", "range(first, last)", "range(first, last + 1)", "chunks"),
+    ("chunks", "_spectra", "range(len(z))", "range(len(z) + 1)", "chunk_parts"),
+    ("chunks", "_moments", "middle[i] = total[i] / steps", "moments[2, i] = total[i] / steps", "chunk_parts"),
+    ("chunks", "_norm_conv_pool", "range(count // 3)", "range(count // 3 + 2)", "chunk_parts"),
+    ("chunks", "_last_norm", "range(y.shape[1])", "range(y.shape[1] + 1)", "chunk_parts"),
+    ("amx", "product_of_parts", "number(v * TILE)", "number(v * TILE + 1)", "chunk_parts"),
 ]
 
 
@@ -131,8 +138,10 @@ def test_an_off_by_one_turns_it_red(fault, tmp_path):
     dtype = "bfloat16" if edit[1] == "_pair_rows" else "float32"
     if dtype == "bfloat16" and not product.BFLOAT16:
         pytest.skip("this processor has no bfloat16 instructions")
+    if draws in ("chunks", "chunk_parts") and not amx.AMX:
+        pytest.skip("this processor has no tiles")
     options = ("--calls", "200", "--draws", draws, "--types", dtype)
-    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")} if edit[0] == "product" else {}  # what others have compiled of it
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")} if edit[0] in ("product", "amx") else {}  # what is kept of others
     wrong, _ = run(tmp_path, *options, "--fault", *edit, timeout=600, **cache)
     assert wrong is not None, f"seed {SEED}: {edit[1]} may go one too far, and nothing says so"
     assert draws in wrong and "Traceback" not in wrong, wrong

@@ -162,8 +162,10 @@ def conv_pool(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def conv_layers(x: Tensor, filters: Tensor, slope: float, *weights: Tensor) -> Tensor:
-    from .sincnet import conv_layers
+    from . import amx, chunks, sincnet
 
+    tiles = amx.AMX and x.dtype == torch.float32 and len(weights) > 2  # which multiply what the filters do not need
+    conv_layers = chunks.conv_layers if tiles else sincnet.conv_layers
     return conv_layers(x, filters[:, filters.shape[1] // 2 :], slope, *weights)
 
 

@@ -1,0 +1,194 @@
+"""Products of float32 matrices in a processor's tiles (Intel's AMX), which multiply bfloat16.
+
+A float32 number is the sum of three bfloat16 ones, its parts. Of the nine products of the parts of two numbers the six largest
+are made, what is left out is below 2^-24 of the product; and a tile adds up 32 products before they are rounded to what it holds.
+So these sums are as near to float64 as those of float32.
+"""
+
+import ctypes
+import platform
+import sys
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from .product import FEATURES, Bfloat16, compiled, everywhere
+
+PARTS = 3
+PAIRS = (0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)  # parts that are multiplied; from one to the next, one stays loaded
+TILE, DEEP = 16, 32  # rows of a tile, and bfloat16 in each
+BLOCK = 2 * TILE  # rows and columns that are made together
+NUMBERS = TILE * DEEP  # in a tile
+
+
+def _permitted() -> bool:
+    """Whether the processor has tiles, and the system lets this process use them."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    if not (FEATURES.get("amx-bf16", False) and FEATURES.get("avx512bf16", False)):
+        return False
+    arch_prctl, request, tiles = 158, 0x1023, 18  # ARCH_REQ_XCOMP_PERM: registers are so large that one has to ask for them
+    return ctypes.CDLL(None).syscall(arch_prctl, request, tiles) == 0
+
+
+AMX = _permitted()
+
+
+def _call(builder: ir.IRBuilder, name: str, *arguments) -> None:
+    """An instruction on tiles: numbers of Python's are those of tiles."""
+    values = [ir.Constant(ir.IntType(8), a) if isinstance(a, int) else a for a in arguments]
+    kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), values)
+
+
+@intrinsic
+def open_tiles(_):
+    """Eight tiles of TILE rows of 64 bytes each, for this thread, until `close_tiles`."""
+
+    def generate(context, builder, signature, arguments):
+        shapes = bytes([1, 0, *[0] * 14, *[64, 0] * 8, *[0] * 16, *[TILE] * 8, *[0] * 8])
+        shapes = cgutils.global_constant(builder, "tiles", cgutils.make_bytearray(shapes))
+        _call(builder, "ldtilecfg", builder.bitcast(shapes, cgutils.voidptr_t))
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def close_tiles(_):
+    """Afterwards a thread has no tiles, which the system would have to save."""
+
+    def generate(context, builder, signature, arguments):
+        _call(builder, "tilerelease")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+def product_of_parts():
+    """A compiled f(c, (at, row), a, (at, row, part), b, (at, step), steps) makes c = a b.
+
+    c[i, j] = sum over k < DEEP * steps of a[i, k] * b[k, j] for i, j < BLOCK. c is float32; parts of a and b are bfloat16, seen
+    as int16. In memory, counted in numbers, part n of a[i, k] lies at at + n * part + i * row + k; rows of b from DEEP * s on lie
+    from at + s * step on, as `columns_in_parts` has them in two tiles.
+    """
+
+    @intrinsic
+    def multiply_parts(_, c, c_place, a, a_place, b, b_place, steps):
+        def generate(context, builder, signature, arguments):
+            c, a, b = (context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in (0, 2, 4))
+            places = (cgutils.unpack_tuple(builder, arguments[n]) for n in (1, 3, 5))
+            (c_at, c_row), (a_at, a_row, a_part), (b_at, b_step) = places
+            corners = [(r, v) for r in range(2) for v in range(2)]
+
+            def number(value):
+                return ir.Constant(ir.IntType(64), value)
+
+            def at(array, *offsets):
+                for offset in offsets:
+                    array = builder.gep(array, [offset])
+                return builder.bitcast(array, cgutils.voidptr_t)
+
+            for r, v in corners:
+                _call(builder, "tilezero", 2 * r + v)
+            with cgutils.for_range(builder, arguments[6]) as step:
+                a_of_step, b_of_step = builder.mul(step.index, number(DEEP)), builder.mul(step.index, b_step)
+                loaded = None, None
+                for i, j in PAIRS:
+                    for n in range(2):
+                        if i != loaded[0]:
+                            place = at(a, a_at, a_of_step, builder.mul(a_part, number(i)), builder.mul(a_row, number(n * TILE)))
+                            _call(builder, "tileloadd64", 4 + n, place, builder.mul(a_row, number(2)))
+                        if j != loaded[1]:
+                            place = at(b, b_at, b_of_step, number((n * PARTS + j) * NUMBERS))
+                            _call(builder, "tileloadd64", 6 + n, place, number(2 * DEEP))
+                    loaded = i, j
+                    for r, v in corners:
+                        _call(builder, "tdpbf16ps", 2 * r + v, 4 + r, 6 + v)
+            for r, v in corners:
+                place = at(c, c_at, builder.mul(c_row, number(r * TILE)), number(v * TILE))
+                _call(builder, "tilestored64", 2 * r + v, place, builder.mul(c_row, number(4)))
+            return context.get_dummy_value()
+
+        return types.void(c, c_place, a, a_place, b, b_place, steps), generate
+
+    return multiply_parts
+
+
+@intrinsic
+def split_normed(_, parts, place, apart, x, start, gamma, beta, moments, column, slope):
+    """The parts of numbers x[start : start + DEEP], normed, lie at place, place + apart, ... of `parts`.
+
+    Normed is a number less moments[column + n], times as many numbers behind the first half of `moments`, times gamma[start + n],
+    and beta[start + n]; negative results times `slope`. All arrays are counted as they lie.
+    """
+
+    def generate(context, builder, signature, arguments):
+        arrays = {n: context.make_array(signature.args[n])(context, builder, arguments[n]) for n in (0, 3, 5, 6, 7)}
+        parts, x, gamma, beta, moments = (array.data for array in arrays.values())
+        place, apart, start, column, slope = (arguments[n] for n in (1, 2, 4, 8, 9))
+        lanes = DEEP // 2
+        vector, words = ir.VectorType(ir.FloatType(), lanes), ir.VectorType(ir.IntType(32), lanes)
+        row, halves = ir.VectorType(Bfloat16(), DEEP), ir.VectorType(ir.IntType(16), DEEP)
+        both = ir.FunctionType(row, [vector] * 2)
+        rounded = cgutils.get_or_insert_function(builder.module, both, "llvm.x86.avx512bf16.cvtne2ps2bf16.512")
+
+        def number(value):
+            return ir.Constant(ir.IntType(64), value)
+
+        def at(array, *offsets):
+            for offset in offsets:
+                array = builder.gep(array, [offset])
+            return array
+
+        def load(array, *offsets):
+            return builder.load(builder.bitcast(at(array, *offsets), vector.as_pointer()), align=4)
+
+        def normed(n):
+            second = builder.udiv(arrays[7].nitems, number(2))
+            value = builder.fsub(load(x, start, n), load(moments, column, n))
+            value = builder.fmul(value, load(moments, column, n, second))
+            value = builder.fadd(builder.fmul(value, load(gamma, start, n)), load(beta, start, n))
+            open_ = builder.fcmp_ordered(">", value, ir.Constant(vector, None))
+            return builder.select(open_, value, builder.fmul(value, everywhere(builder, slope, lanes)))
+
+        left = [normed(number(half * lanes)) for half in range(2)]
+        for n in range(PARTS):
+            part = builder.call(rounded, left[::-1])
+            to = builder.bitcast(at(parts, place, builder.mul(apart, number(n))), row.as_pointer())
+            builder.store(part, to, align=2)
+            for half in range(2):
+                which = ir.Constant(words, list(range(half * lanes, (half + 1) * lanes)))
+                numbers = builder.shuffle_vector(*[builder.bitcast(part, halves)] * 2, which)
+                numbers = builder.shl(builder.zext(numbers, words), ir.Constant(words, [16] * lanes))
+                left[half] = builder.fsub(left[half], builder.bitcast(numbers, vector))
+        return context.get_dummy_value()
+
+    return types.void(parts, place, apart, x, start, gamma, beta, moments, column, slope), generate
+
+
+def columns_in_parts(matrix: Tensor) -> Tensor:
+    """A float32 matrix (inner, columns) for `product_of_parts`: (steps, tiles of columns, PARTS, NUMBERS) of int16.
+
+    It is filled up with zeros to whole steps and blocks. Two numbers of a column lie side by side, those of all columns follow.
+    """
+    left = F.pad(matrix.T, (0, -matrix.shape[0] % DEEP, 0, -matrix.shape[1] % BLOCK))
+    parts = []
+    for _ in range(PARTS):
+        parts.append(left.bfloat16())
+        left = left - parts[-1].float()
+    pairs = torch.stack(parts).view(torch.int32).unflatten(1, (-1, TILE)).unflatten(3, (-1, DEEP // 2))
+    return pairs.permute(3, 1, 0, 4, 2).contiguous().flatten(3).view(torch.int16)
+
+
+@compiled
+def aligned(count):
+    """So many zeros of int16 from the beginning of a cache line on: a tile's row in two lines takes twice the time."""
+    numbers = np.zeros(count + DEEP, np.int16)
+    start = -numbers.ctypes.data % (2 * DEEP) // 2
+    return numbers[start : start + count]

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+import lap
 import numpy as np
 import pandas as pd
 import torch
@@ -79,8 +80,6 @@ class Layout:
         In the time that two neighbours share, each box of one belongs to at most one of the other: those that have most in
         common. Of a call that an image shows whole, the box there counts; else all of its pieces together.
         """
-        import networkx as nx  # takes a tenth of a second, and most who import this have no boxes
-
         number = np.round(boxes[:, 5] / self.step).astype(int)
         owner = np.arange(len(boxes))
         for i in np.unique(number):
@@ -91,12 +90,10 @@ class Layout:
             common, union, smaller = _common(boxes[ours], boxes[theirs], start, start + self.overlap)
             fits = common >= SAME * smaller
             fits &= common > 0
-            pairs = nx.Graph()
-            for a, b in np.argwhere(fits):
-                pairs.add_edge(ours[a], theirs[b], weight=common[a, b] / union[a, b])
-            for pair in nx.max_weight_matching(pairs):
-                first, second = sorted(pair, key=number.__getitem__)
-                owner[second] = owner[first]
+            _, others, _ = lap.lapjv(-np.where(fits, common / union, 0), extend_cost=True)
+            for a, b in enumerate(others):
+                if b >= 0 and fits[a, b]:
+                    owner[theirs[b]] = owner[ours[a]]
         pixel = NEAR * self.seconds / self.width
         events = []
         for one in np.unique(owner):

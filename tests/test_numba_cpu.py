@@ -81,8 +81,9 @@ class Rounded(torch.autograd.Function):
 @needs_bfloat16
 @pytest.mark.parametrize("rows", [2, bands.BANDS + 3])
 @pytest.mark.parametrize("steps", [231, 249, 400])  # odd and even numbers of steps behind the layers
-def test_bands_in_bfloat16(rows, steps):
+def test_bands_in_bfloat16(rows, steps, monkeypatch):
     """What is between the layers is rounded, and nothing else: float64 with that rounding comes to the same."""
+    monkeypatch.setattr(bands, "ROUNDED", True)
     torch.manual_seed(steps)
     tensors = [tensor.detach().bfloat16().double().requires_grad_() for tensor in (torch.randn(rows, steps), *band_weights())]
     x, w1, b1, w2, b2, w3, b3 = tensors
@@ -183,8 +184,8 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch, openmp):
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
-def test_processors_without_bfloat16_stay_in_float32(monkeypatch):
-    monkeypatch.setattr(bands, "BFLOAT16", False)
+def test_processors_that_are_no_faster_in_bfloat16_stay_in_float32(monkeypatch):
+    monkeypatch.setattr(bands, "ROUNDED", False)
     x, weights = torch.randn(3, 260), [weight.detach().float() for weight in band_weights()]
     with torch.autocast("cpu", torch.bfloat16):
         rounded = numba_cpu.band_convolutions(x, *weights)

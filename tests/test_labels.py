@@ -4,7 +4,7 @@ from data_cases import make_collection, seed_recording
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.labels import IGNORE, STRATEGIES, Labeller, merge, quiet_spans, subtract
+from training.labels import IGNORE, STRATEGIES, Labeller, Spans, hidden_calls, merge, quiet_spans, subtract
 
 # The 48 whole frames of the recording are 12,500 samples long. In halves of frames, its first call is
 # from 7.6 to 15.2 and its second from 47.8 to 55.9: frames 4 to 7 and 24 to 27 hold half a frame of call
@@ -212,3 +212,15 @@ def test_a_voiced_segment_stays_whole_where_an_annotation_begins_inside():
 def test_unknown_options_are_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         Labeller(seed_recording(), **options)
+
+
+def test_calls_under_calls_of_other_classes_are_counted():
+    def spans(*rows):
+        return Spans(*(np.array(column, np.int64) for column in zip(*rows, strict=True)))
+
+    assert hidden_calls(spans((0, 0, 100, 1), (0, 50, 150, 1), (1, 0, 100, 2))) == ""
+    apart = ((0, 0, 100, 1), (0, 51, 151, 2), (1, 0, 100, 2))
+    assert hidden_calls(spans(*apart)) == ""
+    assert hidden_calls(spans(*apart, (1, 40, 60, 1))).startswith("1 of 4 annotated calls")
+    # Two others that touch hide it together; the same class hides nothing.
+    assert hidden_calls(spans((0, 0, 40, 1), (0, 10, 70, 2), (0, 30, 90, 2), (0, 40, 80, 3))).startswith("4 of 4")

@@ -420,3 +420,45 @@ def test_detections_of_other_programs(tmp_path, name, text, label, score):
     (tmp_path / name).write_text(text)
     assert calls(tmp_path) == {"a.wav": [(0.5, 1.0, label)]}
     assert [None if np.isnan(one) else one for one in event_formats.read_events(tmp_path / name).score] == [score]
+
+
+def test_a_row_that_names_a_recording_and_nothing_else_is_not_blank(tmp_path):
+    for name in ("a", "b"):
+        wav(tmp_path / f"{name}.wav")
+    (tmp_path / "all.csv").write_text("filename,start,end,label\na.wav,0.5,1,x\nb.wav,,,\n,,,\n")
+    kept, report = indexed(tmp_path, None)
+    assert kept == {"a.wav": [(0.5, 1.0, "x")]}
+    assert report[:2] == [[3, "dropped", "blank field"], [4, "dropped", "blank row"]]
+    assert Labeller(open_collection(tmp_path)).known.tolist() == [True, False]
+
+
+def test_labels_with_separators_that_nobody_quoted(tmp_path):
+    wav(tmp_path / "a.wav")
+    (tmp_path / "a.csv").write_text("start,end,label\n0.5,1,song, long\n1.5,2,x,,\n")
+    kept, report = indexed(tmp_path, None)
+    assert kept == {"a.wav": [(0.5, 1.0, "song, long"), (1.5, 2.0, "x")]}
+    assert report == [[2, "noted", "more cells than columns"]]
+
+
+def test_bare_names_mean_the_recordings_of_the_nearest_folder(tmp_path):
+    for site in ("s1", "s2", "s3"):
+        wav(tmp_path / "audio" / site / "001.wav")
+        (tmp_path / "meta" / site).mkdir(parents=True)
+        (tmp_path / "meta" / site / "labels.csv").write_text(f"filename,start,end,label\n001.wav,0.5,1,{site}\n")
+    wav(tmp_path / "audio" / "s1" / "002.wav")
+    wav(tmp_path / "audio" / "s2" / "deep" / "003.wav")
+    text = "filename,start,end,label\n{}.wav,1.5,2,more\n"
+    (tmp_path / "audio" / "s2" / "mine.csv").write_text(text.format("002"))  # of s2, where it is missing
+    (tmp_path / "audio" / "s2" / "others.csv").write_text(text.format("003"))
+    kept, report = indexed(tmp_path, None)
+    assert kept == {f"audio/{site}/001.wav": [(0.5, 1.0, site)] for site in ("s1", "s2", "s3")} | {
+        "audio/s2/deep/003.wav": [(1.5, 2.0, "more")]
+    }
+    assert [row for row in report if row[1] == "dropped"] == [[2, "dropped", "no such recording"]]
+
+
+@pytest.mark.parametrize("name", ["a.Table.1.selections (1).txt", "a.Table.1.selections.txt.txt", "a_annotations_2.csv.txt"])
+def test_names_that_systems_lengthen(tmp_path, name):
+    wav(tmp_path / "a.wav")
+    raven(tmp_path / name, [selection(0.5, 1, "x")])
+    assert calls(tmp_path) == {"a.wav": [(0.5, 1.0, "x")]}

@@ -354,7 +354,7 @@ class _Rows:
     ) -> None:
         """A row: a time that is no number is a text. A band whose low end lies above its high one is none."""
         self.read += 1
-        if reason := _why_not(onset, offset, label):
+        if reason := _why_not(file, onset, offset, label):
             self.remarks.append((line, file, "dropped", *reason))
             return
         if onset < 0:
@@ -370,9 +370,9 @@ class _Rows:
         return Annotations(self.calls, self.read, self.remarks, **facts)
 
 
-def _why_not(onset: float | str, offset: float | str, label: str) -> tuple[str, str] | None:
+def _why_not(file: str, onset: float | str, offset: float | str, label: str) -> tuple[str, str] | None:
     """Reason and detail of a call that cannot be used; times that are no numbers are texts."""
-    if isinstance(onset, str) and isinstance(offset, str) and not (onset + offset + label).strip():
+    if isinstance(onset, str) and isinstance(offset, str) and not (file + onset + offset + label).strip():
         return "blank row", ""
     for value, name in ((onset, "onset"), (offset, "offset")):
         if isinstance(value, str):
@@ -522,7 +522,7 @@ def _table(lines: list[str], layout: Layout, label_column: str | None) -> Annota
     if header is None:
         columns = " and ".join(f'"{TITLES.get(names[0], names[0])}"' for names in (layout.onset, layout.offset))
         raise NotATable(f"has no first line with the columns {columns}")
-    return _calls(header.names, _rows(lines, header), layout, label_column)
+    return _calls(header.names, _rows(lines, header), layout, label_column, header.separator)
 
 
 def _rows(lines: list[str], header: _Header) -> list[tuple[int, list[str]]]:
@@ -545,13 +545,24 @@ def _rows(lines: list[str], header: _Header) -> list[tuple[int, list[str]]]:
     return rows
 
 
-def _calls(names: list[str], rows: list[tuple[int, list[str]]], layout: Layout, label_column: str | None) -> Annotations:
+def _calls(
+    names: list[str], rows: list[tuple[int, list[str]]], layout: Layout, label_column: str | None, separator: str = "\t"
+) -> Annotations:
     """Calls from rows of cells, each with its line, under columns named in lower case."""
     keys = [_name(name) for name in names]
+    longer = [(line, cells) for line, cells in rows if any(map(str.strip, cells[len(names) :]))]
+    whole = {}  # the last column of a longer row, whose text holds separators
+    for line, cells in longer:
+        last = max(place for place, text in enumerate(cells) if text.strip())
+        whole[line] = separator.join(cells[len(names) - 1 : last + 1])
 
     def columns(wanted: tuple[str, ...]) -> list[list[str]]:
         places = [keys.index(name) for name in wanted if name in keys]
-        return [[cells[place] if place < len(cells) else "" for _, cells in rows] for place in places]
+        columns = [[cells[place] if place < len(cells) else "" for _, cells in rows] for place in places]
+        if longer and len(names) - 1 in places:
+            last = columns[places.index(len(names) - 1)]
+            last[:] = [whole.get(line, text) for (line, _), text in zip(rows, last, strict=True)]
+        return columns
 
     def column(wanted: tuple[str, ...]) -> list[str] | None:
         return next(iter(columns(wanted)), None)
@@ -570,6 +581,10 @@ def _calls(names: list[str], rows: list[tuple[int, list[str]]], layout: Layout, 
         inside = [text.strip() and f"{text.strip()}/" for text in texts]
         files = [file and folder + file for folder, file in zip(inside, files, strict=True)]
     found = _Rows()
+    if longer:
+        found.note(
+            longer[0][0], "more cells than columns", f"of {len(longer)} rows, the last column takes them: {longer[0][1]!r}"
+        )
     if clocks := [text for text in times if _CLOCK.fullmatch(text)]:
         found.note(rows[0][0], "clock times", f"{clocks[0].strip()} is read as the time since the start of the recording")
     if rows and not labelled:

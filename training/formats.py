@@ -28,7 +28,7 @@ from training.tables import ANNOTATIONS, FILE_INFO, FRUIT_BATS, CollectionError,
 # What programs put between a recording's name and the end of its table's.
 _TABLE_WORD = re.compile(
     r"[._ -](?:tables?|selections?|labels?|annotations?|results?|scores?|detections?|events?|calls?|audacity|raven|birdnet|"
-    r"batdetect2|hawkears|corrected|edited|reviewed|checked|verified|annotated)(?:[._ -]?\d+)?$",
+    r"batdetect2|hawkears|corrected|edited|reviewed|checked|verified|annotated|txt|csv)(?:[._ -]?\d+|[._ -]?\(\d+\))?$",
     re.IGNORECASE,
 )
 # A file of tools.detect with the calls of all recordings, beside one a recording, which a person corrects.
@@ -195,12 +195,15 @@ class Recordings:
         wanted, spelled = _parts(file), _spelled(file)
         found = self._by_name.get(wanted[-1], [])
         here = _parts(f"{folder}/x")[:-1]
+        if len(wanted) == 1 and here in self._folders:  # one of the same name in another folder is another recording
+            found = [one for one in found if one[1][: len(here)] == here]
         rank = [
             (
                 _folded(path) == _folded(spelled),
                 parts[self._top :] == wanted,
                 _shared(wanted, parts),
                 parts[:-1] == here,
+                _alike(parts[:-1], here),
                 _folded(path[-1:]) == _folded(spelled[-1:]),
                 _shared(_stem(spelled), _stem(path)),
             )
@@ -226,7 +229,7 @@ class Recordings:
             if name[:-1] in self._folders:
                 return None
             found = self._by_name.get(name[-1], [])
-            near = [_shared(name, parts) + _shared(name[::-1], parts[::-1]) for _, parts, _ in found]
+            near = [_alike(name, parts) for _, parts, _ in found]
             if found:
                 return found[near.index(max(near))][0] if near.count(max(near)) == 1 else None
         return None
@@ -251,6 +254,11 @@ def _stem(parts: tuple[str, ...]) -> tuple[str, ...]:
 
 def _parts(file: str) -> tuple[str, ...]:
     return _folded(_stem(_spelled(file)))
+
+
+def _alike(ours: tuple[str, ...], theirs: tuple[str, ...]) -> int:
+    """Number of equal parts at both ends."""
+    return _shared(ours, theirs) + _shared(ours[::-1], theirs[::-1])
 
 
 def _shared(ours: tuple[str, ...], theirs: tuple[str, ...]) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 from .checkpoints import write
 from .collection import Collection, replacing
 from .config import TrainingError
-from .labels import IGNORE, Labeller, short_calls
+from .labels import IGNORE, Labeller, hidden_calls, short_calls
 
 SHOWN = 5  # recordings named in a warning
 
@@ -30,7 +30,7 @@ def nonfinite(step: int, loss: float, norm: float, path: Path) -> TrainingError:
 
 def data_warnings(collection: Collection, labeller: Labeller, sample_rate: int, frame_seconds: float) -> list[str]:
     """What frames of this length at this rate (Hz) will not show of a collection."""
-    found = [short_calls(collection, labeller.spans, frame_seconds, labeller.min_overlap)]
+    found = [short_calls(collection, labeller.spans, frame_seconds, labeller.min_overlap), hidden_calls(labeller.spans)]
     rates = collection.recordings["samplerate"]
     if (low := rates < sample_rate).any():
         named = [f"{row.file} ({row.samplerate} Hz)" for row in collection.recordings[low].head(SHOWN).itertuples()]

@@ -169,6 +169,28 @@ def short_calls(collection: Collection, spans: Spans, frame_seconds: float, min_
     )
 
 
+def hidden_calls(spans: Spans) -> str:
+    """A line on the calls that lie under calls of other classes, at least half of each; "" if there are none."""
+    hidden, spans = 0, spans.select(spans.label > 0)
+    several = pd.Series(spans.label).groupby(spans.recording).nunique()
+    for recording in several.index[several > 1]:
+        calls = spans.of(recording)
+        for label in np.unique(calls.label):
+            mine, others = calls.select(calls.label == label), calls.select(calls.label != label)
+            start, stop = merge(others.start, others.stop)
+            # What of the others lies before a point is as good as linear between their edges.
+            edges = np.column_stack([start, stop]).ravel()
+            before = np.cumsum(np.column_stack([np.zeros_like(start), stop - start]).ravel())
+            overlap = np.interp(mine.stop, edges, before) - np.interp(mine.start, edges, before)
+            hidden += (overlap >= 0.5 * (mine.stop - mine.start)).sum()
+    if not hidden:
+        return ""
+    return (
+        f"{hidden} of {len(spans)} annotated calls lie half or more under calls of other classes: a frame has one class, the one "
+        "that covers most of it"
+    )
+
+
 def is_call(
     start: np.ndarray, stop: np.ndarray, edges: np.ndarray, min_overlap: float
 ) -> np.ndarray:

@@ -462,3 +462,20 @@ def test_names_that_systems_lengthen(tmp_path, name):
     wav(tmp_path / "a.wav")
     raven(tmp_path / name, [selection(0.5, 1, "x")])
     assert calls(tmp_path) == {"a.wav": [(0.5, 1.0, "x")]}
+
+
+def test_references_are_of_the_recordings_that_were_searched(tmp_path):
+    """bat_labels.txt is of bat_labels.wav, or else of bat.wav; a program's results beside annotations are a question."""
+    (tmp_path / "bat_labels.txt").write_text("0.5\t1.0\tx\n")
+    for recordings, own in ((["/x/bat_labels.wav", "/x/bat.wav"], "bat_labels"), (["/x/bat.wav"], "bat"), ([], "bat")):
+        assert event_formats.read_events(tmp_path / "bat_labels.txt", recordings=recordings).file.tolist() == [own]
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "events.csv").write_text("file,onset,offset,label,score\n/x/bat_labels.wav,0.5,1,x,0.9\n")
+    (tmp_path / "found" / "recordings.csv").write_text("file,duration\n/x/bat_labels.wav,3\n/x/bat.wav,3\n")
+    run_it = ("evaluate", "--reference", tmp_path, "--estimated", tmp_path / "found")
+    assert "event F1              1.000" in run(*run_it)[1]
+    text = "Start (s),End (s),Scientific name,Common name,Confidence,File\n1,2,x,x,0.9,/x/bat_labels.wav\n"
+    (tmp_path / "bat_labels.BirdNET.results.csv").write_text(text)
+    code, text = run(*run_it)
+    tables = "bat_labels.BirdNET.results.csv (birdnet) and bat_labels.txt (audacity)"
+    assert code == 2 and text.endswith(f"bat_labels has {tables}; give a folder that holds the tables meant alone\n")

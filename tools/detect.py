@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.detect
         detect_batch.folder_for_results(args.output)
         paths, empty = detect_batch.collect_each(args.paths)
         factor = recorder.time_expansion(paths) if args.time_expansion is None else args.time_expansion
-        reference = event_formats.read_events(args.reference, factor) if args.reference else None
+        reference = event_formats.read_events(args.reference, factor, recordings=paths) if args.reference else None
         weights = checkpoint.weight_file(args.weights)
         job = detect_batch.Job(weights, args.output, args.hop, args.batch_size, factor, device)
         results = detect_batch.run(job, paths, args.jobs, **decoding)

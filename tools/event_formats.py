@@ -67,18 +67,23 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
         table.round(6).to_csv(file, index=False)
 
 
-def read_events(path: Path, time_expansion: float = 1, label_column: str | None = None) -> pd.DataFrame:
+def read_events(
+    path: Path, time_expansion: float = 1, label_column: str | None = None, recordings: Iterable[str] = ()
+) -> pd.DataFrame:
     """Events with the columns of EVENT_COLUMNS, low_hz and high_hz (Hz, NaN where not told) from a table or all in a folder.
 
     The tables are those of training/annotations.py: our own (.csv, .parquet), Raven's, Audacity's, generic sequences,
-    layers (.svl), BirdNET's and BatDetect2's. A table whose rows name no recording is of the one it is named after. In tables
-    of programs, the seconds are those of a file slowed down by `time_expansion`.
-    Rows that cannot be used are named on stderr. Raises ValueError for what is no table, or has no row that can be used.
+    layers (.svl), BirdNET's and BatDetect2's. A table whose rows name no recording is of the one it is named after, one of
+    `recordings` if that can be. In tables of programs, the seconds are those of a file slowed down by `time_expansion`.
+    Rows that cannot be used are named on stderr. Raises ValueError for what is no table, or has no row that can be used, and
+    for tables of two formats of one recording, of which one may be no reference.
     """
-    rows, unused, read = [], [], []
+    rows, unused, read, tables = [], [], [], {}
+    known = formats.Recordings([str(one) for one in recordings])
     for file, name in _tables(path):
         try:
-            table = annotations.read(file, None, label_column)
+            data_format = annotations.recognise(file)
+            table = annotations.read(file, data_format, label_column)
         except FileNotFoundError:
             raise ValueError(f"{file}: no such file") from None
         except (NotATable, OSError) as error:
@@ -92,7 +97,13 @@ def read_events(path: Path, time_expansion: float = 1, label_column: str | None 
         if not table.offset_known:
             unused.append(f"{file}: no File Offset (s) tells where in its recording a call lies")
         else:
-            own = formats.recording_of(name)
+            owners = formats.recordings_of(name)
+            own = next((one for one in owners if known.named(one)), owners[-1])
+            if table.rows and (known.named(own) or not any(row[0] for row in table.rows)):
+                tables.setdefault(own, {})[data_format] = name
+            if len(several := tables.get(own, {})) > 1:
+                both = " and ".join(f"{table} ({its})" for its, table in several.items())
+                raise ValueError(f"{path}: {own} has {both}; give a folder that holds the tables meant alone")
             rows += [(table.true_time, row[0] or own, *row[1:]) for row in table.rows]
         read.append(table.read)
     if not read:

@@ -164,10 +164,10 @@ def table_files(root: Path, data_format: str | None = None) -> tuple[list[Path],
 
 def recording_of(table: str) -> str:
     """The path of a table without all that programs add to the recording's, perhaps without the recording's suffix."""
-    return _recordings_of(table)[-1]
+    return recordings_of(table)[-1]
 
 
-def _recordings_of(table: str) -> list[str]:
+def recordings_of(table: str) -> list[str]:
     """Paths that the recording of a table may have, the longest first: "bat_labels.txt" may be of bat_labels.wav or bat.wav."""
     path = PurePosixPath(table)
     names = [path.stem]
@@ -213,7 +213,7 @@ class Recordings:
 
     def beside(self, table: str) -> int | None:
         """Place of the one that a table is named after, in its own folder."""
-        for name in _recordings_of(table):
+        for name in recordings_of(table):
             parts, spelled = _parts(name), _spelled(name)
             found = [one for one in self._by_name.get(parts[-1], []) if one[1] == parts]
             # Of a.wav, A.wav and a.flac: the one whose suffix is in the table's name, and else the letters.
@@ -225,7 +225,7 @@ class Recordings:
     def elsewhere(self, table: str) -> int | None:
         """Place of the one that a table in a folder without recordings is named after; of several that whose folders have most
         of the table's: site/audio/a.wav of site/tables/a.txt, audio/site/a.wav of tables/site/a.txt."""
-        for name in map(_parts, _recordings_of(table)):
+        for name in map(_parts, recordings_of(table)):
             if name[:-1] in self._folders:
                 return None
             found = self._by_name.get(name[-1], [])

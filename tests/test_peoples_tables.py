@@ -479,3 +479,18 @@ def test_references_are_of_the_recordings_that_were_searched(tmp_path):
     code, text = run(*run_it)
     tables = "bat_labels.BirdNET.results.csv (birdnet) and bat_labels.txt (audacity)"
     assert code == 2 and text.endswith(f"bat_labels has {tables}; give a folder that holds the tables meant alone\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'start, end, label\n0.5, 1.0, x\n1.5, 2.0, "y, z"\n',
+        "start|end|label\n0.5|1.0|x\n1.5|2|y, z\n",
+        "start;end;label;label\n0,5;1,0;;x\n1,5;2,0;;y, z\n",
+        'Filename\tstart\tend\tlabel\n"D:\\x\\a.wav"\t0.5\t1\tx\n"D:\\x\\a.wav"\t1.5\t2\ty, z\n',
+    ],
+)
+def test_tables_made_by_hand(tmp_path, text):
+    wav(tmp_path / "a.wav")
+    (tmp_path / "a.csv").write_text(text)
+    assert calls(tmp_path) == {"a.wav": [(0.5, 1.0, "x"), (1.5, 2.0, "y, z")]}

@@ -442,6 +442,7 @@ class _Header:
     place: int  # of the header among the lines
     separator: str
     names: list[str]  # in lower case
+    spaced: bool  # there is a space behind every separator, which is no part of a cell
 
     @property
     def keys(self) -> list[str]:
@@ -462,8 +463,10 @@ def _header(lines: list[str], layout: Layout, sign: tuple[str, ...] = ()) -> _He
 def _columns(lines: list[str], *needed: tuple[str, ...]) -> _Header | None:
     """The first line that has one of the names in each of `needed`; before it are only blank ones and remarks (#)."""
     for place, line in enumerate(lines):
-        for separator in "\t;,":
-            header = _Header(place, separator, [_cell(cell).lower() for cell in _cells(line, separator)])
+        for separator in "\t;,|":
+            cells = line.split(separator)
+            spaced = len(cells) > 1 and all(cell.startswith(" ") for cell in cells[1:])
+            header = _Header(place, separator, [_cell(cell).lower() for cell in _cells(line, separator, spaced)], spaced)
             if all(set(some) & set(header.keys) for some in needed):
                 return header
         if line.strip() and not re.fullmatch("sep=.|#.*", line):
@@ -493,15 +496,15 @@ def _cell(text: str) -> str:
     return text.strip().strip('"').strip()
 
 
-def _cells(line: str, separator: str) -> list[str]:
-    """Cells without their quotes; a line whose quotes do not fit, as they are. Unlike csv.reader over a whole
-    table, one such line does not swallow those after it."""
+def _cells(line: str, separator: str, spaced: bool = False) -> list[str]:
+    """Cells without their quotes, and without a space before them if `spaced`; a line whose quotes do not fit, as they are.
+    Unlike csv.reader over a whole table, one such line does not swallow those after it."""
     if '"' in line:
         try:
-            return next(csv.reader([line], delimiter=separator, strict=True))
+            return next(csv.reader([line], delimiter=separator, strict=True, skipinitialspace=spaced))
         except csv.Error:
             pass
-    return line.split(separator)
+    return [cell.lstrip(" ") if spaced else cell for cell in line.split(separator)]
 
 
 def _is_quoted(lines: list[str], separator: str) -> bool:
@@ -534,10 +537,10 @@ def _rows(lines: list[str], header: _Header) -> list[tuple[int, list[str]]]:
         place += 1
         if not line.strip(" \x1a"):
             continue
-        cells = _cells(line, header.separator) if quoted else line.split(header.separator)
+        cells = _cells(line, header.separator, header.spaced) if quoted else line.split(header.separator)
         if quoted and line.count('"') % 2:  # a cell may go on in the next lines
             for more in range(1, LINES_OF_A_CELL):
-                whole = _cells("\n".join(lines[place - 1 : place + more]), header.separator)
+                whole = _cells("\n".join(lines[place - 1 : place + more]), header.separator, header.spaced)
                 if len(whole) == len(header.names) and not any(cell.count('"') % 2 for cell in whole):
                     cells, place = whole, place + more
                     break
@@ -557,7 +560,7 @@ def _calls(
         whole[line] = separator.join(cells[len(names) - 1 : last + 1])
 
     def columns(wanted: tuple[str, ...]) -> list[list[str]]:
-        places = [keys.index(name) for name in wanted if name in keys]
+        places = [place for name in wanted for place, key in enumerate(keys) if key == name]
         columns = [[cells[place] if place < len(cells) else "" for _, cells in rows] for place in places]
         if longer and len(names) - 1 in places:
             last = columns[places.index(len(names) - 1)]
@@ -576,7 +579,7 @@ def _calls(
     duration = column(layout.duration) if end is None else None
     times = [text for texts in (begin, end, placed, duration) if texts for text in texts]
     number = _reader_of_numbers(times, clock=True)
-    files = [file.strip() for file in _first(columns(layout.file), len(rows))]
+    files = [file.strip().strip('"') for file in _first(columns(layout.file), len(rows))]
     for texts in filter(None, (column((name,)) for name in layout.folders)):
         inside = [text.strip() and f"{text.strip()}/" for text in texts]
         files = [file and folder + file for folder, file in zip(inside, files, strict=True)]

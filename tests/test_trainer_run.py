@@ -24,6 +24,7 @@ from denet_torch.detection import frame_probabilities
 from training import checkpoints, guards, loop, runs
 from training.config import Config, TrainingError, as_dict, parse
 from training.labels import IGNORE
+from training.loggers import TensorBoard
 from training.loop import WEIGHTS, get_fabric, train
 from training.run import main
 from training.runs import Stop
@@ -127,6 +128,23 @@ def test_a_failed_start_leaves_no_folder(collection, tmp_path, capsys, monkeypat
     assert (tmp_path / "mine").is_dir()
 
 
+def on_tensorboard(out: Path, monkeypatch) -> dict[tuple[str, int], float]:
+    """What TensorBoard shows of a run: values by name and step."""
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.notf", types.ModuleType("notf"))  # it would load TensorFlow
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    read = event_accumulator.EventAccumulator(str(out / "tensorboard")).Reload()
+    return {(name, event.step): event.value for name in read.Tags()["scalars"] for event in read.Scalars(name)}
+
+
+def test_a_log_that_goes_on_forgets_steps_that_are_done_again(collection, tmp_path, monkeypatch):
+    config = tiny(collection, tmp_path)
+    for began, values in ((0, (1.0, 2.0, 3.0, 4.0)), (2, (5.0,))):
+        log = TensorBoard(config, tmp_path, began)
+        for step, value in enumerate(values, began + 1):
+            log.log_metrics({"loss": value}, step)
+    assert on_tensorboard(tmp_path, monkeypatch) == {("loss", 1): 1.0, ("loss", 2): 2.0, ("loss", 3): 5.0}
+
+
 def test_weights_and_biases_gets_what_tensorboard_gets(collection, tmp_path, monkeypatch):
     logged = []
     run = types.SimpleNamespace(log=lambda values, step: logged.append((step, values)))
@@ -139,10 +157,7 @@ def test_weights_and_biases_gets_what_tensorboard_gets(collection, tmp_path, mon
     assert [step for step, values in logged if "loss" in values] == [1, 2, 3]
     (scores,) = [values for _, values in logged if "validation/frames/f1" in values]
     assert scores["validation/frames/f1"] == result.progress.epochs[0]["validation"]["frames"]["f1"]
-    monkeypatch.setitem(sys.modules, "tensorboard.compat.notf", types.ModuleType("notf"))  # it would load TensorFlow
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    read = event_accumulator.EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
-    shown = {(name, event.step): event.value for name in read.Tags()["scalars"] for event in read.Scalars(name)}
+    shown = on_tensorboard(tmp_path / "out", monkeypatch)
     assert shown == pytest.approx({(name, step): value for step, values in logged for name, value in values.items()}, nan_ok=True)
     monkeypatch.delitem(sys.modules, "wandb")
     if importlib.util.find_spec("wandb") is None:

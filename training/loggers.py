@@ -42,7 +42,7 @@ def open_loggers(config: Config, out: Path, step: int) -> list[Logger]:
 
 
 class TensorBoard:
-    """A log for TensorBoard in the run's folder, which forgets what an earlier one has from `step` on.
+    """A log for TensorBoard in the run's folder, which forgets what an earlier one has after `step`.
 
     It is written at once: tensorboardX's SummaryWriter has a thread for that, and waits for it for ever once a disk is full.
     """
@@ -50,7 +50,7 @@ class TensorBoard:
     def __init__(self, config: Config, out: Path, step: int):
         (out / "tensorboard").mkdir(exist_ok=True)
         self.writer = EventsWriter(str(out / "tensorboard" / "events"), f".{os.getpid()}.{step}")
-        self._write(step, session_log=SessionLog(status=SessionLog.START))
+        self._write(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         for name, value in metrics.items():

@@ -494,3 +494,21 @@ def test_tables_made_by_hand(tmp_path, text):
     wav(tmp_path / "a.wav")
     (tmp_path / "a.csv").write_text(text)
     assert calls(tmp_path) == {"a.wav": [(0.5, 1.0, "x"), (1.5, 2.0, "y, z")]}
+
+
+def test_rows_without_seconds_do_not_hide_the_others(tmp_path):
+    """crowsetta's sequences may have samples only, and some programs a row of units."""
+    wav(tmp_path / "a.wav")
+    (tmp_path / "a.csv").write_text("label,onset_s,offset_s,onset_sample\nx,,,500\ny,s,s,\nz,0.5,1.0,\n")
+    kept, report = indexed(tmp_path, None)
+    assert kept == {"a.wav": [(0.5, 1.0, "z")]}
+    assert report == [[2, "dropped", "blank field"], [3, "dropped", "unparsable number"]]
+
+
+def test_a_reference_without_any_event(tmp_path):
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "events.csv").write_text("file,onset,offset,label,score\na.wav,0.5,1,x,0.9\n")
+    (tmp_path / "found" / "recordings.csv").write_text("file,duration\na.wav,3\n")
+    (tmp_path / "a.txt").write_text("")
+    code, text = run("evaluate", "--reference", tmp_path / "a.txt", "--estimated", tmp_path / "found")
+    assert code == 0 and "0 events in the reference, 1 estimated" in text

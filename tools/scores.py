@@ -75,7 +75,7 @@ def load(
         raise ValueError(f"{estimated}: {unknown[0]} is not in {recordings}")
     factor = time_expansion if time_expansion is not None else 1 if factor is None else factor
     given = match_files(read_events(reference, factor, label_column, durations), durations)
-    late = (given.onset >= given.file.map(durations)).sum()
+    late = (given.onset >= given.file.map(durations).astype(float)).sum()
     if late:
         tell("warning", f"{reference}: {late} of {len(given)} events begin after the end of their recording; was it slowed down?")
     if any_label:

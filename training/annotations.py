@@ -36,6 +36,7 @@ CALL_TYPES = dict.fromkeys(["onset", "offset", "score", "low_hz", "high_hz"], "f
 }
 GOES_ON = "goes on in another recording"  # reason: what of it lies there has no times
 LINES_OF_A_CELL = 20
+FIRST_ROWS = 50  # that tell what a table is
 TITLES = {  # of columns, where `_name` makes them hard to read
     "begin time s": "Begin Time (s)",
     "end time s": "End Time (s)",
@@ -266,10 +267,11 @@ def _recognised(lines: list[str]) -> str | None:
 
 
 def _counts_seconds(lines: list[str], header: "_Header", layout: Layout) -> bool:
-    """Whether the first row has a time in seconds, or there is none."""
-    rows = _rows(lines[: header.place + 2], header)
+    """Whether the first rows have a time in seconds, or no time at all."""
+    rows = _rows(lines[: header.place + 1 + FIRST_ROWS], header)
     place = next(place for name in layout.onset for place, own in enumerate(header.keys) if own == name)
-    return not rows or not isinstance(_number(rows[0][1][place] if place < len(rows[0][1]) else ""), str)
+    texts = [cells[place] for _, cells in rows if place < len(cells) and cells[place].strip()]
+    return not texts or any(not isinstance(_number(text), str) for text in texts)
 
 
 def as_table(rows: list[tuple], time_expansion: float, extra: tuple[str, ...] = ()) -> pd.DataFrame:

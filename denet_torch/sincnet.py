@@ -110,6 +110,12 @@ def conv_layers(x: Tensor, filters: Tensor, slope: float, *weights: Tensor) -> T
     return x
 
 
+@operation
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x times the transposed weight (out, in), and the bias: (rows, in) -> (rows, out)."""
+    return F.linear(x, weight, bias)
+
+
 class BatchNorm(nn.Module):
     """PyTorch's batch norm with a momentum of 0.05, over the rows (batch, features) of all ranks."""
 
@@ -141,6 +147,9 @@ class Hidden(nn.Linear):
         bound = math.sqrt(0.01 / (self.in_features + self.out_features))
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 def leaky_relu(x: Tensor) -> Tensor:

@@ -161,6 +161,8 @@ WRITTEN = {
     "_norm_back": "to_x",
     "tiles": "c",
     "tiles_of_parts": "c",
+    "_columns": "columns",
+    "_products": "y",
     "_layers": "y",
     "_spectra": "spectra",
     "_moments": "moments",
@@ -448,6 +450,16 @@ def has_tiles() -> bool:
     return amx.AMX
 
 
+def many_rows(draw: Draw) -> None:
+    if not has_tiles():
+        return
+    from denet_torch.fast.numba_cpu import amx
+
+    draw.dtype = torch.float32
+    weight = draw.tensor(32 * draw.to(4), draw.to(1200), strided=True)
+    amx.linear(draw.tensor(draw.to(70), weight.shape[1], strided=True), weight, draw.tensor(len(weight)))
+
+
 def chunks(draw: Draw) -> None:
     if not has_tiles():
         return
@@ -484,7 +496,10 @@ def chunk_parts(draw: Draw) -> None:
     c = draw.tensor(c_at + (block - 1) * c_row + block)
     a = draw.tensor(a_at + amx.PARTS * a_part).bfloat16().view(torch.int16)
     b = draw.tensor(b_at + (deep - 1) * b_step + 2 * amx.PARTS * amx.NUMBERS).bfloat16().view(torch.int16)
-    draw.run.direct(tiles_of_parts(), c, (c_at, c_row), a, (a_at, a_row, a_part), b, (b_at, b_step), deep)
+    x = draw.tensor(draw.to(100))
+    places = (c_at, c_row), (a_at, a_row, a_part), (b_at, b_step), (draw.to(1000), draw.to(1000), draw.to(3, 0))
+    # What is fetched may lie outside.
+    draw.run.direct(tiles_of_parts(), c, places[0], a, places[1], b, places[2], deep, x, places[3])
 
 
 @functools.cache
@@ -492,11 +507,11 @@ def tiles_of_parts():
     """A product of `amx`, compiled by itself."""
     from denet_torch.fast.numba_cpu import amx, product
 
-    open_tiles, close_tiles, multiply = amx.open_tiles, amx.close_tiles, amx.product_of_parts()
+    open_tiles, close_tiles, multiply = amx.open_tiles, amx.close_tiles, amx.product_of_parts(fetching=True)
 
-    def tiles_of_parts(c, c_place, a, a_place, b, b_place, steps):
+    def tiles_of_parts(c, c_place, a, a_place, b, b_place, steps, x, x_place):
         open_tiles()
-        multiply(c, c_place, a, a_place, b, b_place, steps)
+        multiply(c, c_place, a, a_place, b, b_place, steps, x, x_place)
         close_tiles()
 
     return product.numba.njit(nogil=True)(tiles_of_parts)
@@ -550,7 +565,7 @@ DRAWS = {
     function.__name__: function
     for function in (
         few_rows, waveforms, band_convolutions, first_layer, correlations, gru, gru_parts, transforms, sinc_pool, sinc_parts,
-        conv_pool, norm, chunks, chunk_parts,
+        conv_pool, norm, many_rows, chunks, chunk_parts,
     )
 }  # fmt: skip
 DRAWS |= {f"{module}.{name}": functools.partial(tiles, module, name) for module in PRODUCTS for name in PRODUCTS[module]}

@@ -17,7 +17,7 @@ from denet_torch import dispatch, layers, sincnet
 from denet_torch.dispatch import BACKENDS, using
 
 OPERATIONS = {name: getattr(layers, name) for name in ("convolve_waveform", "band_convolutions", "gru_steps", "multiply")}
-OPERATIONS |= {name: getattr(sincnet, name) for name in ("norm", "conv_pool")}
+OPERATIONS |= {name: getattr(sincnet, name) for name in ("norm", "conv_pool", "linear")}
 # Its filters are symmetric, and the fast path makes gradients of one half: here both are of what they are mirrored from.
 OPERATIONS["sinc_pool"] = lambda x, filters: sincnet.sinc_pool(x, filters + filters.flip(1))
 OPERATIONS["conv_layers"] = lambda x, filters, *others: sincnet.conv_layers(x, filters + filters.flip(1), *others)
@@ -70,6 +70,7 @@ CASES = {
         "a part of a kernel": lambda: [drawn(10, 1024), drawn(1024, 3 * 2048).split(2048, dim=1)[1]],
         "a kernel that lies transposed": lambda: [drawn(9, 64), drawn(33, 64).T],
     },
+    "linear": {"usual": lambda: [drawn(75, 2100), drawn(1024, 2100, scale=0.02), drawn(1024)]},
     "norm": {
         "channels": lambda: [drawn(5, 10, 33), drawn(10, 33), drawn(10, 33), 0.2],
         "chunks": lambda: [drawn(6, 101), drawn(101), drawn(101)],
@@ -106,7 +107,7 @@ def arguments(name: str, case: str, dtype: torch.dtype = torch.float64, gradient
     made = CASES[name][case]()
     tensors = [t.to(dtype) if isinstance(t, Tensor) else t for t in made]
     first = name in ("convolve_waveform",)  # nobody wants gradients of a waveform, and the fast path has none
-    gradients = gradients and name != "conv_layers"  # whose fast path is for evaluation
+    gradients = gradients and name not in ("conv_layers", "linear")  # whose fast paths are for evaluation
     return [
         t.requires_grad_(gradients and not (first and i == 0)) if isinstance(t, Tensor) and t.is_leaf else t
         for i, t in enumerate(tensors)

@@ -71,6 +71,8 @@ FAULTS = [  # one past the end, each: module, function, text, replacement; what 
     ("chunks", "_moments", "middle[i] = total[i] / steps", "moments[2, i] = total[i] / steps", "chunk_parts"),
     ("chunks", "_norm_conv_pool", "range(count // 3)", "range(count // 3 + 2)", "chunk_parts"),
     ("chunks", "_last_norm", "range(y.shape[1])", "range(y.shape[1] + 1)", "chunk_parts"),
+    ("amx", "_columns", "range(len(columns))", "range(len(columns) + 1)", "many_rows"),
+    ("amx", "_products", "range(first, last, BLOCK)", "range(first, last + BLOCK, BLOCK)", "many_rows"),
     ("amx", "product_of_parts", "number(v * TILE)", "number(v * TILE + 1)", "chunk_parts"),
 ]
 
@@ -138,7 +140,7 @@ def test_an_off_by_one_turns_it_red(fault, tmp_path):
     dtype = "bfloat16" if edit[1] == "_pair_rows" else "float32"
     if dtype == "bfloat16" and not product.BFLOAT16:
         pytest.skip("this processor has no bfloat16 instructions")
-    if draws in ("chunks", "chunk_parts") and not amx.AMX:
+    if draws in ("many_rows", "chunks", "chunk_parts") and not amx.AMX:
         pytest.skip("this processor has no tiles")
     options = ("--calls", "200", "--draws", draws, "--types", dtype)
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")} if edit[0] in ("product", "amx") else {}  # what is kept of others

@@ -17,6 +17,7 @@ LEAST_BANDS, LEAST_STEPS = 512, 10  # bands of the attention's convolutions, and
 LEAST_UNITS, WHOLE = 256, 16  # units of a GRU, and what they are a multiple of
 LEAST_CHUNKS, TILE = 4, 10  # of SincNet, and what its channels are a multiple of
 ROWS, LEAST_WEIGHTS = range(5, 11), 2**21  # of a product: reading the kernel is what it waits for
+LEAST_ROWS, BLOCK = 64, 32  # of a product in tiles, which splits as many weights, and what its columns are a multiple of
 
 
 INSTALLED = importlib.util.find_spec("numba") is not None
@@ -89,6 +90,22 @@ def chunks_not_for(x: Tensor, *channels: int) -> str | None:
     return not_for(x)
 
 
+def linear_not_for(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
+    if len(x) < LEAST_ROWS or weight.numel() < LEAST_WEIGHTS or len(weight) % BLOCK:
+        return f"fewer than {LEAST_ROWS} rows, {LEAST_WEIGHTS} weights, or columns that are no multiple of {BLOCK}"
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
+        return "gradients are wanted"
+    if x.dtype != torch.float32 or weight.dtype != torch.float32:
+        return "not float32"
+    return chunks_not_for(x) or (None if tiles() else "a processor without tiles")
+
+
+def tiles() -> bool:
+    from . import amx
+
+    return amx.AMX
+
+
 def norm_not_for(x: Tensor, *others) -> str | None:
     return chunks_not_for(x)
 
@@ -149,6 +166,12 @@ def norm(x: Tensor, gamma: Tensor, beta: Tensor, slope: float = 1.0) -> Tensor:
     return Norm.apply(x, gamma, beta, slope)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    from .amx import linear
+
+    return linear(x, weight, bias)
+
+
 def sinc_pool(x: Tensor, filters: Tensor) -> Tensor:
     from .sincnet import SincPool
 
@@ -162,10 +185,10 @@ def conv_pool(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def conv_layers(x: Tensor, filters: Tensor, slope: float, *weights: Tensor) -> Tensor:
-    from . import amx, chunks, sincnet
+    from . import chunks, sincnet
 
-    tiles = amx.AMX and x.dtype == torch.float32 and len(weights) > 2  # which multiply what the filters do not need
-    conv_layers = chunks.conv_layers if tiles else sincnet.conv_layers
+    further = x.dtype == torch.float32 and len(weights) > 2  # convolutions, of which the filters are none
+    conv_layers = chunks.conv_layers if further and tiles() else sincnet.conv_layers
     return conv_layers(x, filters[:, filters.shape[1] // 2 :], slope, *weights)
 
 
@@ -174,6 +197,7 @@ OPERATIONS = {
     "band_convolutions": (bands_not_for, band_convolutions),
     "gru_steps": (gru_not_for, gru_steps),
     "multiply": (multiply_not_for, multiply),
+    "linear": (linear_not_for, linear),
     "norm": (norm_not_for, norm),
     "sinc_pool": (sinc_pool_not_for, sinc_pool),
     "conv_pool": (conv_pool_not_for, conv_pool),

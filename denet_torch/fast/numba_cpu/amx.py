@@ -17,7 +17,9 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from .fourier import gather_vectors
 from .product import FEATURES, Bfloat16, compiled, everywhere
+from .threads import of_a_thread, share_out
 
 PARTS = 3
 PAIRS = (0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)  # parts that are multiplied; from one to the next, one stays loaded
@@ -46,6 +48,13 @@ def _call(builder: ir.IRBuilder, name: str, *arguments) -> None:
     builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), values)
 
 
+def _fetch(builder: ir.IRBuilder, place: ir.Value) -> None:
+    """A cache line, into the second level."""
+    flag = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [place.type, flag, flag, flag])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8"), [place, flag(0), flag(2), flag(1)])
+
+
 @intrinsic
 def open_tiles(_):
     """Eight tiles of TILE rows of 64 bytes each, for this thread, until `close_tiles`."""
@@ -70,20 +79,21 @@ def close_tiles(_):
     return types.void(), generate
 
 
-def product_of_parts():
-    """A compiled f(c, (at, row), a, (at, row, part), b, (at, step), steps) makes c = a b.
+def product_of_parts(fetching: bool = False):
+    """A compiled f(c, (at, row), a, (at, row, part), b, (at, step), steps, x, (at, row, rows)) makes c = a b.
 
     c[i, j] = sum over k < DEEP * steps of a[i, k] * b[k, j] for i, j < BLOCK. c is float32; parts of a and b are bfloat16, seen
     as int16. In memory, counted in numbers, part n of a[i, k] lies at at + n * part + i * row + k; rows of b from DEEP * s on lie
-    from at + s * step on, as `columns_in_parts` has them in two tiles.
+    from at + s * step on, as `columns_in_parts` has them in two tiles. If `fetching`, so many rows of x, DEEP * steps numbers of
+    each, are fetched into the cache meanwhile.
     """
 
     @intrinsic
-    def multiply_parts(_, c, c_place, a, a_place, b, b_place, steps):
+    def multiply_parts(_, c, c_place, a, a_place, b, b_place, steps, x, x_place):
         def generate(context, builder, signature, arguments):
-            c, a, b = (context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in (0, 2, 4))
-            places = (cgutils.unpack_tuple(builder, arguments[n]) for n in (1, 3, 5))
-            (c_at, c_row), (a_at, a_row, a_part), (b_at, b_step) = places
+            c, a, b, x = (context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in (0, 2, 4, 7))
+            places = (cgutils.unpack_tuple(builder, arguments[n]) for n in (1, 3, 5, 8))
+            (c_at, c_row), (a_at, a_row, a_part), (b_at, b_step), (x_at, x_row, x_rows) = places
             corners = [(r, v) for r in range(2) for v in range(2)]
 
             def number(value):
@@ -98,6 +108,10 @@ def product_of_parts():
                 _call(builder, "tilezero", 2 * r + v)
             with cgutils.for_range(builder, arguments[6]) as step:
                 a_of_step, b_of_step = builder.mul(step.index, number(DEEP)), builder.mul(step.index, b_step)
+                if fetching:
+                    with cgutils.for_range(builder, x_rows) as row:
+                        for half in range(2):
+                            _fetch(builder, at(x, x_at, builder.mul(row.index, x_row), a_of_step, number(half * HALF)))
                 loaded = None, None
                 for i, j in PAIRS:
                     for n in range(2):
@@ -115,58 +129,78 @@ def product_of_parts():
                 _call(builder, "tilestored64", 2 * r + v, place, builder.mul(c_row, number(4)))
             return context.get_dummy_value()
 
-        return types.void(c, c_place, a, a_place, b, b_place, steps), generate
+        return types.void(c, c_place, a, a_place, b, b_place, steps, x, x_place), generate
 
     return multiply_parts
 
 
+def _at(builder: ir.IRBuilder, array: ir.Value, *offsets: ir.Value) -> ir.Value:
+    for offset in offsets:
+        array = builder.gep(array, [offset])
+    return array
+
+
+def _number(value: int) -> ir.Value:
+    return ir.Constant(ir.IntType(64), value)
+
+
+HALF = DEEP // 2
+VECTOR, WORDS = ir.VectorType(ir.FloatType(), HALF), ir.VectorType(ir.IntType(32), HALF)
+
+
+def _load(builder: ir.IRBuilder, array: ir.Value, *offsets: ir.Value) -> ir.Value:
+    return builder.load(builder.bitcast(_at(builder, array, *offsets), VECTOR.as_pointer()), align=4)
+
+
+def _store_parts(builder: ir.IRBuilder, left: list[ir.Value], parts: ir.Value, place: ir.Value, apart: ir.Value) -> None:
+    """The parts of DEEP numbers, two vectors, at place, place + apart, ... of an array."""
+    row, halves = ir.VectorType(Bfloat16(), DEEP), ir.VectorType(ir.IntType(16), DEEP)
+    both = ir.FunctionType(row, [VECTOR] * 2)
+    rounded = cgutils.get_or_insert_function(builder.module, both, "llvm.x86.avx512bf16.cvtne2ps2bf16.512")
+    for n in range(PARTS):
+        part = builder.call(rounded, left[::-1])
+        to = _at(builder, parts, place, builder.mul(apart, _number(n)))
+        builder.store(part, builder.bitcast(to, row.as_pointer()), align=2)
+        for half in range(2):
+            which = ir.Constant(WORDS, list(range(half * HALF, (half + 1) * HALF)))
+            numbers = builder.shuffle_vector(*[builder.bitcast(part, halves)] * 2, which)
+            numbers = builder.shl(builder.zext(numbers, WORDS), ir.Constant(WORDS, [16] * HALF))
+            left[half] = builder.fsub(left[half], builder.bitcast(numbers, VECTOR))
+
+
+@intrinsic
+def split(_, parts, place, apart, x, start):
+    """The parts of x[start : start + DEEP] lie at place, place + apart, ... of `parts`. Both are counted as they lie."""
+
+    def generate(context, builder, signature, arguments):
+        parts, x = (context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in (0, 3))
+        place, apart, start = arguments[1], arguments[2], arguments[4]
+        _store_parts(builder, [_load(builder, x, start, _number(half * HALF)) for half in range(2)], parts, place, apart)
+        return context.get_dummy_value()
+
+    return types.void(parts, place, apart, x, start), generate
+
+
 @intrinsic
 def split_normed(_, parts, place, apart, x, start, gamma, beta, moments, column, slope):
-    """The parts of numbers x[start : start + DEEP], normed, lie at place, place + apart, ... of `parts`.
-
-    Normed is a number less moments[column + n], times as many numbers behind the first half of `moments`, times gamma[start + n],
-    and beta[start + n]; negative results times `slope`. All arrays are counted as they lie.
-    """
+    """`split` of what is normed before: of a number less moments[column + n], times as many numbers behind the first half of
+    `moments`, times gamma[start + n], and beta[start + n]; negative results times `slope`. All arrays are counted as they lie."""
 
     def generate(context, builder, signature, arguments):
         arrays = {n: context.make_array(signature.args[n])(context, builder, arguments[n]) for n in (0, 3, 5, 6, 7)}
         parts, x, gamma, beta, moments = (array.data for array in arrays.values())
         place, apart, start, column, slope = (arguments[n] for n in (1, 2, 4, 8, 9))
-        lanes = DEEP // 2
-        vector, words = ir.VectorType(ir.FloatType(), lanes), ir.VectorType(ir.IntType(32), lanes)
-        row, halves = ir.VectorType(Bfloat16(), DEEP), ir.VectorType(ir.IntType(16), DEEP)
-        both = ir.FunctionType(row, [vector] * 2)
-        rounded = cgutils.get_or_insert_function(builder.module, both, "llvm.x86.avx512bf16.cvtne2ps2bf16.512")
-
-        def number(value):
-            return ir.Constant(ir.IntType(64), value)
-
-        def at(array, *offsets):
-            for offset in offsets:
-                array = builder.gep(array, [offset])
-            return array
-
-        def load(array, *offsets):
-            return builder.load(builder.bitcast(at(array, *offsets), vector.as_pointer()), align=4)
+        second = builder.udiv(arrays[7].nitems, _number(2))
 
         def normed(n):
-            second = builder.udiv(arrays[7].nitems, number(2))
-            value = builder.fsub(load(x, start, n), load(moments, column, n))
-            value = builder.fmul(value, load(moments, column, n, second))
-            value = builder.fadd(builder.fmul(value, load(gamma, start, n)), load(beta, start, n))
-            open_ = builder.fcmp_ordered(">", value, ir.Constant(vector, None))
-            return builder.select(open_, value, builder.fmul(value, everywhere(builder, slope, lanes)))
+            value = builder.fsub(_load(builder, x, start, n), _load(builder, moments, column, n))
+            value = builder.fmul(value, _load(builder, moments, column, n, second))
+            value = builder.fmul(value, _load(builder, gamma, start, n))
+            value = builder.fadd(value, _load(builder, beta, start, n))
+            open_ = builder.fcmp_ordered(">", value, ir.Constant(VECTOR, None))
+            return builder.select(open_, value, builder.fmul(value, everywhere(builder, slope, HALF)))
 
-        left = [normed(number(half * lanes)) for half in range(2)]
-        for n in range(PARTS):
-            part = builder.call(rounded, left[::-1])
-            to = builder.bitcast(at(parts, place, builder.mul(apart, number(n))), row.as_pointer())
-            builder.store(part, to, align=2)
-            for half in range(2):
-                which = ir.Constant(words, list(range(half * lanes, (half + 1) * lanes)))
-                numbers = builder.shuffle_vector(*[builder.bitcast(part, halves)] * 2, which)
-                numbers = builder.shl(builder.zext(numbers, words), ir.Constant(words, [16] * lanes))
-                left[half] = builder.fsub(left[half], builder.bitcast(numbers, vector))
+        _store_parts(builder, [normed(_number(half * HALF)) for half in range(2)], parts, place, apart)
         return context.get_dummy_value()
 
     return types.void(parts, place, apart, x, start, gamma, beta, moments, column, slope), generate
@@ -192,3 +226,65 @@ def aligned(count):
     numbers = np.zeros(count + DEEP, np.int16)
     start = -numbers.ctypes.data % (2 * DEEP) // 2
     return numbers[start : start + count]
+
+
+_product = product_of_parts(fetching=True)
+AT_ONCE = 32  # steps of a product whose parts are kept in a core's cache
+ROW = (AT_ONCE + 1) * DEEP  # numbers from one row of parts to the next: rows as far apart as caches are wide would share places
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`sincnet.linear` of float32 without gradients; rows of `weight` are a multiple of BLOCK."""
+    filled = F.pad(x, (0, -x.shape[1] % DEEP, 0, -len(x) % BLOCK)).contiguous()
+    columns = torch.empty(filled.shape[1] // DEEP, len(filled) // TILE, PARTS, NUMBERS, dtype=torch.int16)
+    share_out(_columns, len(filled) // TILE, 1, filled, np.arange(TILE), columns)
+    y = x.new_zeros(len(weight), len(filled))
+    share_out(_products, len(weight), -(-of_a_thread(len(weight)) // BLOCK) * BLOCK, weight.detach().contiguous(), columns, y)
+    if not y.sum().isfinite():  # what is infinite has no parts
+        return F.linear(x, weight, bias)
+    return y[:, : len(x)].T + bias
+
+
+@compiled
+def _columns(first, last, x, order, columns):
+    """`columns_in_parts` of the transposed matrix x, of the tiles from `first` to `last`."""
+    inner, tiles = x.shape[1], columns.shape[1]
+    numbers, parts, places = x.reshape(x.size), np.empty(PARTS * TILE * inner, np.int16), np.empty(TILE, np.int64)
+    pairs, out = parts.view(np.float32), columns.reshape(columns.size).view(np.float32)  # which are only copied
+    for tile in range(first, last):
+        for i in range(0, TILE * inner, DEEP):
+            split(parts, i, TILE * inner, numbers, tile * TILE * inner + i)
+        for step in range(len(columns)):
+            for part in range(PARTS):
+                for lane in range(TILE):
+                    places[lane] = (part * TILE + lane) * inner // 2
+                to = ((step * tiles + tile) * PARTS + part) * (NUMBERS // 2 // TILE)
+                gather_vectors(out, 1, to, pairs, places, step * DEEP // 2, order)
+
+
+@compiled
+def _products(first, last, weight, columns, y):
+    inner, steps, tiles = weight.shape[1], columns.shape[0], columns.shape[1]
+    numbers, rest = weight.reshape(weight.size), np.zeros(DEEP, weight.dtype)
+    parts, block = aligned(PARTS * BLOCK * ROW), np.empty((BLOCK, BLOCK), y.dtype)
+    open_tiles()
+    for step in range(0, steps, AT_ONCE):
+        count = min(AT_ONCE, steps - step)
+        whole = min(count, inner // DEEP - step)
+        for row in range(first, last, BLOCK):
+            for r in range(BLOCK):
+                for s in range(whole):
+                    split(parts, r * ROW + s * DEEP, BLOCK * ROW, numbers, (row + r) * inner + (step + s) * DEEP)
+                if whole < count:
+                    for i in range(inner % DEEP):
+                        rest[i] = weight[row + r, inner - inner % DEEP + i]
+                    split(parts, r * ROW + whole * DEEP, BLOCK * ROW, rest, 0)
+            for tile in range(0, tiles, 2):
+                b = (step * tiles + tile) * PARTS * NUMBERS, tiles * PARTS * NUMBERS
+                further = (row + BLOCK + tile * BLOCK // tiles) * inner + step * DEEP, inner, 2 * BLOCK // tiles
+                _product(block, (0, BLOCK), parts, (0, ROW, BLOCK * ROW), columns, b, count, numbers, further)
+                for r in range(BLOCK):
+                    to = y[row + r, tile * TILE : tile * TILE + BLOCK]
+                    for i in range(BLOCK):  # a sum of sums, which are rounded less often
+                        to[i] += block[r, i]
+    close_tiles()

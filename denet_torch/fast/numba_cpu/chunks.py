@@ -171,8 +171,9 @@ def _norm_conv_pool(sound, gamma, beta, slope, matrix, out):
             split_normed(parts, i, room, sound, at + i, gamma, beta, moments, i % width, slope)
         for r in range(0, count, BLOCK):
             for tile in range(0, tiles, 2):
+                c, a = (r * columns + tile * TILE, columns), (r * width, width, room)
                 b = tile * PARTS * NUMBERS, tiles * PARTS * NUMBERS
-                _product(block, (r * columns + tile * TILE, columns), parts, (r * width, width, room), matrix, b, len(matrix))
+                _product(block, c, parts, a, matrix, b, len(matrix), sound, (0, 0, 0))
         for j in range(count // 3):
             for i in range(0, out.shape[1], LANES):
                 _largest(out, (start // 3 + j) * out.shape[1] + i, block, 3 * j * columns + i, columns)

@@ -120,7 +120,7 @@ _turn_four, _scale_four, _spread_four = four(), four(scaled=True), four(spread=T
 
 
 @intrinsic
-def _gather(_, z, across, column, x, places, shift, order):
+def gather_vectors(_, z, across, column, x, places, shift, order):
     """Vector order[i] * across + column of z is x[places[lane] + shift + i] of each lane, for i < LANES."""
 
     def generate(context, builder, signature, arguments):
@@ -159,7 +159,7 @@ def _gather(_, z, across, column, x, places, shift, order):
 def gather(z, w, part, x, places, shift, order):
     """z[order[i], w, part, lane] = x[places[lane] + shift + i] for all i < len(z)."""
     for i in range(0, len(z), LANES):
-        _gather(z, z.size // (len(z) * LANES), 2 * w + part, x, places, shift + i, order[i:])
+        gather_vectors(z, z.size // (len(z) * LANES), 2 * w + part, x, places, shift + i, order[i:])
 
 
 @intrinsic

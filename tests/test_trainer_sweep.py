@@ -49,6 +49,7 @@ def test_two_processes_work_on_one_study(collection, tmp_path):
     assert len(table(sweep(config))) == before  # enough: nothing is left to do
 
 
+@pytest.mark.filterwarnings("error::optuna.exceptions.ExperimentalWarning")  # nobody who sweeps can do anything about them
 def test_trials_behind_the_median_are_pruned(tmp_path, collection, monkeypatch):
     """Trials are as good as their learning rate says; the bad ones do not reach their last epoch."""
     reached = {}

@@ -34,6 +34,7 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 def sweep(config: SweepConfig) -> Study:
     """Run trials until the study has `config.trials`, then write its table and plots. Raises what `train` raises."""
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of heartbeats and plots
     config.out.mkdir(parents=True, exist_ok=True)
     with open(config.out / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one process makes the data and the study, the others find them
@@ -73,7 +74,6 @@ def write_results(study: Study, out: Path) -> None:
     with replacing(out / "trials.csv") as path:
         table(study).to_csv(path, index=False)
     matplotlib.use("agg")
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     plots = {"history": optuna.visualization.matplotlib.plot_optimization_history(study)}
     values = {trial.value for trial in study.get_trials(states=[TrialState.COMPLETE])}
     if len(values) > 1:

@@ -1,9 +1,10 @@
 """Annotation tables as people have them: what each row says, and why a row cannot be used.
 
 One reader stands here for the index, for tools.evaluate and for tools.detect. `read` takes a Raven selection table, an
-Audacity label track, crowsetta's generic sequence, our own events (.csv, .parquet), a layer of Sonic Visualiser (.svl),
-or a result of BirdNET or BatDetect2. crowsetta reads some of these too, but refuses a table for one row, and
-pandas turns the label 01 into 1: cells are text here until a number is asked for.
+Audacity label track, our own events (.csv, .parquet), a layer of Sonic Visualiser (.svl), a result of BirdNET, Kaleidoscope
+or BatDetect2, crowsetta's generic sequence, or another table whose columns have the words that people use. crowsetta reads
+some of these too, but refuses a table for one row, and pandas turns the label 01 into 1: cells are text here until a number
+is asked for.
 
 Every row of a table is either a call or is dropped with its line and the reason. Nothing is guessed: a number may
 have a decimal point or comma, but what could be read in two ways is dropped.
@@ -69,8 +70,8 @@ class Annotations:
 
     read: rows of the table. remarks: line, file, action ("dropped", "clipped", "noted"), reason and detail. true_time: its
     seconds and frequencies are the true ones of a slowed-down recording. recorded: recordings and the texts of their dates and
-    times, for `earliest`. offset_known: the times count from the start
-    of the recording that a row names; False if they may count from the start of the first of several.
+    times, for `earliest`. offset_known: the times count from the start of the recording that a row names; False if they may
+    count from the start of the first of several.
     """
 
     rows: list[tuple]
@@ -86,7 +87,7 @@ class Annotations:
         return ({row[0] for row in self.rows} | {remark[1] for remark in self.remarks}) - {""}
 
 
-# Where a table's columns name recordings and labels, in the words that people use; as `_name` writes them.
+# What a table's columns are called, in the words that people use; as `_name` writes them.
 FILES = (
     "file", "filename", "file name", "filepath", "file path", "audio file", "audiofile", "audiofilename", "audio filename",
     "sound file", "sound files", "wav file", "wavfile", "recording",
@@ -95,6 +96,14 @@ LABELS = (
     "annotation", "annotations", "species", "common name", "label", "labels", "class", "call type", "species code",
     "scientific name", "tag", "type", "class name", "event label", "category", "manual id",
     "species ebird code", "ebird code", "species id",
+)  # fmt: skip
+ONSETS = (
+    "onset s", "start s", "start time s", "start time", "start", "starttime", "start seconds", "start sec", "begin s", "begin",
+    "onset", "tmin", "t min", "t start", "window start", "time",
+)  # fmt: skip
+OFFSETS = (
+    "offset s", "end s", "end time s", "end time", "end", "endtime", "end seconds", "end sec", "stop s", "stop time", "stop",
+    "stop seconds", "tmax", "t max", "t end", "window end",
 )  # fmt: skip
 SCORES = ("score", "confidence", "probability", "prob")
 KILOHERTZ = ("bottom freq", "top freq", "low freq khz", "high freq khz")  # columns of warbleR and DeepSqueak
@@ -158,42 +167,8 @@ LAYOUTS = {
         any_label=True,
     ),
     "generic": Layout(
-        (
-            "onset s",
-            "start s",
-            "start time s",
-            "start time",
-            "start",
-            "starttime",
-            "start seconds",
-            "begin s",
-            "begin",
-            "start sec",
-            "onset",
-            "tmin",
-            "t min",
-            "t start",
-            "window start",
-            "time",
-        ),
-        (
-            "offset s",
-            "end s",
-            "end time s",
-            "end time",
-            "end",
-            "endtime",
-            "end seconds",
-            "stop s",
-            "stop time",
-            "stop",
-            "stop seconds",
-            "end sec",
-            "tmax",
-            "t max",
-            "t end",
-            "window end",
-        ),
+        ONSETS,
+        OFFSETS,
         ("label", *LABELS, "text", "q", "prediction", "name"),
         ("notated path", *FILES),
         SCORES,
@@ -458,7 +433,7 @@ def _name(column: str) -> str:
 
 
 def _header(lines: list[str], layout: Layout, sign: tuple[str, ...] = ()) -> _Header | None:
-    """The first line that is not blank, if it names the columns of a layout, and one of `sign`."""
+    """The first line but blank ones and remarks, if it names the columns of a layout, and one of `sign`."""
     return _columns(lines, layout.onset, layout.offset + layout.duration, *filter(None, [sign]))
 
 
@@ -563,11 +538,11 @@ def _calls(
 
     def columns(wanted: tuple[str, ...]) -> list[list[str]]:
         places = [place for name in wanted for place, key in enumerate(keys) if key == name]
-        columns = [[cells[place] if place < len(cells) else "" for _, cells in rows] for place in places]
+        found = [[cells[place] if place < len(cells) else "" for _, cells in rows] for place in places]
         if longer and len(names) - 1 in places:
-            last = columns[places.index(len(names) - 1)]
+            last = found[places.index(len(names) - 1)]
             last[:] = [whole.get(line, text) for (line, _), text in zip(rows, last, strict=True)]
-        return columns
+        return found
 
     def column(wanted: tuple[str, ...]) -> list[str] | None:
         return next(iter(columns(wanted)), None)
@@ -595,8 +570,11 @@ def _calls(
     if rows and not labelled:
         labels = [UNLABELLED] * len(rows)
         found.note(rows[0][0], "no labels", f'all are "{UNLABELLED}", unless one of its columns is named: {", ".join(names)}')
-    scores, low, high = (column(wanted) or [""] * len(rows) for wanted in (layout.score, layout.low, layout.high))
-    hertz = 1000.0 if set(KILOHERTZ) & set(keys) else 1.0
+    scores = column(layout.score) or [""] * len(rows)
+    bands = []
+    for wanted in (layout.low, layout.high):
+        name = next((name for name in wanted if name in keys), None)
+        bands.append((1000.0 if name in KILOHERTZ else 1.0, column((name,)) or [""] * len(rows)))
     # A waveform's view has no frequencies: Raven writes there what the view is high.
     bare = [text.strip().lower().startswith("waveform") for text in column(("view",)) or [""] * len(rows)]
     ends = [file.strip() for file in column(("end file",)) or [""] * len(rows)]
@@ -607,7 +585,7 @@ def _calls(
             length = _sum(offset, -onset if isinstance(onset, float) else onset)
             onset = number(placed[i])
             offset = _sum(onset, length)
-        band = (math.nan, math.nan) if bare[i] else [hertz * _or_nan(number(texts[i])) for texts in (low, high)]
+        band = [math.nan if bare[i] else unit * _or_nan(number(texts[i])) for unit, texts in bands]
         found.add(line, files[i], onset, offset, labels[i], _value(scores[i]), *band)
         if files[i] and ends[i] and PureWindowsPath(files[i]).name != PureWindowsPath(ends[i]).name:
             found.remarks.append((line, ends[i], "clipped", GOES_ON, files[i]))
@@ -667,8 +645,7 @@ def _track(lines: list[str]) -> Annotations:
     with a backslash and has the frequencies."""
     found, rows = _Rows(), []
     filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip(" \x1a")]
-    tabs = any("\t" in line for _, line in filled)
-    separator = "\t" if tabs else next((s for s in ";," if any(_begins_with_numbers(line, s) for _, line in filled)), "\t")
+    separator = next((s for s in "\t;," if any(_begins_with_numbers(line, s) for _, line in filled)), "\t")
     if filled and not any(separator in line for _, line in filled):
         raise NotATable("no line of it begins with two numbers and a tab between them")
     if other := _recognised(lines):
@@ -707,7 +684,7 @@ def _track(lines: list[str]) -> Annotations:
 
 def _begins_with_numbers(line: str, separator: str) -> bool:
     cells = line.split(separator, 2)
-    return len(cells) > 1 and not any(isinstance(_number(cell), str) for cell in cells[:2])
+    return len(cells) > 1 and not any("\t" in cell or isinstance(_number(cell), str) for cell in cells[:2])
 
 
 def _is_of_layer(cells: list[str]) -> bool:

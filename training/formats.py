@@ -2,8 +2,8 @@
 
 A table belongs to the recording that its rows name (Raven's Begin File, a generic sequence), or else to the one it is
 named after: `call.wav` is described by `call.txt`, `call.Table.1.selections.txt`, `call.wav.Table01.txt` and the like,
-in its folder, or in a folder that holds no recordings. A recording may have several tables; an empty one says that it
-holds no call. A recording without a table is unknown, unless the collection is said to be completely annotated.
+in its folder, or in the most similar folder that holds no recordings. A recording may have several tables; an empty one
+says that it holds no call. A recording without a table is unknown, unless the collection is said to be completely annotated.
 
 There is no second table: every annotated call is a voiced segment too. A label's place among the sorted labels is its
 context; who called is unknown (0).
@@ -209,7 +209,8 @@ class Recordings:
             )
             for _, parts, path in found
         ]
-        return [place for (place, *_), value in zip(found, rank, strict=True) if value == max(rank)]
+        best = max(rank, default=None)
+        return [place for (place, *_), value in zip(found, rank, strict=True) if value == best]
 
     def beside(self, table: str) -> int | None:
         """Place of the one that a table is named after, in its own folder."""

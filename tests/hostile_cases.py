@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import large_tables as large
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -797,6 +798,12 @@ def backgrounds(rng: random.Random, folder: Path, good: Good) -> Case:
     return Case(words, [path, place], reads=path)
 
 
+def large_tables(rng: random.Random, folder: Path, good: Good) -> Case:
+    """Tables of up to 60 MB of odd shapes: the functions that read them."""
+    reader, path = large.draw(rng, folder)
+    return Case([reader, str(path)], [path], module="large_tables")
+
+
 def tensorflow(rng: random.Random, folder: Path, good: Good) -> Case:
     """A checkpoint of TensorFlow, by bytes: denet convert."""
     if not (good / "run.index").exists():
@@ -813,4 +820,5 @@ def tensorflow(rng: random.Random, folder: Path, good: Good) -> Case:
 KINDS = {  # share of all
     weight_files: 20, models: 10, sincnet_pkl: 6, checkpoints: 8, parts: 6, indexes: 8, splits: 4, configurations: 8,
     recordings: 12, tables: 10, results: 5, collections: 5, yolor: 5, beans: 3, backgrounds: 3,
+    large_tables: 3,
 }  # fmt: skip

@@ -23,6 +23,7 @@ import denet_torch
 from denet_torch import audio, checkpoint
 from denet_torch.detection import event_table
 from tools import scores
+from tools.event_formats import read_events
 from tools.weights.convert import read
 from tools.weights.sincnet_pkl import read_sincnet
 from training import checkpoints
@@ -95,6 +96,12 @@ def flac(path):
     audio.probe(path)
 
 
+def table(path, text):
+    path = path.with_name("a.file.csv")
+    path.write_text(text)
+    read_events(path)
+
+
 def pipe(path):
     os.mkfifo(path)
     audio.probe(path)
@@ -163,6 +170,12 @@ CASES = {  # beginning of a row: what is beyond its limits; a function of a path
         (lambda path: sound(path, np.full(9000, np.nan)), "holds samples that are not finite numbers"),
         (lambda path: sound(path, np.full(9000, 10.5)), "its floats reach 10.5"),
         (flac, "of which its"),
+    ],
+    "tables of text": [
+        (lambda path: table(path, "onset,offset,label\n" + "x" * 1_000_001), "has a line of more than 1000000 bytes"),
+        (lambda path: table(path, "onset,offset,label\n" + "1,2,a\n" * 400_000), "has 400002 rows of"),
+        (lambda path: table(path, "onset,offset,label\n1,2,a" + "," * 900_000 + "\n,," * 500_000), "more than can be held"),
+        (lambda path: table(path, f"onset,offset,label{',' * 100_000}\n"), "its line 1 has more than 100000 characters"),
     ],
     "index": [
         (lambda path: index(path, "file", "../a.wav"), "is not below the collection's folder"),

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -48,9 +48,10 @@ from denet_torch.files import clear_partial, printable
 from denet_torch.measures import class_probabilities, measure
 from denet_torch.memory import keep_freed_memory
 from training import dates
-from training.annotations import is_text, text_lines
+from training.annotations import is_text
 from training.collection import replacing
 from training.options import COMPILING, counted, explained_if_slow
+from training.text_tables import Lines, TooLarge
 
 PART_SECONDS = 180
 SHOWN = 20  # notes, and names in one
@@ -128,7 +129,7 @@ def collect(paths: Iterable[str]) -> list[Path]:
         if os.path.isdir(path):  # Path.is_dir raises for names that are too long
             matches = audio.find(path)
         elif path.lower().endswith(".txt"):
-            listed = filter(None, map(str.strip, text_lines(Path(path).read_bytes())))
+            listed = filter(None, map(str.strip, _lines(Path(path))))
             matches = collect(_from_list(Path(path), line) for line in listed)
         elif glob.has_magic(path) and not os.path.exists(path):
             matches = sorted(map(Path, glob.glob(path, recursive=True)))
@@ -138,6 +139,14 @@ def collect(paths: Iterable[str]) -> list[Path]:
             raise audio.AudioError(f"{path}: no recordings here")
         found += matches
     return list(dict.fromkeys(found))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a list of recordings."""
+    try:
+        yield from Lines(path)
+    except TooLarge as error:
+        raise audio.AudioError(f"{path}: {error}") from None
 
 
 def collect_each(paths: Iterable[str]) -> tuple[list[Path], list[str]]:

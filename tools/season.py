@@ -11,7 +11,7 @@ from tools.detect_report import write_tables_page
 from tools.event_formats import read_events, write_csv
 from training import dates
 from training.options import counted
-from training.tables import read_csv
+from training.text_tables import read_csv
 
 KEYS = ["site", "night", "hour"]
 TEXTS = ("file", "label", "clock", "began", "site")
@@ -45,7 +45,7 @@ def read(paths: Iterable[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _table(path: Path, needed: list[str]) -> pd.DataFrame:
     try:
-        table = read_csv(path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False)
+        table = read_csv(path, [*TEXTS, "onset", "duration"], dtype=dict.fromkeys(TEXTS, str), keep_default_na=False)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     if missing := [name for name in needed if name not in table]:

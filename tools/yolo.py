@@ -35,7 +35,7 @@ from training.config import Config
 from training.labels import IGNORE
 from training.loop import open_data, prepare_data
 from training.splits import SIDES
-from training.tables import read_csv
+from training.text_tables import read_csv
 
 NAMES = ("images", "labels", "data.yaml", "classes.names", "hyp.yaml", "annotations.json", "recordings.csv", "reference.csv")
 NAMES += (*(f"{side}.txt" for side in SIDES), "manifest.csv", "export.json")  # the last one tells that all is there
@@ -233,7 +233,7 @@ def read_export(root: Path) -> Export:
 
 
 def _columns(path: Path, kinds: dict[str, type]) -> pd.DataFrame:
-    return read_csv(path, dtype=kinds, keep_default_na=False)[list(kinds)]  # a name that is all digits is a name
+    return read_csv(path, kinds, dtype=kinds, keep_default_na=False)[list(kinds)]  # a name that is all digits is a name
 
 
 def _check(images: pd.DataFrame, recordings: pd.DataFrame, classes: list, expansion: float) -> None:

@@ -17,17 +17,22 @@ import csv
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from itertools import count
 from pathlib import Path, PureWindowsPath
-from xml.etree import ElementTree
+from xml.parsers import expat
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from denet_torch import audio
 from denet_torch.files import refuse_pipes
 from denet_torch.recorder import plausible
+from training.text_tables import LONGEST_DATE, MAX_DATES, MAX_HEADING, NotATable, TooLarge, refuse_large, whole
 
 CALL_COLUMNS = ["file", "onset", "offset", "label", "score", "low_hz", "high_hz", "line"]
 CALL_TYPES = dict.fromkeys(["onset", "offset", "score", "low_hz", "high_hz"], "float64") | {
@@ -59,8 +64,8 @@ NO_CALLS = ("background", "nocall")  # the second of BirdNET, in tables of recor
 UNLABELLED = "call"  # the label of all calls of a table that has no labels
 
 
-class NotATable(ValueError):
-    """A file that holds no table of the expected kind; the message says why, without the file's name."""
+MAX_OF_ONE = 4 << 20  # bytes of a layer or a result of BatDetect2, which are of one recording: a bracket becomes sixty
+MAX_REMARKS = 1000  # lines before a heading
 
 
 @dataclass
@@ -203,7 +208,7 @@ def read(path: Path, data_format: str | None = None, label_column: str | None = 
         return _layer(path)
     if data_format == "batdetect2" and path.suffix.lower() == ".json":
         return _batdetect2(path)
-    data = path.read_bytes()
+    data = whole(path)
     lines = text_lines(data)
     found = _track(lines) if data_format == "audacity" else _table(lines, LAYOUTS[data_format], label_column)
     if line := _guessed(data):
@@ -222,7 +227,7 @@ def recognise(path: Path) -> str:
             if name == "batdetect2":
                 _batdetect2(path)  # other programs' files are .json too
             return name
-    lines = text_lines(path.read_bytes())
+    lines = text_lines(whole(path))
     if found := _recognised(lines):
         return found
     first = next((line for line in lines if line.strip()), "")
@@ -439,8 +444,10 @@ def _header(lines: list[str], layout: Layout, sign: tuple[str, ...] = ()) -> _He
 
 def _columns(lines: list[str], *needed: tuple[str, ...]) -> _Header | None:
     """The first line that has one of the names in each of `needed`; before it are only blank ones and remarks (#)."""
-    for place, line in enumerate(lines):
-        for separator in "\t;,|":
+    for place, line in enumerate(lines[:MAX_REMARKS]):
+        if len(line) > MAX_HEADING:
+            raise TooLarge(f"its line {place + 1} has more than {MAX_HEADING} characters")
+        for separator in "\t;,|" if line.strip() else "":
             cells = line.split(separator)
             spaced = len(cells) > 1 and all(cell.startswith(" ") for cell in cells[1:])
             header = _Header(place, separator, [_cell(cell).lower() for cell in _cells(line, separator, spaced)], spaced)
@@ -454,7 +461,7 @@ def _columns(lines: list[str], *needed: tuple[str, ...]) -> _Header | None:
 def searched(path: Path) -> tuple[dict[str, float], float | None]:
     """Recordings and their lengths (s): the columns file and duration of a table; and its only time_expansion, None where it
     tells none. Raises NotATable, OSError."""
-    lines = text_lines(path.read_bytes())
+    lines = text_lines(whole(path))
     header = _columns(lines, ("file",), ("duration",))
     if header is None:
         raise NotATable("needs the columns file and duration")
@@ -592,7 +599,10 @@ def _calls(
     several = len({name for name in files if name}) > 1
     by_raven = {"begin path", "begin file"} & set(keys)  # whose sound may be all recordings end to end
     unknown = layout is LAYOUTS["raven"] and by_raven and placed is None and several
-    recorded = sorted({*zip(files, column(layout.recorded) or [], strict=False)})
+    dates = zip(files, column(layout.recorded) or [], strict=False)
+    recorded = sorted({(file, text) for file, text in dates if len(text) <= LONGEST_DATE})
+    if len(recorded) > MAX_DATES:
+        raise TooLarge(f"has {len(recorded)} dates of recordings")
     return found.annotations(true_time=layout.true_time, offset_known=not unknown, recorded=recorded)
 
 
@@ -692,15 +702,30 @@ def _is_of_layer(cells: list[str]) -> bool:
     return len(cells) > 3 and not any(isinstance(_number(cell), str) for cell in cells[:3])
 
 
+POINT = ("frame", "duration", "label", "value", "extent")
+
+
 def _layer(path: Path) -> Annotations:
     """The regions or boxes of a layer saved by Sonic Visualiser; a region's value is its score."""
+    data, inside, rates, points = whole(path, MAX_OF_ONE), [], [], []  # inside: names of the elements that are open
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        inside.append(name)
+        if len(inside) > 50:
+            raise ValueError("its elements lie deeper than 50 in one another")
+        if inside[1:] == ["data", "model"]:
+            rates.append(attributes["sampleRate"])
+        if inside[1:] == ["data", "dataset", "point"]:
+            points.append({name: value for name, value in attributes.items() if name in POINT})
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = start, lambda name: inside.pop()
     try:
-        root = ElementTree.parse(path).getroot()
-        rate = float(root.find("data/model").attrib["sampleRate"])
-        points = [point.attrib for point in root.findall("data/dataset/point")]
+        parser.Parse(data, True)
+        rate = float(rates[0])
         if not audio.RATES[0] <= rate <= audio.RATES[1]:
             raise ValueError(f"its sampleRate is {rate:g}")
-    except (ElementTree.ParseError, AttributeError, KeyError, ValueError) as error:
+    except (expat.ExpatError, LookupError, ValueError) as error:
         raise NotATable(f"is no layer of regions ({error})") from None
     found = _Rows()
     for line, point in enumerate(points, 1):
@@ -718,9 +743,11 @@ def _layer(path: Path) -> Annotations:
 def _batdetect2(path: Path) -> Annotations:
     """BatDetect2's .json of a recording."""
     try:
-        calls = json.loads("\n".join(text_lines(path.read_bytes())))["annotation"]
+        calls = json.loads("\n".join(text_lines(whole(path, MAX_OF_ONE))))["annotation"]
         calls = [{key: "" if value is None else str(value) for key, value in call.items()} for call in calls]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except TooLarge:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise NotATable(f"is no result of BatDetect2 ({error})") from None
     names = ("start_time", "end_time", "class", "det_prob", "low_freq", "high_freq")
     found = _Rows()
@@ -733,14 +760,31 @@ def _batdetect2(path: Path) -> Annotations:
 def _parquet(path: Path, label_column: str | None) -> Annotations:
     """A table of named columns, events.parquet say."""
     try:
-        table = pd.read_parquet(path)
-    except (ValueError, OSError) as error:  # pyarrow's own are among them
+        with pq.ParquetFile(path) as file:
+            names, facts = [name.lower() for name in file.schema_arrow.names], file.metadata
+            if _recognised(["\t".join(f'"{name}"' for name in names)]) is None:
+                raise NotATable("has no columns onset and offset")
+            unpacked = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
+            refuse_large(path, facts.num_rows, facts.num_rows * len(names), max(0, unpacked))
+            rows = list(_parquet_rows(file))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, NotATable):
+            raise
         raise NotATable(f"cannot be read as a table ({(str(error).splitlines() or [''])[0]})") from None
-    names = [str(name).lower() for name in table.columns]
-    line = "\t".join(f'"{name}"' for name in names)
-    known = _recognised([line])
-    if known is None:
-        raise NotATable("has no columns onset and offset")
-    layout = LAYOUTS[known]
-    text = table.astype("str").where(table.notna(), "")
-    return _calls(names, list(enumerate(text.to_numpy().tolist(), 1)), layout, label_column)
+    layout = LAYOUTS[_recognised(["\t".join(f'"{name}"' for name in names)])]
+    return _calls(names, rows, layout, label_column)
+
+
+def _parquet_rows(file: pq.ParquetFile) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of every row, equal cells of a column once in a batch."""
+    numbers = count(1)
+    for batch in file.iter_batches(1 << 14):
+        for cells in zip(*map(_texts, batch.columns), strict=True):
+            yield next(numbers), list(cells)
+
+
+def _texts(column: pa.Array) -> list[str]:
+    """The values of a column as text, empty where there is none."""
+    coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    values = ["" if value is None or value != value else str(value) for value in coded.dictionary.to_pylist()]
+    return ["" if code is None else values[code] for code in coded.indices.to_pylist()]

@@ -32,7 +32,8 @@ from .options import tell
 from .precision import get_fabric
 from .registry import get_model
 from .runs import write_json
-from .tables import CollectionError, read_csv
+from .tables import CollectionError
+from .text_tables import TooLarge, read_csv
 
 EMITTERS = (111, 210, 211, 215, 216, 220, 226, 228, 230, 231)
 LEARNING_RATES = (1e-5, 5e-5, 1e-4)
@@ -49,8 +50,10 @@ def read_table(root: Path, name: str = "annotations.csv") -> pd.DataFrame:
     if not path.is_file():
         raise CollectionError(f"{path}: no such file; BEANS' layout is annotations.csv (File Name, Emitter) beside audio/")
     try:
-        table = read_csv(path)
+        table = read_csv(path, ["File Name", "Emitter"])
         table = table[["File Name", "Emitter"]]
+    except TooLarge as error:
+        raise CollectionError(f"{path}: {error}") from None
     except (KeyError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CollectionError(f"{path}: has not the columns File Name and Emitter ({reason})") from None

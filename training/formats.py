@@ -37,6 +37,7 @@ OWN_RESULTS = ("events.csv", "recordings.csv")  # of tools.detect: what lies bel
 OWN_FILES = re.compile(r"index\.(parquet|report\.csv|headers)|split-[0-9a-f]+\.csv")
 
 
+MAX_LABELS = 10_000
 FOREIGN = {  # tables that are not read, and what to do with them
     ".xlsx": "a spreadsheet: save it as .csv",
     ".xls": "a spreadsheet: save it as .csv",
@@ -312,6 +313,11 @@ class _Collected:
 
     def _as_table(self, calls: pd.DataFrame) -> tuple[Table, tuple[str, ...]]:
         labels = sorted(calls["label"].unique())
+        if len(labels) > MAX_LABELS:
+            raise CollectionError(
+                f"{self.root}: its annotations have {len(labels)} labels, more than {MAX_LABELS}; name the column of the classes "
+                "with --label-column"
+            )
         context = calls["label"].map({label: code for code, label in enumerate(labels)}).astype("int64")
         calls = calls.assign(**dict.fromkeys(tables.CODE_COLUMNS, 0))
         calls["context"] = context
@@ -417,4 +423,4 @@ class _Collected:
     @staticmethod
     def _shown(file: str) -> str:
         """A file's name, whatever its bytes, as text."""
-        return os.fsencode(file).decode(errors="backslashreplace")
+        return file if file.isascii() else os.fsencode(file).decode(errors="backslashreplace")

@@ -27,10 +27,11 @@ import numpy as np
 import pandas as pd
 
 from training.collection import Collection, background_codes
-from training.tables import CODE_COLUMNS
+from training.tables import CODE_COLUMNS, CollectionError
 
 IGNORE = -100
 BACKGROUND = 0
+MAX_PARTS = 10_000_000  # of annotated calls that are voiced
 STRATEGIES = ("voice", "annotation", "intersection", "union")
 WHO_AND_WHAT = tuple(name for name in CODE_COLUMNS if name != "context")  # codes above 0 are classes, 0 is unknown
 TASKS = ("call", "context", *WHO_AND_WHAT)
@@ -175,7 +176,7 @@ def hidden_calls(spans: Spans) -> str:
     several = pd.Series(spans.label).groupby(spans.recording).nunique()
     for recording in several.index[several > 1]:
         calls = spans.of(recording)
-        for label in np.unique(calls.label):
+        for label in np.unique(calls.label) if several[recording] * len(calls) < MAX_PARTS else ():
             mine, others = calls.select(calls.label == label), calls.select(calls.label != label)
             start, stop = merge(others.start, others.stop)
             # What of the others lies before a point is as good as linear between their edges.
@@ -269,32 +270,39 @@ def _combine(voice: Spans, annotated: Spans, strategy: str, extra_label: int) ->
     label = np.concatenate([part.label for part in parts])
     start, stop = (np.concatenate(ends) for ends in zip(*map(_joined, parts), strict=True))
     # A segment that was cut where an annotation begins is one again where both sides are of a class.
-    merged = [_split(*merge(start[label == one], stop[label == one]), one) for one in np.unique(label)]
-    columns = [
-        np.concatenate([np.zeros(0, np.int64)] + [getattr(part, name) for part in merged])
-        for name in ("recording", "start", "stop", "label")
-    ]
-    order = np.lexsort(columns[1::-1])  # by recording, then start
-    return Spans(*(column[order] for column in columns))
+    merged = _chained([_split(*merge(start[rows], stop[rows]), one) for one, rows in _by_label(label)])
+    return merged.select(np.lexsort((merged.start, merged.recording)))
 
 
 def _overlaps(voice: Spans, annotated: Spans) -> Spans:
-    """Every part of an annotated span that is voiced, with the annotation's label."""
-    pairs = pd.merge(
-        pd.DataFrame({"recording": voice.recording, "v0": voice.start, "v1": voice.stop}),
-        pd.DataFrame(
-            {
-                "recording": annotated.recording,
-                "a0": annotated.start,
-                "a1": annotated.stop,
-                "label": annotated.label,
-            }
-        ),
-        on="recording",
-    )
-    start, stop = pairs[["v0", "a0"]].max(axis=1), pairs[["v1", "a1"]].min(axis=1)
-    columns = pairs["recording"], start, stop, pairs["label"]
-    return Spans(*(column[start < stop].to_numpy(np.int64) for column in columns))
+    """What of the annotated spans of each label is voiced."""
+    begin, end = merge(*_joined(voice))
+    start, stop = _joined(annotated)
+    found, parts = [], 0
+    for label, rows in _by_label(annotated.label):
+        left, right = merge(start[rows], stop[rows])
+        first = np.searchsorted(end, left, "right")  # of the voiced spans that a span of this label meets
+        count = np.maximum(np.searchsorted(begin, right, "left") - first, 0)
+        parts += count.sum()
+        if parts > MAX_PARTS:
+            raise CollectionError(f"its calls overlap in more than {MAX_PARTS} ways: its tables are no annotations")
+        span = np.repeat(np.arange(len(left)), count)
+        voiced = np.arange(len(span)) + np.repeat(first - np.cumsum(count) + count, count)
+        found.append(_split(np.maximum(left[span], begin[voiced]), np.minimum(right[span], end[voiced]), label))
+    return _chained(found)
+
+
+def _by_label(label: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Each label and the places where it stands."""
+    order = np.argsort(label, kind="stable")
+    labels, first = np.unique(label[order], return_index=True)
+    return list(zip(labels, np.split(order, first[1:]), strict=True)) if len(labels) else []
+
+
+def _chained(parts: list[Spans]) -> Spans:
+    nothing = Spans(*np.zeros((4, 0), np.int64))
+    columns = ([getattr(part, name) for part in (nothing, *parts)] for name in ("recording", "start", "stop", "label"))
+    return Spans(*map(np.concatenate, columns))
 
 
 # All recordings one after the other on one line, each with more room than a recording can have.

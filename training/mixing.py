@@ -5,15 +5,19 @@ say no to. Every mix records what it was made of. (Quiet stretches of the same r
 time, come from where windows are drawn: training/windows.py.)
 """
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from denet_torch import audio
+from denet_torch.files import reason
 from training.labels import BACKGROUND
 from training.tables import CollectionError
+from training.text_tables import read_csv
+
+COLUMNS = ["filename", "category"]  # of ESC-50
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,15 @@ def find_backgrounds(folder: str | Path) -> tuple[Background, ...]:
         raise CollectionError(f"{folder}: no audio files in this folder")
     category = {}
     for table in [*Path(folder).glob("meta/*.csv"), *Path(folder).glob("*.csv")]:
-        with open(table, newline="", encoding="utf-8-sig", errors="replace") as file:
-            for row in csv.DictReader(file):
-                if row.get("filename") and row.get("category"):
-                    category[row["filename"]] = row["category"]
+        try:
+            told = read_csv(table, COLUMNS, dtype="str", keep_default_na=False, encoding_errors="replace", on_bad_lines="skip")
+        except pd.errors.EmptyDataError:
+            continue
+        except (OSError, ValueError) as error:
+            raise CollectionError(f"{table}: cannot be read ({reason(error)})") from None
+        if {*COLUMNS} <= {*told}:
+            told = told[(told["filename"] != "") & (told["category"] != "")]
+            category |= dict(zip(told["filename"], told["category"], strict=True))
     return tuple(
         Background(path, audio.probe(path).duration, category.get(path.name, "")) for path in files
     )

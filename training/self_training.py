@@ -22,10 +22,12 @@ from .evaluation import Predictions, predict
 from .labels import BACKGROUND, IGNORE, Spans
 from .runs import on_zero
 from .splits import group_recordings
+from .text_tables import read_csv
 from .windows import STRETCH, ByTurns, Datasets, ExhaustiveWindows, RandomWindows, whole_frames
 
 TABLE = "pseudo_labels.csv"
 UNSURE = ""  # no label is blank
+MOST = 3_000_000  # lines of the table: some for each recording without annotations
 
 
 def self_train(
@@ -112,8 +114,8 @@ def _write(table: pd.DataFrame, path: Path) -> None:
 def _table(path: Path) -> pd.DataFrame:
     kinds = {"file": "str", "onset": "float", "offset": "float", "label": "str"}
     try:
-        return pd.read_csv(path, usecols=list(kinds), dtype=kinds, keep_default_na=False)
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        return read_csv(path, kinds, MOST, dtype=kinds, keep_default_na=False)[list(kinds)]
+    except (OSError, ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
         raise TrainingError(f"{path}: cannot be read ({reason(error)}); delete it and it is written anew") from None
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from denet_torch.files import refuse_pipes
+from training.text_tables import LONGEST_DATE, MAX_DATES, MAX_UNUSED, Lines, TooLarge
 
 FRUIT_BATS = "fruit-bats"  # the name of this format among others
 FILE_INFO = "FileInfo.csv"
@@ -96,18 +96,6 @@ class Reading:
             raise ValueError(f"time_expansion is {self.time_expansion}; expected a positive factor")
 
 
-MAX_HEADING = 100_000  # bytes of a table's first line: each column takes pandas a kilobyte
-
-
-def read_csv(path: Path, **how) -> pd.DataFrame:
-    """pandas' table of a file. Raises ValueError and OSError."""
-    refuse_pipes(path)
-    with open(path, "rb") as file:
-        if len(file.readline(MAX_HEADING + 1)) > MAX_HEADING:
-            raise ValueError(f"its first line has more than {MAX_HEADING} bytes")
-    return pd.read_csv(path, **how)
-
-
 def is_factor(value: object) -> bool:
     """Whether it can be the factor by which recordings were slowed down."""
     return isinstance(value, Real) and not isinstance(value, bool) and 0 < value < float("inf")
@@ -127,11 +115,14 @@ class Table:
 
 @dataclass
 class _Report:
-    file: str
+    path: Path
     rows: list[tuple] = field(default_factory=list)
 
     def add(self, table: str, line: int, file_id: int | None, action: str, why: tuple) -> None:
-        self.rows.append((table, line, file_id, action, *why, self.file))
+        self.rows.append((table, line, file_id, action, *why, table.partition(" ")[0]))
+        if len(self.rows) > MAX_UNUSED:
+            what = f"has more than {MAX_UNUSED} rows or segments that cannot be used, the last for {why[0]}"
+            raise CollectionError(f"{self.path}: {TooLarge(what)}")
 
     def frame(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows, columns=REPORT_COLUMNS).astype(REPORT_TYPES)
@@ -146,7 +137,9 @@ def read_file_info(path: Path) -> Table:
 
     Raises CollectionError if the file is missing, unreadable or has another header.
     """
-    report, recordings, voice = _Report(FILE_INFO), [], array("q")
+    report, voice = _Report(path), array("q")
+    recordings = {name: array("q") if name in ("file_id", "line") else [] for name in RECORDING_COLUMNS}
+    once = {}  # texts that stand in many rows
     ids, files = set(), set()
     rows = segments = 0
     for line, cells in _rows(path, ["FileID", "Treatment ID", "File name", "File folder"]):
@@ -166,8 +159,9 @@ def read_file_info(path: Path) -> Table:
             continue
         ids.add(file_id)
         files.add(file)
-        treatment, channel, time = cells[1], *(cells[4:6] + ["", ""])[:2]
-        recordings.append((file_id, file, treatment, channel, time, line))
+        texts = [once.setdefault(text, text) for text in (cells[1], *(cells[4:6] + ["", ""])[:2])]
+        for column, value in zip(recordings.values(), (file_id, file, *texts, line), strict=True):
+            column.append(value)
         seen = set()
         for pair in pairs:
             try:
@@ -183,10 +177,10 @@ def read_file_info(path: Path) -> Table:
                     SEGMENTS, line, file_id, "clipped", ("before the start", "..".join(pair))
                 )
             voice.extend((file_id, max(0, start), stop, line))
-    frame = pd.DataFrame(recordings, columns=RECORDING_COLUMNS).astype(RECORDING_TYPES)
+    frame = pd.DataFrame(recordings).astype(RECORDING_TYPES)
     return Table(
         {
-            FILE_INFO: frame.assign(recorded=_recorded(frame)),
+            FILE_INFO: frame.assign(recorded=_recorded(frame, path)),
             SEGMENTS: _integers(voice, VOICE_COLUMNS),
         },
         {FILE_INFO: rows, SEGMENTS: segments},
@@ -199,7 +193,7 @@ def read_annotations(path: Path) -> Table:
 
     Raises CollectionError if the file is missing, unreadable or has another header.
     """
-    report, annotations, seen = _Report(ANNOTATIONS), array("q"), set()
+    report, annotations, seen = _Report(path), array("q"), set()
     rows = 0
     for line, cells in _rows(path, ["FileID", "Emitter", "Addressee", "Context"]):
         rows += 1
@@ -212,12 +206,13 @@ def read_annotations(path: Path) -> Table:
             if not 0 <= codes[2] < len(CONTEXTS):
                 raise _Drop("unknown code", f"context {codes[2]}")
             row = (file_id, *codes, *_span(*cells[8:10]))
-            if row in seen:
+            once = array("q", row).tobytes()  # a fifth of the tuple
+            if once in seen:
                 raise _Drop("duplicate", "the same row was given before")
         except _Drop as drop:
             report.add(ANNOTATIONS, line, file_id, "dropped", drop.args)
             continue
-        seen.add(row)
+        seen.add(once)
         *codes, start, stop = row
         if start < 0:
             why = ("before the start", f"{start + 1}..{stop}")
@@ -234,19 +229,19 @@ def _integers(values: array, columns: list[str]) -> pd.DataFrame:
 def _rows(path: Path, header: list[str]) -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of every line after the header that is not blank."""
     try:
-        refuse_pipes(path)
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            found = _cells(file.readline())[: len(header)]
-            if [cell.lower() for cell in found] != [cell.lower() for cell in header]:
-                raise CollectionError(
-                    f"{path}: is no table of the collection; its first line should begin with "
-                    f"{','.join(header)}"
-                )
-            for line, text in enumerate(file, 2):
-                if not text.isspace():
-                    yield line, _cells(text)
+        lines = iter(Lines(path))
+        found = _cells(next(lines))[: len(header)]
+        if [cell.lower() for cell in found] != [cell.lower() for cell in header]:
+            raise CollectionError(
+                f"{path}: is no table of the collection; its first line should begin with {','.join(header)}"
+            )
+        for line, text in enumerate(lines, 2):
+            if text.strip():
+                yield line, _cells(text)
     except OSError as error:
         raise CollectionError(f"{path}: cannot be read ({error.strerror})") from None
+    except TooLarge as error:
+        raise CollectionError(f"{path}: {error}") from None
 
 
 def _cells(text: str) -> list[str]:
@@ -294,11 +289,12 @@ def _integer(text: str) -> int:
         raise _Drop("unparsable number", repr(text[:40])) from None
 
 
-def _recorded(recordings: pd.DataFrame) -> pd.Series:
+def _recorded(recordings: pd.DataFrame, path: Path) -> pd.Series:
     """When it was recorded: names begin with yymmddhhmmss; else the column, where it is a time."""
     digits = pd.Series([file.rpartition("/")[2][:12] for file in recordings["file"]], dtype="str")
     named = pd.to_datetime(digits, format="%y%m%d%H%M%S", errors="coerce")
-    told = pd.to_datetime(
-        recordings["recorded"].where(named.isna()), format="mixed", errors="coerce"
-    )
+    texts = recordings["recorded"].where(named.isna() & (recordings["recorded"].str.len() <= LONGEST_DATE))
+    if texts.nunique() > MAX_DATES:
+        raise CollectionError(f"{path}: {TooLarge(f'has more than {MAX_DATES} dates')}")
+    told = pd.to_datetime(texts, format="mixed", errors="coerce")
     return named.astype("datetime64[us]").fillna(told.astype("datetime64[us]"))

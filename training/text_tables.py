@@ -1,0 +1,144 @@
+"""Tables of text are read here: how large they may be, their lines, and pandas' tables of chosen columns.
+
+Each line or cell becomes an object of some fifty bytes, whatever its own size, so that it is their number that is bounded.
+"""
+
+import codecs
+import re
+import warnings
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from denet_torch.files import refuse_pipes
+
+MAX_BYTES = 256 << 20
+MAX_LINES = 900_000  # the flying-fox collection has 293,238 recordings and 878,458 voiced segments
+MAX_LINE = 1_000_000  # bytes
+MAX_HEADING = 100_000  # bytes of a first line that pandas reads: each column takes it a kilobyte
+MAX_CELLS = 50_000_000  # of a table that pandas reads
+ROW, CELL, LEFT = 700, 48, 250 << 20  # bytes that rows and cells take as Python's objects, and that they may
+MAX_UNUSED = 250_000  # rows that are told one by one why they cannot be used
+MAX_DATES = 100_000  # different ones; each that no standard writes takes 30 us
+LONGEST_DATE = 60  # characters
+BLOCK = 1 << 20
+_END = re.compile(b"\r\n|\n|\r")  # str.splitlines splits at too much
+
+
+class NotATable(ValueError):
+    """A file that holds no table of the expected kind; the message says why, without the file's name."""
+
+
+class TooLarge(NotATable):
+    """A table that is beyond the limits."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}: it is too large for a table")
+
+
+def whole(path: Path, most: int = MAX_BYTES) -> bytes:
+    """The bytes of a table whose cells are all held at once. Raises TooLarge and OSError."""
+    refuse_pipes(path)
+    if path.stat().st_size > most:
+        raise TooLarge(f"has more than {most >> 20} MB")
+    data = path.read_bytes()
+    letters = np.frombuffer(data, np.uint8)
+    # A text takes as many bytes for each of its letters as for the widest.
+    width = 4 if letters.max(initial=0) >= 0xF0 else 2 if letters.max(initial=0) >= 0xC4 else 1
+    rows = 1 + data.count(b"\n") + data.count(b"\r")
+    refuse_large(path, rows, rows + max(data.count(mark) for mark in (b"\t", b";", b",", b"|")), width * len(data))
+    ends = np.flatnonzero((letters == 10) | (letters == 13))
+    if np.diff(ends, prepend=0, append=len(data)).max() > MAX_LINE:
+        raise TooLarge(f"has a line of more than {MAX_LINE} bytes")
+    return data
+
+
+def refuse_large(path: Path, rows: int, cells: int, letters: int) -> None:
+    """Raise TooLarge if rows, and cells of so many bytes of letters, take more than a file of this size may."""
+    if ROW * rows + CELL * cells + 2 * letters > path.stat().st_size + LEFT:
+        raise TooLarge(f"has {rows} rows of {cells} cells, more than can be held; cut it into several")
+
+
+class Lines:
+    """The lines of a text in UTF-8, UTF-16, or else in Windows' Latin-1, which every byte has a letter in.
+
+    They are read anew each time they are gone through, a block at a time. Raises TooLarge and OSError, then and here.
+    """
+
+    def __init__(self, path: Path, most: int = MAX_LINES) -> None:
+        refuse_pipes(path)
+        self.path, self.most = path, most
+        with open(path, "rb") as file:
+            if file.seek(0, 2) > MAX_BYTES:
+                raise TooLarge(f"has more than {MAX_BYTES >> 20} MB")
+            file.seek(0)
+            self._encoding = _wide(file.read(200))
+
+    def __iter__(self) -> Iterator[str]:
+        # Line by line: one wrong byte must not change the umlauts of all others.
+        return map(_decoded, self.bytes())
+
+    def bytes(self) -> Iterator[bytes]:
+        """They as bytes, without a mark of their order and without what ends them."""
+        rest, count = b"", 0
+        for block in self._blocks():
+            *lines, rest = _END.split(rest + block)
+            count += len(lines)
+            if count >= self.most:
+                raise TooLarge(f"has more than {self.most} lines")
+            if len(rest) > MAX_LINE or max(map(len, lines), default=0) > MAX_LINE:
+                raise TooLarge(f"has a line of more than {MAX_LINE} bytes")
+            yield from lines
+        yield rest
+
+    def _blocks(self) -> Iterator[bytes]:
+        decoder = codecs.getincrementaldecoder(self._encoding)("replace") if self._encoding else None
+        with open(self.path, "rb") as file:
+            first, kept = True, b""
+            while block := file.read(BLOCK):
+                block = kept + (decoder.decode(block).encode() if decoder else block)
+                block = block.removeprefix(codecs.BOM_UTF8) if first else block
+                first, kept = False, b""
+                if block.endswith(b"\r"):  # perhaps half of an end of line
+                    block, kept = block[:-1], b"\r"
+                yield block
+            yield kept
+
+
+def _wide(start: bytes) -> str | None:
+    """Which UTF-16 a text is in, by its first bytes; None if in none."""
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    if len(start) > 3:
+        for name, letters in (("utf-16-le", start[1::2]), ("utf-16-be", start[0::2])):
+            if letters.count(0) > 0.8 * len(letters):
+                return name
+    return None
+
+
+def _decoded(line: bytes) -> str:
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            return line.decode(encoding)
+        except UnicodeDecodeError:
+            pass
+    return line.decode("latin-1")
+
+
+def read_csv(path: Path, columns: Collection[str], most: int = MAX_LINES, **how) -> pd.DataFrame:
+    """pandas' table of a file, of those of the `columns` that it has. Raises ValueError and OSError.
+
+    What a line has beyond the heading's cells is passed over.
+    """
+    count = widest = 0
+    for count, line in enumerate(Lines(path, most).bytes()):
+        if not count and len(line) > MAX_HEADING:
+            raise TooLarge(f"its first line has more than {MAX_HEADING} bytes")
+        widest = max(widest, line.count(b","))  # pandas gives each line as many cells as the longest has
+    if count * widest > MAX_CELLS:
+        raise TooLarge(f"has {count} lines of up to {widest + 1} cells")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pd.errors.ParserWarning)
+        return pd.read_csv(path, usecols=lambda name: name in columns, index_col=False, **how)

@@ -465,7 +465,10 @@ def searched(path: Path) -> tuple[dict[str, float], float | None]:
     header = _columns(lines, ("file",), ("duration",))
     if header is None:
         raise NotATable("needs the columns file and duration")
-    rows = [(line, dict(zip(header.keys, cells, strict=False))) for line, cells in _rows(lines, header)]
+    used = [(place, key) for place, key in enumerate(header.keys) if key in ("file", "duration", "time expansion")]
+    rows = [
+        (line, {key: cells[place] for place, key in used if place < len(cells)}) for line, cells in _rows(lines, header)
+    ]
     number = _reader_of_numbers([row.get("duration", "") for _, row in rows])
     found, factors = {}, {_number(row.get("time expansion", "")) for _, row in rows}
     for line, row in rows:

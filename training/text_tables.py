@@ -17,7 +17,7 @@ from denet_torch.files import refuse_pipes
 MAX_BYTES = 256 << 20
 MAX_LINES = 900_000  # the flying-fox collection has 293,238 recordings and 878,458 voiced segments
 MAX_LINE = 1_000_000  # bytes
-MAX_HEADING = 100_000  # bytes of a first line that pandas reads: each column takes it a kilobyte
+MAX_HEADING = 20_000  # bytes of a first line: each column takes pandas a kilobyte, and its name is compared with many
 MAX_CELLS = 50_000_000  # of a table that pandas reads
 ROW, CELL, LEFT = 700, 48, 250 << 20  # bytes that rows and cells take as Python's objects, and that they may
 MAX_UNUSED = 250_000  # rows that are told one by one why they cannot be used

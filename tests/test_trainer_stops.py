@@ -1,5 +1,6 @@
 """What stops a run, and what does not: signals to all of its processes, recordings that go bad, steps that are left out."""
 
+import json
 import os
 import random
 import re
@@ -20,6 +21,7 @@ from test_trainer_resume import assert_same_end
 from trainer_cases import as_options, tiny
 
 import denet_program
+import training.files
 from denet_torch.files import PARTIAL
 from training import checkpoints, loop, runs
 from training.loop import WEIGHTS, train
@@ -226,6 +228,82 @@ def test_bad_recordings_do_not_end_a_run(collection, tmp_path, capsys, workers):
     assert (config.out / WEIGHTS).exists() and (config.out / "scores.json").exists()
     named = [path for path in (missing, not_numbers) if f"warning: {path}" in said]
     assert named and "left out" in said
+
+
+@pytest.mark.parametrize(("harm", "cached"), [("deleted", False), ("cut", False), ("not numbers", False), ("deleted", True)])
+def test_recordings_that_go_bad_in_mid_run_do_not_end_training_of_files(collection, tmp_path, capsys, monkeypatch, harm, cached):
+    """One of each side, when the first epoch has been validated."""
+    data = tmp_path / "data"
+    shutil.copytree(collection, data)
+    config = tiny(data, tmp_path / "run", epochs=2, **RUNS["files"] | {"task": "call"})
+    if not cached:
+        monkeypatch.setattr(training.files, "CACHED", 0)
+    harmed, evaluate = [], training.files.evaluate
+
+    def harming(model, files, title="test", check=lambda: None):
+        found = evaluate(model, files, title, check)
+        sides = sorted(path.name for path in (config.out.glob("split-*.csv")))
+        if not harmed and sides:
+            table = pd.read_csv(config.out / sides[0])
+            for side in ("train", "test"):
+                path = next(path for path in map(data.joinpath, table["file"][table["side"] == side]) if readable(path))
+                harmed.append(path)
+                sound, rate = soundfile.read(path)
+                path.unlink()
+                if harm != "deleted":
+                    sound = sound[:40] if harm == "cut" else np.where(np.arange(len(sound)) % 50, sound, np.nan)
+                    soundfile.write(path, sound, rate, "FLOAT", format="WAV")
+        return found
+
+    monkeypatch.setattr(training.files, "evaluate", harming)
+    assert main(as_options(config)) == 0
+    said = capsys.readouterr().out
+    scores = json.loads((config.out / "scores.json").read_text())
+    if harm != "cut":  # a file that is shorter is scored by what there is
+        answers = pd.read_csv(config.out / "answers.csv", keep_default_na=False).set_index("file")["answer"]
+        assert answers[str(harmed[1])] == "" and (answers == "").sum() == 1
+        assert f"warning: {harmed[1]}" in said and scores["excluded"]["cannot be read any more"] >= 1
+        assert scores["files"] == len(answers) - 1
+    if not cached:
+        assert f"warning: {harmed[0]}" in said and said.count(str(harmed[0])) == 1
+
+
+def test_many_recordings_that_go_bad_end_training_of_files(collection, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(collection, data)
+    config = tiny(data, tmp_path / "run", **RUNS["files"])
+    loop.prepare_data(config)
+    for path in sorted(data.glob("files*/*.WAV"))[::2]:
+        path.unlink()
+    assert main(as_options(config)) == 2
+    assert "other recordings, too many to go on" in capsys.readouterr().err
+
+
+def test_recordings_that_go_bad_do_not_end_beans(tmp_path, capsys, monkeypatch):
+    from training import beans
+
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed (the extra beans)")
+    (tmp_path / "audio").mkdir()
+    rng, rows = np.random.default_rng(0), ["File Name,Emitter"]
+    for i in range(60):
+        rows.append(f"{120601 + i % 5}{i:06}.wav,{beans.EMITTERS[i % 2]}")
+        soundfile.write(tmp_path / "audio" / rows[-1].split(",")[0], 0.1 * rng.standard_normal(4000), 4000, "FLOAT")
+    (tmp_path / "annotations.csv").write_text("\n".join(rows) + "\n")
+    lost, fit = [], beans.fit
+
+    def harming(fabric, model, train, *rest):
+        if not lost:
+            lost.extend([train.paths[0], train.paths[1]])
+            lost[0].unlink()
+            soundfile.write(lost[1], np.full(4000, np.nan), 4000, "FLOAT")
+        return fit(fabric, model, train, *rest)
+
+    monkeypatch.setattr(beans, "fit", harming)
+    options = ["--epochs", "1", "--epoch-windows", "16", "--batch-size", "16", "--sample-rate", "4000", "--hidden-units", "8"]
+    monkeypatch.setattr(beans, "split_by_day", lambda table: None)
+    assert beans.main([str(tmp_path), "--out", str(tmp_path / "out"), *options]) == 0
+    said = capsys.readouterr().out
+    assert f"warning: {lost[0]}" in said and "accuracy" in said
 
 
 def readable(path):

@@ -28,6 +28,7 @@ from . import fitting
 from .collection import Collection, open_collection, replacing
 from .config import Config, TrainingError, reading
 from .fitting import WEIGHTS, Progress, refuse
+from .guards import Unreadable
 from .labels import Labeller
 from .registry import freeze_front_end, get_model
 from .runs import write_json
@@ -47,7 +48,8 @@ class Files:
     """Recordings with one label each: paths, labels (files,), names of the classes, and [start, stop) in seconds of their calls.
 
     `excluded`: files left out, by reason. `seconds`: read no more than so much of each file. `of_calls`: labels are of calls, so
-    that a chunk has none in a file whose calls are known and lie elsewhere.
+    that a chunk has none in a file whose calls are known and lie elsewhere. `unreadable`: what could not be read in this run,
+    by path; `select` shares it.
     """
 
     paths: list[Path]
@@ -58,6 +60,11 @@ class Files:
     time_expansion: float = 1
     seconds: float = math.inf
     of_calls: bool = False
+    unreadable: Unreadable | None = None
+
+    def __post_init__(self):
+        if self.unreadable is None:
+            object.__setattr__(self, "unreadable", Unreadable(len(self.paths)))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -109,12 +116,14 @@ def files_of(collection: Collection, task: str) -> tuple[Files, np.ndarray]:
 
 
 class Chunks:
-    """Chunks of files for training: `draw(rng, n)` gives waveforms (n, seq_len, samples) and wanted posteriors (n, n_classes)."""
+    """Chunks of files for training: `draw(rng, n)` gives waveforms (n, seq_len, samples) and wanted posteriors (n, n_classes).
+
+    Of a file that cannot be read any more they are silence and 0, which is no loss.
+    """
 
     def __init__(self, files: Files, model: Model, call_share: float):
         self.files, self.model, self.call_share = files, model, call_share
-        infos = [audio.probe(path, files.time_expansion) for path in files.paths]
-        lengths = [audio.resampled_length(info.frames, info.samplerate, model.sr) for info in infos]
+        lengths = [self._length(path) for path in files.paths]
         self.lengths = np.minimum(lengths, files.seconds * model.sr).astype(np.int64)
         self.cached = {} if self.lengths.sum() <= CACHED else None
 
@@ -122,11 +131,23 @@ class Chunks:
         chosen = rng.integers(len(self.files), size=number)
         shape = (self.model.seq_len, self.model.samples)
         starts = [self._start(i, rng) for i in chosen]
-        sound = np.stack([self._read(i, start) for i, start in zip(chosen, starts, strict=True)]).reshape(number, *shape)
+        chunks = [self._read(i, start) for i, start in zip(chosen, starts, strict=True)]
+        silence = np.zeros(self.size, np.float32)
+        sound = np.stack([silence if chunk is None else chunk for chunk in chunks]).reshape(number, *shape)
         targets = np.eye(len(self.files.classes), dtype=np.float32)[self.files.labels[chosen]]
         if self.files.of_calls:
             targets[[self._silent(i, start) for i, start in zip(chosen, starts, strict=True)]] = 1 / len(self.files.classes)
+        targets[[chunk is None for chunk in chunks]] = 0
         return torch.from_numpy(sound), torch.from_numpy(targets)
+
+    def _length(self, path: Path) -> int:
+        """Samples of a file, at the model's rate; 0 of one that cannot be read."""
+        try:
+            info = audio.probe(path, self.files.time_expansion)
+        except audio.AudioError as error:
+            self.files.unreadable.add(path, str(error))
+            return 0
+        return audio.resampled_length(info.frames, info.samplerate, self.model.sr)
 
     @property
     def size(self) -> int:
@@ -148,18 +169,25 @@ class Chunks:
         calls = self.files.calls[i] * self.model.sr
         return len(calls) > 0 and not ((calls[:, 0] < start + self.size) & (calls[:, 1] > start)).any()
 
-    def _read(self, i: int, start: int) -> np.ndarray:
-        size = self.size
-        options = {"rate": self.model.sr, "time_expansion": self.files.time_expansion}
-        if self.cached is None:
-            found = audio.read(self.files.paths[i], start, min(size, int(self.lengths[i]) - start), **options)
-        else:
-            if i not in self.cached:
-                self.cached[i] = audio.read(self.files.paths[i], 0, int(self.lengths[i]), **options)
-            found = self.cached[i][start : start + size]
-        chunk = np.zeros(size, np.float32)
+    def _read(self, i: int, start: int) -> np.ndarray | None:
+        """The chunk of file i from `start` on, filled up with silence; None if it cannot be read."""
+        chunk = np.zeros(self.size, np.float32)
+        try:
+            found = self._sound(i, start, min(self.size, int(self.lengths[i]) - start))
+        except audio.AudioError as error:
+            self.files.unreadable.add(self.files.paths[i], str(error))
+            return None
         chunk[: len(found)] = found
         return chunk
+
+    def _sound(self, i: int, start: int, count: int) -> np.ndarray:
+        path, options = self.files.paths[i], {"rate": self.model.sr, "time_expansion": self.files.time_expansion}
+        if self.cached is not None and i not in self.cached:
+            self.cached[i] = audio.read(path, 0, int(self.lengths[i]), **options)
+        found = audio.read(path, start, count, **options) if self.cached is None else self.cached[i][start : start + count]
+        if len(found) < count or not count:
+            raise audio.AudioError(f"{path}: is shorter than when the run began, or could not be read then")
+        return found
 
 
 def fit(
@@ -171,7 +199,8 @@ def fit(
     def loss_of(module, rng: np.random.Generator) -> torch.Tensor:
         sound, targets = (fabric.to_device(part) for part in chunks.draw(rng, config.batch_size))
         logits = module(sound)  # (batch, answers, n_classes)
-        return F.cross_entropy(logits.flatten(0, 1), targets.repeat_interleave(logits.shape[1], dim=0))
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.repeat_interleave(logits.shape[1], dim=0))
+        return loss * (len(targets) / max(1, int(targets.any(dim=1).sum())))  # the mean over those that were read
 
     def validate() -> tuple[float, Detection, dict]:
         accuracy = evaluate(model, validation, "validation", check)["accuracy"]
@@ -183,15 +212,23 @@ def fit(
 def evaluate(model: Model, files: Files, title: str = "test", check: Callable[[], None] = lambda: None) -> dict:
     """Accuracy of file decisions, the majority's beside it, and the answers; files that are shorter than asked are read whole.
 
-    `check` is called after each file, and may raise.
+    Files that cannot be read any more are not scored; their answer is -1. `check` is called after each file, and may raise.
+    Raises AudioError if there are too many.
     """
     answers = []
     for path in tqdm(files.paths, desc=title, unit="file", leave=False):
-        total = file_log_posteriors(model, path, time_expansion=files.time_expansion, seconds=files.seconds)
-        answers.append(int(total.argmax()))
+        try:
+            total = file_log_posteriors(model, path, time_expansion=files.time_expansion, seconds=files.seconds)
+            answers.append(int(total.argmax()))
+        except audio.AudioError as error:
+            files.unreadable.add(path, str(error))
+            answers.append(-1)
         check()
-    right = np.array(answers) == files.labels
-    return {"accuracy": float(right.mean()), "majority": files.majority(), "files": len(files), "answers": answers}
+    scored = files.select(np.flatnonzero(np.array(answers) >= 0))
+    if not len(scored):
+        raise audio.AudioError(f"{files.paths[0]}: cannot be read any more, and with it all files that are to be scored")
+    right = (np.array(answers) == files.labels).sum()
+    return {"accuracy": float(right / len(scored)), "majority": scored.majority(), "files": len(scored), "answers": answers}
 
 
 @dataclass
@@ -208,7 +245,8 @@ class FileResult:
     def answers(self) -> DataFrame:
         """The test files: file, label, answer."""
         files, names = self.files["test"], np.array(self.files["test"].classes)
-        columns = {"file": map(str, files.paths), "label": names[files.labels], "answer": names[self.test["answers"]]}
+        answered = np.append(names, "")[self.test["answers"]]  # -1: none
+        columns = {"file": map(str, files.paths), "label": names[files.labels], "answer": answered}
         return DataFrame({name: list(values) for name, values in columns.items()})
 
     def summary(self) -> str:
@@ -278,9 +316,11 @@ def train_files(config: Config, fabric: Fabric, out: Path, root: Path, check=lam
     progress = fit(fabric, model, sides["train"], sides["validation"], config, out, check)
     best = checkpoint.load(out / WEIGHTS).to(fabric.device)
     test = evaluate(best, sides["test"], check=check)
-    result = FileResult(out, best, sides, files.excluded, progress, test)
+    lost = len(files.unreadable.found)
+    excluded = files.excluded | ({"cannot be read any more": lost} if lost else {})
+    result = FileResult(out, best, sides, excluded, progress, test)
     record = {key: value for key, value in test.items() if key != "answers"}
-    record |= {"best_epoch": progress.best_epoch, "validation": progress.best, "excluded": files.excluded}
+    record |= {"best_epoch": progress.best_epoch, "validation": progress.best, "excluded": excluded}
     if (moved := filters_moved(best, progress)) is not None:
         record |= {"filters_moved_hz": float(moved.mean()), "original_reach_hz": original_reach(progress)}
     with replacing(out / ANSWERS) as path:

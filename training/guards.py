@@ -1,17 +1,39 @@
 """What goes wrong in training, said plainly with what to try."""
 
 import math
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
+
+from denet_torch.audio import AudioError
+from denet_torch.files import printable
 
 from .checkpoints import write
 from .collection import Collection, replacing
 from .config import TrainingError
 from .labels import IGNORE, Labeller, hidden_calls, short_calls
 
+MAX_UNREADABLE = 0.25  # of all recordings: more that cannot be read any more end the run
 SHOWN = 5  # recordings named in a warning
+
+
+class Unreadable:
+    """Recordings that could not be read any more in a run: each is told once, and ends the run if there are many."""
+
+    def __init__(self, recordings: int, warn: Callable[[str], None] = lambda line: tqdm.write(f"warning: {printable(line)}")):
+        self.recordings, self.warn, self.found = recordings, warn, set()
+
+    def add(self, recording: Hashable, why: str) -> None:
+        """Raises AudioError if there are too many."""
+        if recording in self.found:
+            return
+        self.found.add(recording)
+        self.warn(f"{why}; its windows are left out")
+        if len(self.found) > max(1, MAX_UNREADABLE * self.recordings):
+            raise AudioError(f"{why}; so are {len(self.found) - 1} other recordings, too many to go on")
 
 
 def save_batch(path: Path, batch: dict[str, Tensor], loss: float, norm: float) -> None:

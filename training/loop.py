@@ -21,7 +21,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from denet_torch import MODELS, Model, checkpoint
-from denet_torch.audio import AudioError
 from denet_torch.files import printable, reason
 from denet_torch.memory import keep_freed_memory
 from denet_torch.schema import Decoding, Detection
@@ -46,8 +45,6 @@ from .runs import Loader, Stop, Stopped, describe, on_zero, run_folder, stop_sig
 from .splits import write_split
 from .synthetic import make_dataset
 from .windows import Datasets, ExhaustiveWindows, Sampling, open_datasets
-
-MAX_UNREADABLE = 0.25  # of all recordings: more that cannot be read any more end the run
 
 
 @dataclass
@@ -195,12 +192,12 @@ class Trainer:
     def __init__(self, config: Config, fabric: Fabric, out: Path, stop: Stop, on_epoch):
         self.config, self.fabric, self.out = config, fabric, out
         self.stop, self.on_epoch = stop, on_epoch
-        self.unreadable: set[int] = set()  # recordings
         self.asked: list[float] | None = None  # ranks told to stop by SIGTERM, by SIGINT, if a step has just counted them
         self.loss = get_loss(config.loss)  # names are looked up before any work is done
         check_loggers(config)
         on_zero(fabric, prepare_data, config)
         self.data = open_data(config)
+        self.unreadable = guards.Unreadable(len(self.data.collection.recordings), self.warn)
         n_classes = len(self.data.classes)
         several = n_classes > 2
         self.best_by = config.best_by or ("frames.macro_f1" if several else "frames.f1")
@@ -378,12 +375,8 @@ class Trainer:
     def _leave_out(self, failed: list[str], recordings: Tensor) -> None:
         """Warn of windows that could not be read, which have no labels; end the run if there are many."""
         for why, recording in zip(failed, recordings.tolist(), strict=True):
-            if not why or recording in self.unreadable:
-                continue
-            self.unreadable.add(recording)
-            self.warn(f"{why}; its windows are left out")
-            if len(self.unreadable) > max(1, MAX_UNREADABLE * len(self.data.collection.recordings)):
-                raise AudioError(f"{why}; so are {len(self.unreadable) - 1} other recordings, too many to go on")
+            if why:
+                self.unreadable.add(recording, why)
 
     def _step(self, batches: list[dict[str, Tensor]]) -> float:
         """One step of the optimizer; returns the mean loss of all ranks."""

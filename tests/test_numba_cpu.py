@@ -8,16 +8,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_fast_contract import attention_weights
+from test_fast_contract import arguments, attention_weights, doubled, error
 
 from denet_torch import conditions, using
 from denet_torch.architecture import attention_steps
 from denet_torch.layers import band_convolutions, conv1d, convolve_waveform, gru_steps
+from denet_torch.sincnet import conv_layers
 
 pytest.importorskip("numba")
 
 from denet_torch.fast import numba_cpu
-from denet_torch.fast.numba_cpu import bands, gru, product, threads, waveform
+from denet_torch.fast.numba_cpu import amx, bands, gru, product, threads, waveform
 
 needs_bfloat16 = pytest.mark.skipif(not product.BFLOAT16, reason="this processor has no bfloat16 instructions")
 
@@ -190,6 +191,18 @@ def test_processors_that_are_no_faster_in_bfloat16_stay_in_float32(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         rounded = numba_cpu.band_convolutions(x, *weights)
     assert torch.equal(rounded, numba_cpu.band_convolutions(x, *weights))
+
+
+@pytest.mark.parametrize("tiles", [False, pytest.param(True, marks=pytest.mark.skipif(not amx.AMX, reason="no tiles"))])
+def test_chunks_with_and_without_tiles(tiles, monkeypatch):
+    """oneDNN, which computes in tiles of its own, finds them as it wants them."""
+    monkeypatch.setattr(amx, "AMX", tiles)
+    args, x = arguments("conv_layers", "two", torch.float32), torch.randn(64, 64).bfloat16()
+    args[1] = args[1] + args[1].flip(1)
+    before, found = x @ x, numba_cpu.conv_layers(*args)
+    assert torch.equal(x @ x, before)
+    truth = plain(conv_layers, *doubled(args))
+    assert error(found, truth) <= 2 * max(error(plain(conv_layers, *args), truth), 2.0**-23)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 10, 13])

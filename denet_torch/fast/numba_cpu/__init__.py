@@ -17,7 +17,7 @@ LEAST_BANDS, LEAST_STEPS = 512, 10  # bands of the attention's convolutions, and
 LEAST_UNITS, WHOLE = 256, 16  # units of a GRU, and what they are a multiple of
 LEAST_CHUNKS, TILE = 4, 10  # of SincNet, and what its channels are a multiple of
 ROWS, LEAST_WEIGHTS = range(5, 11), 2**21  # of a product: reading the kernel is what it waits for
-LEAST_ROWS, BLOCK = 64, 32  # of a product in tiles, which splits as many weights, and what its columns are a multiple of
+TILE_ROWS, BLOCK = range(64, 129), 32  # of a product in tiles: they fit into a core's cache; what its columns are a multiple of
 
 
 INSTALLED = importlib.util.find_spec("numba") is not None
@@ -91,8 +91,8 @@ def chunks_not_for(x: Tensor, *channels: int) -> str | None:
 
 
 def linear_not_for(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
-    if len(x) < LEAST_ROWS or weight.numel() < LEAST_WEIGHTS or len(weight) % BLOCK:
-        return f"fewer than {LEAST_ROWS} rows, {LEAST_WEIGHTS} weights, or columns that are no multiple of {BLOCK}"
+    if len(x) not in TILE_ROWS or weight.numel() < LEAST_WEIGHTS or len(weight) % BLOCK:
+        return f"not {TILE_ROWS[0]} to {TILE_ROWS[-1]} rows and {LEAST_WEIGHTS} weights, or columns are no multiple of {BLOCK}"
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
         return "gradients are wanted"
     if x.dtype != torch.float32 or weight.dtype != torch.float32:

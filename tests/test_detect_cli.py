@@ -51,6 +51,20 @@ def run(*arguments):
     return detect.main([str(argument) for argument in (*arguments, "--batch-size", 100)])
 
 
+def test_lists_that_hold_themselves_or_each_other_many_times(tmp_path):
+    (tmp_path / "a.txt").write_text("b.txt\n")
+    (tmp_path / "b.txt").write_text("a.txt\n")
+    with pytest.raises(AudioError, match=r"a\.txt: is a list that holds itself"):
+        detect_batch.collect([str(tmp_path / "a.txt")])
+    for i in range(19):  # would be 10 to the 19 names
+        (tmp_path / f"{i}.txt").write_text(f"{i + 1}.txt\n" * 10)
+    (tmp_path / "19.txt").write_text("a.wav\n")
+    assert detect_batch.collect([str(tmp_path / "0.txt")]) == [Path("a.wav")]
+    (tmp_path / "deep.txt").write_text("0.txt\n")
+    with pytest.raises(AudioError, match="stands in more than 20 lists"):
+        detect_batch.collect([str(tmp_path / "deep.txt")])
+
+
 def test_files_folders_patterns_and_lists(tmp_path):
     names = ["a.wav", "sub/b.WAV", "sub/deep/c.flac"]
     a, b, c = (noise(tmp_path / name, 0.1, format=name[-3:].upper() if name[-4] == "." else "FLAC")

@@ -121,12 +121,13 @@ def test_the_c_library_finds_its_heap_as_it_left_it(tmp_path):
 
 
 @pytest.mark.skipif(not LONG, reason="compiles everything anew: only in the long run (DENET_CALLS=2000)")
-def test_processors_without_avx512(tmp_path):
-    for side in ("end", "start"):
-        numba = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-        wrong, calls = run(tmp_path, "--side", side, "--calls", str(CALLS), "--avx2", **numba)
-        assert wrong is None, wrong
-        assert_all_called(calls)
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("side", ["end", "start"])
+def test_processors_without_avx512(side, tmp_path, tmp_path_factory):
+    numba = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "avx2")}
+    wrong, calls = run(tmp_path, "--side", side, "--calls", str(CALLS), "--avx2", **numba)
+    assert wrong is None, wrong
+    assert_all_called(calls)
 
 
 def test_each_kernel_has_a_fault_and_each_product_is_drawn():

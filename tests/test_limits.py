@@ -22,7 +22,7 @@ from weight_cases import SMALL, whole_files
 import denet_torch
 from denet_torch import audio, checkpoint
 from denet_torch.detection import event_table
-from tools import scores
+from tools import detect_batch, scores
 from tools.event_formats import read_events
 from tools.weights.convert import read
 from tools.weights.sincnet_pkl import read_sincnet
@@ -94,6 +94,12 @@ def flac(path):
     data[22:26] = b"\xff" * 4
     path.write_bytes(data)
     audio.probe(path)
+
+
+def listed(path):
+    path = path.with_name("a.file.txt")
+    path.write_text(path.name)
+    detect_batch.collect([str(path)])
 
 
 def table(path, text):
@@ -171,6 +177,7 @@ CASES = {  # beginning of a row: what is beyond its limits; a function of a path
         (lambda path: sound(path, np.full(9000, 10.5)), "its floats reach 10.5"),
         (flac, "of which its"),
     ],
+    "lists of recordings": [(listed, "is a list that holds itself")],
     "tables of text": [
         (lambda path: table(path, "onset,offset,label\n" + "x" * 1_000_001), "has a line of more than 1000000 bytes"),
         (lambda path: table(path, "onset,offset,label\n" + "1,2,a\n" * 400_000), "has 400002 rows of"),

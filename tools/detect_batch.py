@@ -119,18 +119,31 @@ class Results:
         raise ValueError("these weights find boxes and do not answer frame by frame: there are no frame probabilities")
 
 
+MAX_DEPTH = 20  # of lists in lists
+
+
 def collect(paths: Iterable[str]) -> list[Path]:
     """Recordings in the order given, each once: files, folders with all below, patterns, and lists.
 
     A list is a .txt file with one of the others a line, relative to it. Raises AudioError for what finds nothing.
     """
+    return _collect(paths, (), {})
+
+
+def _collect(paths: Iterable[str], inside: tuple[str, ...], read: dict[str, list[Path]]) -> list[Path]:
+    """inside: the lists that the paths stand in. read: what lists that were read hold."""
     found = []
     for path in paths:
         if os.path.isdir(path):  # Path.is_dir raises for names that are too long
             matches = audio.find(path)
         elif path.lower().endswith(".txt"):
-            listed = filter(None, map(str.strip, _lines(Path(path))))
-            matches = collect(_from_list(Path(path), line) for line in listed)
+            here = os.path.realpath(path)
+            if here in inside or len(inside) == MAX_DEPTH:
+                raise audio.AudioError(f"{path}: is a list that holds itself, or stands in more than {MAX_DEPTH} lists")
+            if here not in read:
+                listed = filter(None, map(str.strip, _lines(Path(path))))
+                read[here] = _collect((_from_list(Path(path), line) for line in listed), (*inside, here), read)
+            matches = read[here]
         elif glob.has_magic(path) and not os.path.exists(path):
             matches = sorted(map(Path, glob.glob(path, recursive=True)))
         else:

@@ -175,6 +175,16 @@ def test_between_two_rates_it_asks(tmp_path):
     assert convert(source, tmp_path / "a.safetensors", str(tmp_path / "attention.npz"), {"sr": 250000})[1]["sr"] == 250000
 
 
+@pytest.mark.parametrize("sr", [192000, 250000])
+def test_a_rate_that_moved_filters_contradict_is_not_assumed(tmp_path, sr):
+    """As the trainer here moves them; 16 kHz would predict something else."""
+    source = saved(tmp_path, sr, 4e-3)
+    np.savez(tmp_path / "attention.npz", **{keras_name(n): transposed(n, draw_tensors(SMALL)[n]) for n in ATTENTION})
+    with pytest.raises(WeightsError, match="too far to tell the rate, .* at 16000 Hz, which else is assumed; say --sr"):
+        convert(source, tmp_path / "a.safetensors", str(tmp_path / "attention.npz"))
+    assert convert(source, tmp_path / "a.safetensors", str(tmp_path / "attention.npz"), {"sr": sr})[1]["sr"] == sr
+
+
 def test_verify_says_what_it_cannot_vouch_for(tmp_path, capsys):
     source = saved(tmp_path, 8000, 0.05)  # too far to tell
     np.savez(tmp_path / "attention.npz", **{keras_name(n): transposed(n, draw_tensors(SMALL)[n]) for n in ATTENTION})

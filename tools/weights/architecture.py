@@ -113,10 +113,17 @@ def _rate_of(weights: Weights, said: dict, by_user: bool, notes: list[str]) -> d
     if b1.shape != band.shape or not (np.isfinite(b1).all() and np.isfinite(band).all()):
         return {}  # `check` says so
     distances = rate.distances(b1, band, said.get("sr"))
-    rates = rate.fitting(distances, len(b1))
+    rates, nearest = rate.fitting(distances, len(b1)), next(iter(distances))
     if not rates:
+        assumed = DEFAULTS["sr"]
+        if "sr" not in said and len(b1) >= rate.LEAST_FILTERS and distances[assumed] > rate.APART * distances[nearest]:
+            near, far = (f"{distances[other]:.1e}" for other in (nearest, assumed))
+            off = f"{near} cycles a sample (median) from where they start at {nearest} Hz, {far}"
+            raise WeightsError(
+                f"{weights.path}: training has moved the filters too far to tell the rate, but they are {off} at {assumed} Hz, "
+                f"which else is assumed; say {OPTIONS['sr']}"
+            )
         return {}
-    nearest = rates[0]
     fit = f"{distances[nearest]:.1e} cycles a sample (median) from those that training starts with at {nearest} Hz"
     if "sr" in said:
         if said["sr"] not in rates:

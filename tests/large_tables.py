@@ -98,8 +98,9 @@ def write(reader: str, shape: str, size: int, folder: Path) -> Path:
 def draw(rng: random.Random, folder: Path) -> tuple[str, Path]:
     """A reader and a table for it."""
     reader = rng.choice(list(READERS))
+    sizes = [1, 4, 4, 8] if READERS[reader] is read_events else [1, 4, 4, 20, 60]  # larger ones of events may take more (FOLD)
     (folder / "audio").mkdir()
-    return reader, write(reader, rng.choice(list(SHAPES)), rng.choice([1, 4, 4, 20, 60]) * 10**6, folder)
+    return reader, write(reader, rng.choice(list(SHAPES)), rng.choice(sizes) * 10**6, folder)
 
 
 def main(words: list[str]) -> int:

@@ -41,6 +41,18 @@ def test_what_is_too_large_names_file_and_limit(tmp_path, monkeypatch, limit, le
         read_events(path)
 
 
+def test_the_events_of_a_large_collection_are_read(tmp_path):
+    """As detection writes them of as many recordings as the flying foxes' are; but no more rows than so many bytes hold."""
+    rows, path = 300_000, tmp_path / "events.csv"
+    line = "files{0}/{1:09}.WAV,{1}.25,{1}.5,call,0.987654,0.25,5234.5,1200.0,9800.5,8600.5,-43.21\n"
+    heading = "file,onset,offset,label,score,duration,peak_hz,low_hz,high_hz,bandwidth_hz,level_db\n"
+    path.write_text(heading + "".join(line.format(i // 10_000, i) for i in range(rows)))
+    assert len(read_events(path)) == rows
+    path.write_text("onset,offset,label\n" + "1,2,a\n" * rows)
+    with pytest.raises(ValueError, match="300002 rows of .* cells, more than can be held"):
+        read_events(path)
+
+
 def test_pandas_gets_no_more_cells_than_it_can_hold(tmp_path, monkeypatch):
     path = tmp_path / "a.csv"
     path.write_text("a,b\n1,2,,,,\n3\n4,5\n")

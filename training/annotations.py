@@ -768,7 +768,8 @@ def _parquet(path: Path, label_column: str | None) -> Annotations:
             if _recognised(["\t".join(f'"{name}"' for name in names)]) is None:
                 raise NotATable("has no columns onset and offset")
             unpacked = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
-            refuse_large(path, facts.num_rows, facts.num_rows * len(names), max(0, unpacked))
+            size = max(path.stat().st_size, unpacked)
+            refuse_large(size, facts.num_rows, facts.num_rows * len(names), max(0, unpacked))
             rows = list(_parquet_rows(file))
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, NotATable):

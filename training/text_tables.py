@@ -16,11 +16,12 @@ from denet_torch.files import refuse_pipes
 
 MAX_BYTES = 256 << 20
 MAX_LINES = 450_000  # the flying-fox collection has 293,238 recordings; each takes 10 us
-MAX_ROWS = 900_000  # where pandas reads
+MAX_ROWS = 900_000  # where pandas reads, and of events; the flying-fox collection has 878,458 segments
 MAX_LINE = 1_000_000  # bytes
 MAX_HEADING = 20_000  # bytes of a first line: each column takes pandas a kilobyte, and its name is compared with many
 MAX_CELLS = 50_000_000  # of a table that pandas reads
 ROW, CELL, LEFT = 1200, 48, 250 << 20  # bytes that rows and cells take as Python's objects, and that they may; a row takes 15 us
+FOLD = 26  # so many times its own size a large table may take: a collection's events are rows of 60 bytes or more
 MAX_UNUSED = 250_000  # rows that are told one by one why they cannot be used
 MAX_DATES = 100_000  # different ones; each that no standard writes takes 30 us
 LONGEST_DATE = 60  # characters
@@ -49,16 +50,16 @@ def whole(path: Path, most: int = MAX_BYTES) -> bytes:
     # A text takes as many bytes for each of its letters as for the widest.
     width = 4 if letters.max(initial=0) >= 0xF0 else 2 if letters.max(initial=0) >= 0xC4 else 1
     rows = 1 + data.count(b"\n") + data.count(b"\r")
-    refuse_large(path, rows, rows + max(data.count(mark) for mark in (b"\t", b";", b",", b"|")), width * len(data))
+    refuse_large(len(data), rows, rows + max(data.count(mark) for mark in (b"\t", b";", b",", b"|")), width * len(data))
     ends = np.flatnonzero((letters == 10) | (letters == 13))
     if np.diff(ends, prepend=0, append=len(data)).max() > MAX_LINE:
         raise TooLarge(f"has a line of more than {MAX_LINE} bytes")
     return data
 
 
-def refuse_large(path: Path, rows: int, cells: int, letters: int) -> None:
-    """Raise TooLarge if rows, and cells of so many bytes of letters, take more than a file of this size may."""
-    if ROW * rows + CELL * cells + 2 * letters > path.stat().st_size + LEFT:
+def refuse_large(size: int, rows: int, cells: int, letters: int) -> None:
+    """Raise TooLarge if rows, and cells of so many bytes of letters, take more than a table of `size` bytes may."""
+    if rows > MAX_ROWS or ROW * rows + CELL * cells + 2 * letters > max(size + LEFT, FOLD * size):
         raise TooLarge(f"has {rows} rows of {cells} cells, more than can be held; cut it into several")
 
 

@@ -20,9 +20,12 @@ PACKAGES = ("denet_torch", "reference_tf", "tools", "training")
 
 
 def python(code: str, root: Path = ROOT) -> str:
-    """What a process of its own prints."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    """What a process of its own prints, in which the packages are those of `root`."""
+    sites = [str(root), *(path for path in sys.path if path.endswith("site-packages"))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sites)}
+    # -S: without the editable install, which would find in the checkout what `root` lacks
+    words = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

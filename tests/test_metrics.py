@@ -1,5 +1,7 @@
 """Scores against sed_eval, against counts made by hand, and the choice of a threshold."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -157,6 +159,13 @@ def test_rates_by_hand():
         "miss_rate": 2 / 4,
         "false_positive_rate": 1 / 20,
     }
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_frames_that_all_are_masked_have_no_call(classes):
+    scores = frame_scores(torch.full((5, classes), 1 / classes), torch.full((5,), IGNORE))
+    assert [scores[name] for name in ("precision", "recall", "f1", "macro_f1") if name in scores] == [0.0] * (classes + 1)
+    assert math.isnan(scores["average_precision"]) and math.isnan(scores["accuracy"])
 
 
 def test_nothing_found_and_nothing_there():

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import math
 import os
 import time
 from collections.abc import Callable
@@ -54,7 +55,8 @@ class TensorBoard:
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         for name, value in metrics.items():
-            self._write(step, summary=scalar(name, value))
+            if math.isfinite(value):  # of others, scores where nothing is to find, tensorboardX prints a line, and draws nothing
+                self._write(step, summary=scalar(name, value))
         self.writer.flush()
 
     def _write(self, step: int, **what) -> None:

@@ -33,6 +33,8 @@ def frame_scores(probabilities: Tensor, labels: Tensor, threshold: float = 0.5) 
     share = float(is_call.float().mean()) if len(is_call) else float("nan")
     commonest = int(labels.bincount().argmax()) if len(labels) else BACKGROUND
     found = (predicted != BACKGROUND).long()
+    if not len(labels):  # torchmetrics stops at it; it is as where there is no call
+        found = is_call = torch.zeros(1, dtype=torch.long)
     scores = {
         "precision": float(tm.classification.binary_precision(found, is_call)),
         "recall": float(tm.classification.binary_recall(found, is_call)),
@@ -44,7 +46,7 @@ def frame_scores(probabilities: Tensor, labels: Tensor, threshold: float = 0.5) 
         "majority_f1": 0.0 if commonest == BACKGROUND else 2 * share / (1 + share),
     }
     if probabilities.shape[1] > 2:
-        scores["macro_f1"] = float(
+        scores["macro_f1"] = 0.0 if not len(labels) else float(
             tm.classification.multiclass_f1_score(predicted, labels, probabilities.shape[1], average="macro")
         )
     return scores

@@ -32,7 +32,17 @@ import pyarrow.parquet as pq
 from denet_torch import audio
 from denet_torch.files import refuse_pipes
 from denet_torch.recorder import plausible
-from training.text_tables import LONGEST_DATE, MAX_DATES, MAX_HEADING, NotATable, TooLarge, refuse_large, whole
+from training.text_tables import (
+    LONGEST_DATE,
+    MAX_DATES,
+    MAX_HEADING,
+    NotATable,
+    TooLarge,
+    guessed,
+    refuse_large,
+    text_lines,
+    whole,
+)
 
 CALL_COLUMNS = ["file", "onset", "offset", "label", "score", "low_hz", "high_hz", "line"]
 CALL_TYPES = dict.fromkeys(["onset", "offset", "score", "low_hz", "high_hz"], "float64") | {
@@ -211,7 +221,7 @@ def read(path: Path, data_format: str | None = None, label_column: str | None = 
     data = whole(path)
     lines = text_lines(data)
     found = _track(lines) if data_format == "audacity" else _table(lines, LAYOUTS[data_format], label_column)
-    if line := _guessed(data):
+    if line := guessed(data):
         found.remarks.append(
             (line, "", "noted", "not UTF-8", f"its letters are taken for those of Windows-1252: {lines[line - 1]!r}")
         )
@@ -369,38 +379,6 @@ def _why_not(file: str, onset: float | str, offset: float | str, label: str) -> 
     return None if label.strip() else ("blank field", "label")
 
 
-def text_lines(data: bytes) -> list[str]:
-    """The lines of a text in UTF-8, UTF-16, or else in Windows' Latin-1, which every byte has a letter in."""
-    if wide := _wide(data):
-        data = data.decode(wide, errors="replace").encode()
-    # Line by line: one wrong byte must not change the umlauts of all others. str.splitlines splits at too much.
-    return [_text(line) for line in re.split(b"\r\n|\n|\r", data.removeprefix(b"\xef\xbb\xbf"))]
-
-
-def _wide(data: bytes) -> str | None:
-    """The encoding of a text of two or four bytes a letter."""
-    if data[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
-        return "utf-32"
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "utf-16"
-    if len(data) > 3 and data[1:200:2].count(0) > 0.8 * len(data[1:200:2]):
-        return "utf-16-le"
-    if len(data) > 3 and data[0:200:2].count(0) > 0.8 * len(data[0:200:2]):
-        return "utf-16-be"
-    return None
-
-
-def _guessed(data: bytes) -> int:
-    """The number of the first line that is in neither UTF-8 nor UTF-16, 0 of none."""
-    if data.isascii() or _wide(data):
-        return 0
-    try:
-        data.decode()
-        return 0
-    except UnicodeDecodeError as error:
-        return len(re.findall(b"\r\n|\n|\r", data[: error.start])) + 1
-
-
 def is_text(name: str) -> bool:
     """Whether a file's name can be written to a table; names may be any bytes."""
     try:
@@ -408,15 +386,6 @@ def is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _text(line: bytes) -> str:
-    for encoding in ("utf-8", "cp1252"):
-        try:
-            return line.decode(encoding)
-        except UnicodeDecodeError:
-            pass
-    return line.decode("latin-1")
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def refuse_large(size: int, rows: int, cells: int, letters: int) -> None:
 
 
 class Lines:
-    """The lines of a text in UTF-8, UTF-16, or else in Windows' Latin-1, which every byte has a letter in.
+    """The lines of a text in UTF-8, UTF-16, UTF-32, or else in Windows' Latin-1, which every byte has a letter in.
 
     They are read anew each time they are gone through, a block at a time. Raises TooLarge and OSError, then and here.
     """
@@ -109,12 +109,32 @@ class Lines:
             yield kept
 
 
+def text_lines(data: bytes) -> list[str]:
+    """The lines of a text, as `Lines` has them."""
+    if encoding := _wide(data):
+        data = data.decode(encoding, errors="replace").encode()
+    return [_decoded(line) for line in _END.split(data.removeprefix(codecs.BOM_UTF8))]
+
+
+def guessed(data: bytes) -> int:
+    """The number of the first line of a text that is in none of the Unicode encodings, 0 of none."""
+    if data.isascii() or _wide(data):
+        return 0
+    try:
+        data.decode()
+        return 0
+    except UnicodeDecodeError as error:
+        return len(_END.findall(data[: error.start])) + 1
+
+
 def _wide(start: bytes) -> str | None:
-    """Which UTF-16 a text is in, by its first bytes; None if in none."""
+    """The encoding of a text of two or four bytes a letter, by its first bytes; None of another."""
+    if start[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        return "utf-32"
     if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "utf-16"
     if len(start) > 3:
-        for name, letters in (("utf-16-le", start[1::2]), ("utf-16-be", start[0::2])):
+        for name, letters in (("utf-16-le", start[1:200:2]), ("utf-16-be", start[0:200:2])):
             if letters.count(0) > 0.8 * len(letters):
                 return name
     return None

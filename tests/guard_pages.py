@@ -156,7 +156,6 @@ WRITTEN = {
     "_sinc_pool_back": "to_x",
     "_conv_pool": "y code",
     "_conv_pool_back": "to_x",
-    "filtered_by_each": "y",
     "_norm": "y statistics",
     "_norm_back": "to_x",
     "tiles": "c",
@@ -413,7 +412,7 @@ def transforms(draw: Draw) -> None:
     x, turns = draw.tensor(size, 2, 16), fourier.turns(size, draw.tensor(1).numpy().dtype)
     draw.run.direct(fourier.filtered, draw.tensor(size, 2, 16), x, draw.tensor(size), turns)
     by_each = draw.tensor(size, 2), draw.tensor(size, 16)
-    draw.run.direct(fourier.filtered_by_each, draw.tensor(size, 2, 16), *by_each, turns)
+    draw.run.direct(fourier.filtered, draw.tensor(size, 2, 16), *by_each, turns)
     x = draw.tensor(size, width, 2, 16)
     draw.run.direct(fourier.transform, x, turns)
     first, apart = 16 * (draw.to(size // 16) - 1), draw.of([1, 4])

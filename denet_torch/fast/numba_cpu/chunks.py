@@ -25,7 +25,7 @@ from .amx import (
     product_of_parts,
     split_normed,
 )
-from .fourier import filtered_by_each, order, turns
+from .fourier import filtered, order, turns
 from .product import compiled
 from .sincnet import _signals, plan, responses
 from .threads import LANES, share_out
@@ -105,7 +105,7 @@ def _layers(first, last, x, response, taps, pools, order, turns, matrices, gamma
                 _signals(x, first, signal, 3 * pools, pairs, order, turns, z)
                 _spectra(z, order, spectra)
             for group in range(len(response)):
-                filtered_by_each(bands, spectra[signal % LANES], response[group], turns)
+                filtered(bands, spectra[signal % LANES], response[group], turns)
                 for part in range(2):
                     step, start = (2 * pair + part) * pools, (2 * (taps - 1) + part) * LANES
                     for j in range(min(pools, steps - step)):

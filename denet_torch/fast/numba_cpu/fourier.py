@@ -48,11 +48,11 @@ def turns(size: int, dtype: np.dtype) -> np.ndarray:
     return np.concatenate(found).astype(dtype)
 
 
-def four(scaled: bool = False, spread: bool = False):
+def four(scaled: bool):
     """A compiled f(y, x, factors, turns, i, apart, at): transforms of four rows of x, i and those `apart` behind it, in y's.
 
-    Before that they are turned by `turns` from `at` on; or, if `scaled`, multiplied by the factors of those rows. If `spread`, a
-    row of x is one number (size, 2), a factor of each lane (size, LANES) makes it those of y.
+    Before that they are turned by `turns` from `at` on; or, if `scaled`, multiplied by the factors of those rows. Where a row has
+    a factor of each lane (size, LANES), that of x is one number (size, 2), which they make those of y.
     """
 
     @intrinsic
@@ -66,6 +66,7 @@ def four(scaled: bool = False, spread: bool = False):
             fma_type = ir.FunctionType(vector, [vector] * 3)
             fma = cgutils.get_or_insert_function(builder.module, fma_type, f"llvm.fma.v{LANES}f{8 * bytes_each}")
             add, subtract, multiply = builder.fadd, builder.fsub, builder.fmul
+            spread = signature.args[2].ndim == 2
 
             def number_of(value):
                 return ir.Constant(ir.IntType(64), value)
@@ -86,13 +87,12 @@ def four(scaled: bool = False, spread: bool = False):
                     re, im = (number_at(x, builder.add(double, number_of(part))) for part in range(2))
                     factor = builder.gep(factors, [builder.mul(rows[n], number_of(LANES))])
                     factor = builder.load(builder.bitcast(factor, vector.as_pointer()), align=bytes_each)
-                    re, im = multiply(re, factor), multiply(im, factor)
                 else:
                     re, im = (builder.load(vector_at(x, n, part), align=bytes_each) for part in range(2))
+                    factor = number_at(factors, rows[n]) if scaled else None
                 if scaled:
-                    factor = number_at(factors, rows[n])
                     re, im = multiply(re, factor), multiply(im, factor)
-                elif n and not spread:
+                elif n:
                     cos, sin = (number_at(turns, builder.add(at, number_of(2 * n - 2 + part))) for part in range(2))
                     turned = builder.call(fma, [re, cos, builder.fneg(multiply(im, sin))])
                     re, im = turned, builder.call(fma, [re, sin, multiply(im, cos)])
@@ -116,7 +116,7 @@ def four(scaled: bool = False, spread: bool = False):
     return transform_four
 
 
-_turn_four, _scale_four, _spread_four = four(), four(scaled=True), four(spread=True)
+_turn_four, _scale_four = four(scaled=False), four(scaled=True)
 
 
 @intrinsic
@@ -218,24 +218,12 @@ def transform(x, turns):
 
 @compiled
 def filtered(y, x, response, turns):
-    """`transform` of x (size, 2, LANES) times `response` (size,), whose rows lie in `order` both, in y."""
-    near = min(NEAR, len(x))
-    for first in range(0, len(x), near):
-        for i in range(first, first + near, 4):
-            _scale_four(y, x, response, turns, i, 1, 0)
-        _stages(y, turns, first, first + near, 4, near)
-    _stages(y, turns, 0, len(x), near, len(x))
-
-
-@compiled
-def filtered_by_each(y, x, responses, turns):
-    """`transform` of one signal x (size, 2) times `responses` (size, LANES) of as many filters, in y (size, 2, LANES).
-
-    Rows of x and `responses` lie in `order`.
+    """`transform` of x (size, 2, LANES) times `response` (size,), in y; or of one signal x (size, 2) times those of as many
+    filters (size, LANES). Rows of x and `response` lie in `order`.
     """
     near = min(NEAR, len(y))
     for first in range(0, len(y), near):
         for i in range(first, first + near, 4):
-            _spread_four(y, x, responses, turns, i, 1, 0)
+            _scale_four(y, x, response, turns, i, 1, 0)
         _stages(y, turns, first, first + near, 4, near)
     _stages(y, turns, 0, len(y), near, len(y))

@@ -35,7 +35,7 @@ from training.config import Config
 from training.labels import IGNORE
 from training.loop import open_data, prepare_data
 from training.splits import SIDES
-from training.text_tables import read_csv
+from training.text_tables import read_columns
 
 NAMES = ("images", "labels", "data.yaml", "classes.names", "hyp.yaml", "annotations.json", "recordings.csv", "reference.csv")
 NAMES += (*(f"{side}.txt" for side in SIDES), "manifest.csv", "export.json")  # the last one tells that all is there
@@ -216,8 +216,8 @@ def read_export(root: Path) -> Export:
     """Read the tables of an export. Raises YoloError."""
     try:
         facts = json.loads((root / "export.json").read_text())
-        images = _columns(root / "manifest.csv", dict.fromkeys(MANIFEST[:3], str) | dict.fromkeys(MANIFEST[3:], float))
-        recordings = _columns(root / "recordings.csv", {"file": str, "duration": float, "samplerate": float, "side": str})
+        images = read_columns(root / "manifest.csv", dict.fromkeys(MANIFEST[:3], str) | dict.fromkeys(MANIFEST[3:], float))
+        recordings = read_columns(root / "recordings.csv", {"file": str, "duration": float, "samplerate": float, "side": str})
         layout, classes = Layout(**facts["layout"]), list(facts["classes"])
         if not all(type(size) in (int, float) and 0 < size < 1e9 for size in vars(layout).values()):
             raise ValueError("a size of the images is no number above 0")
@@ -230,10 +230,6 @@ def read_export(root: Path) -> Export:
     except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
         raise YoloError(f"{root}: is no export that can be used ({str(error).splitlines()[0]})") from None
     return Export(root, images, recordings, classes, layout, expansion)
-
-
-def _columns(path: Path, kinds: dict[str, type]) -> pd.DataFrame:
-    return read_csv(path, kinds, dtype=kinds, keep_default_na=False)[list(kinds)]  # a name that is all digits is a name
 
 
 def _check(images: pd.DataFrame, recordings: pd.DataFrame, classes: list, expansion: float) -> None:

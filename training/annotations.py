@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path, PureWindowsPath
 from xml.parsers import expat
@@ -72,8 +72,6 @@ _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?\d{1,3},\d{3}", re.ASCII)
 NO_CALLS = ("background", "nocall")  # the second of BirdNET, in tables of recordings in which it found none
 UNLABELLED = "call"  # the label of all calls of a table that has no labels
-
-
 MAX_OF_ONE = 4 << 20  # bytes of a layer or a result of BatDetect2, which are of one recording: a bracket becomes sixty
 MAX_REMARKS = 1000  # lines before a heading
 
@@ -395,7 +393,7 @@ class _Header:
     names: list[str]  # in lower case
     spaced: bool  # there is a space behind every separator, which is no part of a cell
 
-    @property
+    @cached_property
     def keys(self) -> list[str]:
         """The names as `_name` writes them."""
         return [_name(name) for name in self.names]
@@ -734,18 +732,18 @@ def _parquet(path: Path, label_column: str | None) -> Annotations:
     try:
         with pq.ParquetFile(path) as file:
             names, facts = [name.lower() for name in file.schema_arrow.names], file.metadata
-            if _recognised(["\t".join(f'"{name}"' for name in names)]) is None:
+            layout = _recognised(["\t".join(f'"{name}"' for name in names)])
+            if layout is None:
                 raise NotATable("has no columns onset and offset")
             unpacked = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
             size = max(path.stat().st_size, unpacked)
             refuse_large(size, facts.num_rows, facts.num_rows * len(names), max(0, unpacked))
             rows = list(_parquet_rows(file))
+    except NotATable:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, NotATable):
-            raise
         raise NotATable(f"cannot be read as a table ({(str(error).splitlines() or [''])[0]})") from None
-    layout = LAYOUTS[_recognised(["\t".join(f'"{name}"' for name in names)])]
-    return _calls(names, rows, layout, label_column)
+    return _calls(names, rows, LAYOUTS[layout], label_column)
 
 
 def _parquet_rows(file: pq.ParquetFile) -> Iterator[tuple[int, list[str]]]:

@@ -35,8 +35,6 @@ _TABLE_WORD = re.compile(
 COMBINED = "combined.txt"
 OWN_RESULTS = ("events.csv", "recordings.csv")  # of tools.detect: what lies below them are no annotations
 OWN_FILES = re.compile(r"index\.(parquet|report\.csv|headers)|split-[0-9a-f]+\.csv")
-
-
 MAX_LABELS = 10_000
 FOREIGN = {  # tables that are not read, and what to do with them
     ".xlsx": "a spreadsheet: save it as .csv",

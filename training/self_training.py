@@ -22,7 +22,7 @@ from .evaluation import Predictions, predict
 from .labels import BACKGROUND, IGNORE, Spans
 from .runs import on_zero
 from .splits import group_recordings
-from .text_tables import read_csv
+from .text_tables import read_columns
 from .windows import STRETCH, ByTurns, Datasets, ExhaustiveWindows, RandomWindows, whole_frames
 
 TABLE = "pseudo_labels.csv"
@@ -112,9 +112,8 @@ def _write(table: pd.DataFrame, path: Path) -> None:
 
 
 def _table(path: Path) -> pd.DataFrame:
-    kinds = {"file": "str", "onset": "float", "offset": "float", "label": "str"}
     try:
-        return read_csv(path, kinds, MOST, dtype=kinds, keep_default_na=False)[list(kinds)]
+        return read_columns(path, {"file": str, "onset": float, "offset": float, "label": str}, MOST)
     except (OSError, ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
         raise TrainingError(f"{path}: cannot be read ({reason(error)}); delete it and it is written anew") from None
 

@@ -21,7 +21,7 @@ import pandas as pd
 
 from training.collection import Collection, replacing
 from training.tables import CollectionError
-from training.text_tables import read_csv
+from training.text_tables import read_columns
 
 SIDES = ("train", "validation", "test")
 GROUPS = ("day", "treatment", "cage", "emitter", "folder", "recording")
@@ -157,7 +157,7 @@ def write_split(split: Split, collection: Collection, folder: str | Path) -> Pat
 def read_split(path: str | Path, collection: Collection) -> Split:
     """Read a split of this collection. Raises CollectionError if it was changed or is of another."""
     try:
-        table = read_csv(Path(path), ["file", "side"], dtype="str", keep_default_na=False)
+        table = read_columns(Path(path), {"file": str, "side": str})
         files, sides = table["file"], table["side"].map({side: i for i, side in enumerate(SIDES)})
     except (OSError, ValueError, KeyError) as error:
         raise CollectionError(f"{path}: is no split ({str(error).splitlines()[0]})") from None

@@ -119,7 +119,7 @@ class _Report:
     rows: list[tuple] = field(default_factory=list)
 
     def add(self, table: str, line: int, file_id: int | None, action: str, why: tuple) -> None:
-        self.rows.append((table, line, file_id, action, *why, table.partition(" ")[0]))
+        self.rows.append((table, line, file_id, action, *why, self.path.name))
         if len(self.rows) > MAX_UNUSED:
             what = f"has more than {MAX_UNUSED} rows or segments that cannot be used, the last for {why[0]}"
             raise CollectionError(f"{self.path}: {TooLarge(what)}")

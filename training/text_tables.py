@@ -149,6 +149,14 @@ def _decoded(line: bytes) -> str:
     return line.decode("latin-1")
 
 
+def read_columns(path: Path, kinds: dict[str, type], most: int = MAX_ROWS) -> pd.DataFrame:
+    """Columns of a table that we wrote, each of its kind: names are texts, be they all digits, or NA.
+
+    Raises KeyError, ValueError and OSError.
+    """
+    return read_csv(path, kinds, most, dtype=kinds, keep_default_na=False)[list(kinds)]
+
+
 def read_csv(path: Path, columns: Collection[str], most: int = MAX_ROWS, **how) -> pd.DataFrame:
     """pandas' table of a file, of those of the `columns` that it has. Raises ValueError and OSError.
 

@@ -116,7 +116,7 @@ def _rate_of(weights: Weights, said: dict, by_user: bool, notes: list[str]) -> d
     rates, nearest = rate.fitting(distances, len(b1)), next(iter(distances))
     if not rates:
         assumed = DEFAULTS["sr"]
-        if "sr" not in said and len(b1) >= rate.LEAST_FILTERS and distances[assumed] > rate.APART * distances[nearest]:
+        if "sr" not in said and assumed not in rate.near(distances, len(b1)):
             near, far = (f"{distances[other]:.1e}" for other in (nearest, assumed))
             off = f"{near} cycles a sample (median) from where they start at {nearest} Hz, {far}"
             raise WeightsError(

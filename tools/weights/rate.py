@@ -30,6 +30,10 @@ def distances(b1: np.ndarray, band: np.ndarray, also: float | None = None) -> di
 def fitting(found: dict[float, float], filters: int) -> list[float]:
     """The rates that `distances` leaves open, nearest first; none where the filters do not tell."""
     nearest = next(iter(found.values()))
-    if nearest > TOLERANCE or filters < LEAST_FILTERS:
-        return []
-    return [rate for rate, distance in found.items() if distance <= APART * nearest]
+    return near(found, filters) if nearest <= TOLERANCE and filters >= LEAST_FILTERS else []
+
+
+def near(found: dict[float, float], filters: int) -> list[float]:
+    """The rates that the nearest one does not rule out, however far training has moved the filters; all of too few filters."""
+    nearest = next(iter(found.values()))
+    return [rate for rate, distance in found.items() if distance <= APART * nearest or filters < LEAST_FILTERS]

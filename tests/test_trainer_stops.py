@@ -28,7 +28,7 @@ from training.loop import WEIGHTS, train
 from training.run import main
 
 ROOT = Path(__file__).resolve().parents[1]
-MOMENTS = int(os.environ.get("DENET_MOMENTS", 1))
+MOMENTS = int(os.environ.get("DENET_MOMENTS", 2))
 SEED = int(os.environ["DENET_SEED"])  # tests/conftest.py
 BEGUN = 0.15  # s; before, the interpreter reads its own files
 TROUBLE = re.compile("Traceback|Exception ignored|Error|terminate|Fatal")

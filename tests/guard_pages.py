@@ -418,9 +418,9 @@ def transforms(draw: Draw) -> None:
     first, apart = 16 * (draw.to(size // 16) - 1), draw.of([1, 4])
     draw.run.direct(fourier._stages, x, turns, first, first + 16, apart, 16)
     draw.run.direct(fourier.complex_sums, draw.tensor(width, 2, 16), draw.tensor(2, width, 2, 16), draw.of([-1, 1]))
-    sound, shift = draw.tensor(size + draw.to(300)), draw.to(20, 0)
-    places = draw.rng.integers(0, max(1, len(sound) - size - shift), 16, endpoint=False)
-    shift = min(shift, len(sound) - size - int(places.max()))
+    sound = draw.tensor(size + draw.to(300))
+    places = draw.rng.integers(0, len(sound) - size, 16, endpoint=True)
+    shift = draw.of([0, 1]) * (len(sound) - size - int(places.max()))  # to the end of `sound`, every second time
     draw.run.direct(fourier.gather, x, draw.to(width) - 1, draw.to(1, 0), sound, places, shift, fourier.order(size))
 
 

@@ -1,17 +1,19 @@
 """Sweeps: several processes on one study, pruning, the table and the plots, wrong options."""
 
+import logging
 import multiprocessing
 import os
 from dataclasses import fields
 
 import pandas as pd
 import pytest
-from trainer_cases import tiny
+from trainer_cases import as_options, tiny
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
 
 from training import sweep as sweeps  # noqa: E402
 from training.config import TrainingError  # noqa: E402
+from training.runs import Stopped  # noqa: E402
 from training.sweep import SweepConfig, main, sweep, table  # noqa: E402
 
 
@@ -69,6 +71,22 @@ def test_trials_behind_the_median_are_pruned(tmp_path, collection, monkeypatch):
     study = sweep(settings(collection, tmp_path / "sweep", trials=7))
     assert list(reached.values()) == [4] * 5 + [2] * 2
     assert list(table(study)["state"])[-2:] == ["pruned"] * 2
+
+
+@pytest.mark.parametrize("raised, code", [(Stopped("stopped at step 1", 130), 130), (TrainingError("no call to train on"), 2)])
+def test_what_ends_a_trial_is_one_line(tmp_path, collection, monkeypatch, capsys, caplog, raised, code):
+    """Optuna logs it with a traceback if it may."""
+
+    def train(config, on_epoch):
+        raise raised
+
+    monkeypatch.setattr(sweeps, "train", train)
+    monkeypatch.setattr(sweeps, "prepare_data", lambda config: None)
+    monkeypatch.setattr(logging.getLogger("optuna"), "propagate", True)
+    assert main(as_options(tiny(collection, tmp_path / "sweep"))) == code
+    said = capsys.readouterr()
+    assert not caplog.records
+    assert (said.out + said.err).strip() == ("" if code == 130 else "error: ") + str(raised)
 
 
 def test_every_setting_in_the_space_is_one(collection):

@@ -10,7 +10,7 @@ import matplotlib
 import optuna
 import pandas as pd
 from optuna import Study, Trial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 import denet_program
 
@@ -35,6 +35,7 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 def sweep(config: SweepConfig) -> Study:
     """Run trials until the study has `config.trials`, then write its table and plots. Raises what `train` raises."""
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of heartbeats and plots
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it logs Ctrl-C and every error of a trial with a traceback
     config.out.mkdir(parents=True, exist_ok=True)
     with open(config.out / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one process makes the data and the study, the others find them
@@ -50,9 +51,23 @@ def sweep(config: SweepConfig) -> Study:
         )
     enough = optuna.study.MaxTrialsCallback(config.trials, states=DONE)
     if len(study.get_trials(states=DONE)) < config.trials:
-        study.optimize(lambda trial: run_trial(config, trial), callbacks=[enough])
+        study.optimize(lambda trial: run_trial(config, trial), callbacks=[told, enough])
     write_results(study, config.out)
     return study
+
+
+def told(study: Study, trial: FrozenTrial) -> None:
+    """Print how a trial ended and which is the best so far."""
+    best = (
+        f"; best: trial {study.best_trial.number}, {study.best_value:.3f}"
+        if study.get_trials(states=[TrialState.COMPLETE])
+        else ""
+    )
+    drawn = ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in trial.params.items()
+    )
+    score = "no score" if trial.value is None else f"{trial.value:.3f}"
+    print(f"trial {trial.number} {trial.state.name.lower()}: {score} with {drawn}{best}", flush=True)
 
 
 def run_trial(config: SweepConfig, trial: Trial) -> float:

@@ -123,6 +123,18 @@ def take() -> None:
         signal.signal(signal.SIGINT, _came)
     sys.unraisablehook = _unraisable
     atexit.register(_end)  # before all others, to be called after them
+    _refuse_wrong_backends()
+
+
+def _refuse_wrong_backends() -> None:
+    """End with one line and exit code 2 if DENET_BACKENDS is wrong, on which an import would raise ValueError later."""
+    from denet_torch import backends
+
+    try:
+        backends.asked(backends.installed())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _came(number: int, frame: FrameType | None) -> None:

@@ -7,19 +7,20 @@ The environment variable DENET_BACKENDS (names with commas between them) chooses
 
 import functools
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from .backends import asked, known
+
 if importlib.util.find_spec(f"{__package__}.fast"):  # without it all is there but speed
     from .fast import BACKENDS
 else:
     BACKENDS: dict[str, dict[str, tuple[Callable, Callable]]] = {}
 
-_chosen: tuple[str, ...] | None = None  # None: all
+_chosen = asked(BACKENDS)  # None: all
 _notes: list[tuple[str, str, dict[str, str]]] | None = None  # what `explain` listens to
 
 
@@ -61,21 +62,11 @@ def using(*backends: str) -> Iterator[None]:
     Raises ValueError for a name that is no backend.
     """
     global _chosen
-    before, _chosen = _chosen, _known(backends)
+    before, _chosen = _chosen, known(backends, BACKENDS)
     try:
         yield
     finally:
         _chosen = before
-
-
-def _known(backends: tuple[str, ...]) -> tuple[str, ...]:
-    if odd := [name for name in backends if name != "plain" and name not in BACKENDS]:
-        raise ValueError(f"{odd[0]!r} is no backend: there are {', '.join([*BACKENDS, 'plain'])}")
-    return backends
-
-
-if _asked := os.environ.get("DENET_BACKENDS"):
-    _chosen = _known(tuple(name.strip() for name in _asked.split(",")))
 
 
 @torch.no_grad()

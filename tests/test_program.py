@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from denet_torch import backends, dispatch
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # A library that makes an ImportError of whatever happens within it, and is slow.
@@ -19,6 +21,7 @@ try:
 except BaseException:
     raise ImportError("the library failed")
 """
+DENET = "import denet_program; denet_program.denet()"
 KILL = "os.kill(os.getpid(), signal.SIGINT)"
 
 
@@ -87,3 +90,17 @@ def test_where_signals_cannot_wait_as_on_windows(tmp_path):
     waits = f"with denet_program.signals_wait():\n    {KILL}"
     assert program(waits, tmp_path, before) == (130, "", "stopped\n")
     assert program("raise BrokenPipeError", tmp_path, before) == (141, "", "")
+
+
+@pytest.mark.parametrize("asked, wrong", [("wrong", "wrong"), ("plain, ,numba_cpu", ""), ("plain,a\nb", "a\nb")])
+@pytest.mark.parametrize("words", [["-m", "tools.detect", "a.wav"], ["-m", "training.run"], ["-c", DENET, "report", "--help"]])
+def test_a_wrong_backend_in_the_environment_is_one_line(tmp_path, words, asked, wrong):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), backends.VARIABLE: asked}
+    done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    there = ", ".join([*sorted(dispatch.BACKENDS), "plain"])
+    told = f"error: DENET_BACKENDS in the environment: {wrong!r} is no backend: there are {there}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+
+
+def test_backends_are_known_without_pytorch():
+    assert {*backends.installed()} == {*dispatch.BACKENDS}

@@ -21,6 +21,7 @@ from test_trainer_resume import assert_same_end
 from trainer_cases import as_options, tiny
 
 import denet_program
+import training.detector
 import training.files
 from denet_torch.files import PARTIAL
 from training import checkpoints, loop, runs
@@ -230,6 +231,32 @@ def test_bad_recordings_do_not_end_a_run(collection, tmp_path, capsys, workers):
     assert named and "left out" in said
 
 
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_side_none_of_which_can_be_read_any_more_is_not_scored(collection, tmp_path, capsys, monkeypatch, kind):
+    """Its recordings are too few to be too many."""
+    if kind == "boxes":
+        pytest.importorskip("torchvision", reason="torchvision is not installed (the extra boxes)")
+    data = tmp_path / "data"
+    shutil.copytree(collection, data)
+    config = tiny(data, tmp_path / "run", **RUNS[kind] | {"epochs": 1})
+    monkeypatch.setattr(training.guards, "MAX_UNREADABLE", 0.9)
+    describe = loop.describe
+
+    def harming(*arguments):
+        describe(*arguments)
+        for path in data.glob("files*/*.WAV"):
+            if path.relative_to(data).as_posix() in lost:
+                path.unlink()
+
+    train(replace(config, out=tmp_path / "other"))
+    split = pd.read_csv(next((tmp_path / "other").glob("split-*.csv")))
+    lost = set(split["file"][split["side"] == "validation"])
+    monkeypatch.setattr(loop, "describe", harming)
+    assert main(as_options(config)) == 2
+    assert "recordings that are to be scored" in (err := capsys.readouterr().err) or "files that are to be scored" in err
+    assert not (config.out / WEIGHTS).exists()
+
+
 @pytest.mark.parametrize(("harm", "cached"), [("deleted", False), ("cut", False), ("not numbers", False), ("deleted", True)])
 def test_recordings_that_go_bad_in_mid_run_do_not_end_training_of_files(collection, tmp_path, capsys, monkeypatch, harm, cached):
     """One of each side, when the first epoch has been validated."""
@@ -245,14 +272,7 @@ def test_recordings_that_go_bad_in_mid_run_do_not_end_training_of_files(collecti
         sides = sorted(path.name for path in (config.out.glob("split-*.csv")))
         if not harmed and sides:
             table = pd.read_csv(config.out / sides[0])
-            for side in ("train", "test"):
-                path = next(path for path in map(data.joinpath, table["file"][table["side"] == side]) if readable(path))
-                harmed.append(path)
-                sound, rate = soundfile.read(path)
-                path.unlink()
-                if harm != "deleted":
-                    sound = sound[:40] if harm == "cut" else np.where(np.arange(len(sound)) % 50, sound, np.nan)
-                    soundfile.write(path, sound, rate, "FLOAT", format="WAV")
+            harmed.extend(harm_one_of_each_side(data, table, harm))
         return found
 
     monkeypatch.setattr(training.files, "evaluate", harming)
@@ -266,6 +286,74 @@ def test_recordings_that_go_bad_in_mid_run_do_not_end_training_of_files(collecti
         assert scores["files"] == len(answers) - 1
     if not cached:
         assert f"warning: {harmed[0]}" in said and said.count(str(harmed[0])) == 1
+
+
+def harm_one_of_each_side(data: Path, split: pd.DataFrame, harm: str) -> list[Path]:
+    """A recording of the training side and one of the test side, of which each can now be read no more, or not whole."""
+    harmed = []
+    for side in ("train", "test"):
+        path = next(path for path in map(data.joinpath, split["file"][split["side"] == side]) if readable(path))
+        harmed.append(path)
+        sound, rate = soundfile.read(path)
+        path.unlink()
+        if harm != "deleted":
+            sound = sound[:40] if harm == "cut" else np.where(np.arange(len(sound)) % 50, sound, np.nan)
+            soundfile.write(path, sound, rate, "FLOAT", format="WAV")
+    return harmed
+
+
+@pytest.mark.parametrize("harm", ["deleted", "cut", "not numbers"])
+@pytest.mark.parametrize("when", ["at the start", "after an epoch"])
+def test_recordings_that_go_bad_do_not_end_training_of_boxes(collection, tmp_path, capsys, monkeypatch, harm, when):
+    pytest.importorskip("torchvision", reason="torchvision is not installed (the extra boxes)")
+    data = tmp_path / "data"
+    shutil.copytree(collection, data)
+    config = tiny(data, tmp_path / "run", epochs=2, **RUNS["boxes"] | {"epoch_windows": 40})
+    harmed, name = [], "Batches" if when == "at the start" else "search"
+    whole = getattr(training.detector, name)
+
+    def harming(*arguments):
+        if not harmed:
+            harmed.extend(harm_one_of_each_side(data, pd.read_csv(next(config.out.glob("split-*.csv"))), harm))
+        return whole(*arguments)
+
+    monkeypatch.setattr(training.detector, name, harming)
+    assert main(as_options(config)) == 0
+    said, scores = capsys.readouterr().out, json.loads((config.out / "scores.json").read_text())
+    tested = pd.read_csv(next(config.out.glob("split-*.csv")))["side"].eq("test").sum()
+    assert f"warning: {harmed[1]}" in said and scores["recordings"] == tested - 1
+    assert scores["excluded"]["cannot be read any more"] == said.count("its windows are left out") >= 1
+    if when == "at the start" or harm == "deleted":
+        assert said.count(f"warning: {harmed[0]}") == 1
+
+
+def test_boxes_of_a_recording_that_cannot_be_read_are_not_learned(collection, tmp_path):
+    pytest.importorskip("torchvision", reason="torchvision is not installed (the extra boxes)")
+    config = tiny(collection, tmp_path / "run", **RUNS["boxes"])
+    loop.prepare_data(config)
+    data = loop.open_data(config)
+    model = training.detector.get_model("boxes", config, 2)
+    unreadable = training.guards.Unreadable(100)
+    batches = training.detector.Batches(data, model.layout, unreadable)
+    sound, boxes, blank = batches.draw(np.random.default_rng(0), 16)
+    assert sum(map(len, boxes)) and sound.any(dim=(1, 2)).all() and not blank.all()
+    for recording in data.train.recordings:
+        unreadable.found.add(int(recording))
+    sound, boxes, blank = batches.draw(np.random.default_rng(0), 16)
+    assert not sum(map(len, boxes)) and not sound.any() and blank.all()
+    assert np.isfinite(sum(model.train()(sound, boxes, blank).values()).item())
+
+
+def test_many_recordings_that_go_bad_end_training_of_boxes(collection, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("torchvision", reason="torchvision is not installed (the extra boxes)")
+    data = tmp_path / "data"
+    shutil.copytree(collection, data)
+    config = tiny(data, tmp_path / "run", **RUNS["boxes"])
+    loop.prepare_data(config)
+    for path in sorted(data.glob("files*/*.WAV"))[::2]:
+        path.unlink()
+    assert main(as_options(config)) == 2
+    assert "other recordings, too many to go on" in capsys.readouterr().err
 
 
 def test_many_recordings_that_go_bad_end_training_of_files(collection, tmp_path, capsys):

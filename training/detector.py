@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from denet_torch import Boxes, Model, checkpoint
-from denet_torch.audio import probe
+from denet_torch.audio import AudioError, probe
 from denet_torch.boxes import Layout
 from denet_torch.detection import decode, joined
 from denet_torch.schema import Decoding, Detection
@@ -24,12 +24,13 @@ from denet_torch.schema import Decoding, Detection
 from .boxes import Pictures, boxes_of
 from .config import Config, TrainingError
 from .fitting import WEIGHTS, Progress, fit
+from .guards import Unreadable
 from .labels import IGNORE
 from .metrics import event_scores, rates, segment_scores
 from .registry import get_model
 from .runs import write_json
 from .splits import write_split
-from .windows import Datasets
+from .windows import SHORTER, Datasets
 
 # Options that have no use here: they are refused rather than passed over.
 OF_FRAMES = (
@@ -51,27 +52,40 @@ def calls_of(data: Datasets, recording: int, layout: Layout) -> pd.DataFrame:
 class Batches:
     """Windows for training with their boxes.
 
-    `draw(rng, n)` gives waveforms (n, seq_len, samples), the boxes of each, and frames (n, seq_len) that must not count.
+    `draw(rng, n)` gives waveforms (n, seq_len, samples), the boxes of each, and frames (n, seq_len) that must not count. Of a
+    recording that cannot be read any more they are silence, no box, and all frames.
     """
 
-    def __init__(self, data: Datasets, layout: Layout):
-        self.windows, self.layout = data.train, layout
-        bar = tqdm(data.train.recordings, desc="boxes", unit="file")
-        self.calls = {int(recording): calls_of(data, recording, layout) for recording in bar}
+    def __init__(self, data: Datasets, layout: Layout, unreadable: Unreadable):
+        self.windows, self.layout, self.unreadable, self.calls = data.train, layout, unreadable, {}
+        for recording in tqdm(data.train.recordings, desc="boxes", unit="file"):
+            try:
+                self.calls[int(recording)] = calls_of(data, recording, layout)
+            except AudioError as error:
+                unreadable.add(int(recording), str(error))
         if not sum(map(len, self.calls.values())):
             raise TrainingError(f"{data.collection.root}: no call below {layout.top_hz:.0f} Hz on the training side")
 
     def draw(self, rng: np.random.Generator, number: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         self.windows.set_epoch(int(rng.integers(2**62)))
-        items = [self.windows[i] for i in range(number)]
+        items = [self._item(i) for i in range(number)]
         waveforms = torch.from_numpy(np.stack([item["waveform"] for item in items]))
         blank = torch.from_numpy(np.stack([item["labels"] == IGNORE for item in items]))
         return waveforms, [self._boxes(item) for item in items], blank
 
+    def _item(self, index: int) -> dict:
+        """A window; silence that does not count once its recording could not be read, for then its calls are not known."""
+        item = self.windows[index]
+        if item["failed"]:
+            self.unreadable.add(item["recording"], item["failed"])
+        if item["recording"] in self.unreadable.found:
+            item["waveform"][:], item["labels"][:] = 0, IGNORE
+        return item
+
     def _boxes(self, item: dict) -> torch.Tensor:
+        if item["recording"] in self.unreadable.found or item.get("mix", {}).get("alone"):  # a background in its place
+            return torch.zeros(0, 5)
         calls = self.calls[item["recording"]]
-        if item.get("mix", {}).get("alone"):  # a background in the recording's place
-            calls = calls[:0]
         return torch.from_numpy(self.layout.within(calls, item["start"]).to_numpy(np.float32).reshape(-1, 5))
 
 
@@ -100,20 +114,35 @@ class Side:
         }
 
 
-def search(model: Boxes, data: Datasets, recordings: np.ndarray, title: str, check: Callable[[], None]) -> Side:
-    """Find boxes in some recordings."""
+def search(
+    model: Boxes, data: Datasets, recordings: np.ndarray, title: str, check: Callable[[], None], unreadable: Unreadable
+) -> Side:
+    """Find boxes in some recordings; those that cannot be read any more, or not whole, are not scored.
+
+    Raises AudioError if there are too many of them.
+    """
     collection, labels = data.collection, np.array(data.classes, dtype=object)
     files, durations, boxes, references = [], [], [], []
     for recording in tqdm(recordings, desc=title, unit="file", leave=False):
         path, file = collection.path(recording), collection.recordings["file"].iat[recording]
-        boxes.append(model.find(path, time_expansion=collection.time_expansion))
-        durations.append(probe(path, collection.time_expansion).duration)
-        calls = boxes_of(data.labeller, collection, recording)
-        calls = calls[calls["label"] != IGNORE]
-        calls = calls.assign(file=file, label=labels[calls["label"].to_numpy(int)])
-        references.append(calls[["file", "onset", "offset", "label"]])
-        files.append(file)
+        try:
+            info = probe(path, collection.time_expansion)
+            if info.frames < collection.recordings["frames"].iat[recording]:
+                raise AudioError(f"{path}: {SHORTER}")
+            found = model.find(path, time_expansion=collection.time_expansion)
+        except AudioError as error:
+            unreadable.add(int(recording), str(error))
+        else:
+            boxes.append(found)
+            durations.append(info.duration)
+            calls = boxes_of(data.labeller, collection, recording)
+            calls = calls[calls["label"] != IGNORE]
+            calls = calls.assign(file=file, label=labels[calls["label"].to_numpy(int)])
+            references.append(calls[["file", "onset", "offset", "label"]])
+            files.append(file)
         check()
+    if not files:
+        raise AudioError(f"{path}: cannot be read any more, and with it all recordings that are to be scored")
     return Side(files, durations, boxes, pd.concat(references, ignore_index=True))
 
 
@@ -135,6 +164,7 @@ class BoxResult:
     data: Datasets
     progress: Progress
     test: dict[str, dict[str, float]]
+    scored: int  # recordings of the test side
 
     def summary(self) -> str:
         """Scores on the test side, and where the results lie."""
@@ -142,7 +172,7 @@ class BoxResult:
         return "\n".join(
             [
                 self.data.described_split,
-                f"recordings never seen ({len(self.data.test.recordings)}), weights of epoch {self.progress.best_epoch}:",
+                f"recordings never seen ({self.scored}), weights of epoch {self.progress.best_epoch}:",
                 f"  event F1 {events['f1']:.3f} (200 ms collar), "
                 f"precision {events['precision']:.3f}, recall {events['recall']:.3f}",
                 f"results in {self.out}: scores.json, {WEIGHTS}",
@@ -155,7 +185,8 @@ def train_boxes(config: Config, fabric: Fabric, out: Path, data: Datasets, check
     write_split(data.split, data.collection, out)
     torch.manual_seed(config.seed)
     model = _initial(config, data)
-    batches = Batches(data, model.layout)
+    unreadable = Unreadable(len(data.collection.recordings))
+    batches = Batches(data, model.layout, unreadable)
 
     def loss_of(module, rng: np.random.Generator) -> torch.Tensor:
         sound, boxes, blank = batches.draw(rng, config.batch_size)
@@ -163,17 +194,19 @@ def train_boxes(config: Config, fabric: Fabric, out: Path, data: Datasets, check
         return sum(module(fabric.to_device(sound), boxes, fabric.to_device(blank)).values())
 
     def validate() -> tuple[float, Detection, dict]:
-        side = search(model, data, data.validation.recordings, "validation", check)
+        side = search(model, data, data.validation.recordings, "validation", check, unreadable)
         threshold, best, mean = choose_threshold(side, model)
         score = best + mean / 1000  # of epochs alike, the one that is surest of itself
         return score, Detection(tuple(data.classes), Decoding(threshold)), {"event F1": best, "threshold": threshold}
 
     progress = fit(fabric, model, config, out, loss_of, validate, check, on_epoch or (lambda epoch, score: None))
     best = checkpoint.load(out / WEIGHTS).to(fabric.device)
-    test = search(best, data, data.test.recordings, "test", check).scores(best, best.detection.decoding)
+    side = search(best, data, data.test.recordings, "test", check, unreadable)
+    test = side.scores(best, best.detection.decoding)
     record = {"best_epoch": progress.best_epoch, "decoding": best.detection.as_dict(), "epochs": progress.epochs, "test": test}
+    record |= {"recordings": len(side.files), "excluded": unreadable.counted()}
     write_json(out / "scores.json", record)
-    return BoxResult(out, best, data, progress, test)
+    return BoxResult(out, best, data, progress, test, len(side.files))
 
 
 def _initial(config: Config, data: Datasets) -> Model:

@@ -12,6 +12,7 @@ from torch.utils.data import Subset, default_collate
 from tqdm import tqdm
 
 from denet_torch import Model
+from denet_torch.audio import AudioError
 from denet_torch.detection import EVENT_COLUMNS, Decoding, events, mean_probabilities
 
 from .collection import Collection
@@ -57,7 +58,7 @@ def predict(
     """Probabilities as `denet_torch.detect` finds them in each stretch, shared out among the ranks; every rank gets the whole.
 
     `check` is called after each stretch and may raise. `leave_out` is called with the reason for which a stretch could not be
-    read, "" if it could, in a list, and its recording.
+    read, "" if it could, in a list, and its recording. Raises AudioError if nothing is left to be scored.
     """
     # Ranks get equally many, the last few stretches twice if need be: what is computed twice is kept once.
     ranks, total = fabric.world_size, len(stretches)
@@ -81,7 +82,9 @@ def predict(
         columns = [fabric.all_gather(fabric.to_device(column)).flatten(0, 1)[:total].cpu() for column in columns]
     failed = columns.pop()
     keep = ~torch.isin(columns[2], columns[2][failed])  # a recording that cannot be read whole is not scored
-    probabilities, labels, recording, start = (column[keep] for column in columns) if keep.any() else columns
+    if not keep.any():
+        raise AudioError(f"{stretches.root}: of all recordings that are to be scored none can be read any more")
+    probabilities, labels, recording, start = (column[keep] for column in columns)
     frame = stretches.samples / stretches.rate
     frames = labels.shape[1]
     # (stretches, frames) -> (stretches * frames,)

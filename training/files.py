@@ -316,8 +316,7 @@ def train_files(config: Config, fabric: Fabric, out: Path, root: Path, check=lam
     progress = fit(fabric, model, sides["train"], sides["validation"], config, out, check)
     best = checkpoint.load(out / WEIGHTS).to(fabric.device)
     test = evaluate(best, sides["test"], check=check)
-    lost = len(files.unreadable.found)
-    excluded = files.excluded | ({"cannot be read any more": lost} if lost else {})
+    excluded = files.excluded | files.unreadable.counted()
     result = FileResult(out, best, sides, excluded, progress, test)
     record = {key: value for key, value in test.items() if key != "answers"}
     record |= {"best_epoch": progress.best_epoch, "validation": progress.best, "excluded": excluded}

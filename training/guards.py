@@ -35,6 +35,10 @@ class Unreadable:
         if len(self.found) > max(1, MAX_UNREADABLE * self.recordings):
             raise AudioError(f"{why}; so are {len(self.found) - 1} other recordings, too many to go on")
 
+    def counted(self) -> dict[str, int]:
+        """How many there were, as what was left out is counted: by its reason."""
+        return {"cannot be read any more": len(self.found)} if self.found else {}
+
 
 def save_batch(path: Path, batch: dict[str, Tensor], loss: float, norm: float) -> None:
     """Write a batch that gave a loss or gradient that is not finite, for torch.load."""

@@ -122,8 +122,6 @@ def _train_boxes(config: Config, fabric: Fabric, out: Path, stop: Stop, on_epoch
         raise TrainingError(f"--model {config.model} trains on one device; leave out --devices and --nodes")
     prepare_data(config)
     data = open_data(config)
-    for windows in (data.train, data.validation, data.test):
-        windows.tolerant = False
     describe(out, config, hashlib.sha256((data.collection.root / INDEX_NAME).read_bytes()).hexdigest(), data.split.version)
     return train_boxes(config, fabric, out, data, _check(stop, out), on_epoch)
 

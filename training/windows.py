@@ -28,6 +28,7 @@ from training.mixing import Mixer
 from training.splits import SIDES, Split, draw_few, offers, split_collection
 from training.tables import CollectionError
 
+SHORTER = "is shorter than when it was indexed; index the collection again"
 STRETCH = 8  # sequences, side by side, in a window for evaluation
 
 
@@ -72,7 +73,7 @@ class _Windows(Dataset):
         # Samples at the model's rate.
         self._length = collection.recordings["frames"].to_numpy(np.int64) * rate // self._samplerate
         self._files = np.array([os.fsencode(file) for file in collection.recordings["file"]])
-        self._root, self._time_expansion = collection.root, collection.time_expansion
+        self.root, self._time_expansion = collection.root, collection.time_expansion
         self._labeller = labeller
         # Whether a recording that cannot be read gives silence without labels, its item saying why ("failed"), or AudioError.
         self.tolerant = False
@@ -96,12 +97,12 @@ class _Windows(Dataset):
 
     def _item(self, recording: int, start: int) -> dict:
         """The window that begins at sample `start`, at the model's rate; silence after the end."""
-        path = self._root / os.fsdecode(self._files[recording])
+        path = self.root / os.fsdecode(self._files[recording])
         failed = ""
         try:
             sound = self._read(path, start)
             if len(sound) < min(self.window, self._length[recording] - start):
-                raise audio.AudioError(f"{path}: is shorter than when it was indexed; index the collection again")
+                raise audio.AudioError(f"{path}: {SHORTER}")
         except audio.AudioError as error:
             if not self.tolerant:
                 raise

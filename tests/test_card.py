@@ -15,7 +15,7 @@ from torch import Tensor
 from trainer_cases import tiny
 
 import denet_torch
-from training import loop, runs
+from training import loop, report, runs
 from training.evaluation import choose_decoding, scores
 from training.losses import cross_entropy, focal
 from training.metrics import predict
@@ -159,3 +159,14 @@ def test_validation_and_its_scores(trainer):
     decoding = choose_decoding(predictions, data.labeller, data.collection)
     found = scores(predictions, data.labeller, data.collection, decoding)
     assert 0 <= found["frames"]["accuracy"] <= 1
+
+
+@pytest.mark.parametrize("trainer", [None], indirect=True)
+def test_the_report_of_a_model_that_lies_there(trainer):
+    trainer, seen = trainer
+    predictions = trainer._predict(trainer.data.test, "test")
+    result = loop.Result(trainer.out, trainer.out, trainer.model, trainer.data, trainer.progress, {}, predictions)
+    seen.forget()
+    assert report._attention(result, int(predictions.recording[0])) is not None
+    assert "Pass band of each" in report._filters(result)[0]
+    assert not seen.mixed

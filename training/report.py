@@ -26,6 +26,7 @@ from .runs import CONFIG
 
 EXAMPLES = 10
 EXCERPT = 1.0  # s of sound in an example: what is drawn and heard
+AT_ONCE = 16  # frames whose attention is computed together: all of a long recording's bands would not fit into memory
 AUDIBLE = 25_000  # Hz; recordings at higher rates are played at about this one
 REFERENCE, ESTIMATE = "#1d6b2a", "#0b57a4"
 
@@ -229,13 +230,13 @@ def _attention(result: Result, recording: int) -> Figure | None:
     wave, rate = _read(result, recording)
     heard = audio.resample(wave, rate, model.sr)
     frames = min(len(predictions.of(recording)), len(heard) // model.samples)
-    x = torch.from_numpy(heard[: frames * model.samples]).view(1, frames, model.samples)
-    weights = model.band_attention(x)
-    if weights is None:
+    x = torch.from_numpy(heard[: frames * model.samples]).view(1, frames, model.samples).to(next(model.parameters()))
+    parts = [model.band_attention(part) for part in x.split(AT_ONCE, dim=1)]
+    if parts[0] is None:
         return None
-    weights = weights[0].numpy()  # (frames, filters)
+    weights = torch.cat(parts, dim=1)[0].cpu().numpy()  # (frames, filters)
     low, high = model.pass_bands()
-    order = np.argsort(low + high)
+    order = (low + high).argsort().cpu().numpy()
     figure = Figure(figsize=(10, 4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     end = frames * predictions.frame

@@ -35,6 +35,7 @@ _process = 0  # this program's; its children inherit the handler
 _code: int | None = None  # once it is known
 _came_before = False
 _raised: BaseException | None = None
+_still: Callable[[], bool] | None = None  # whether it is still wanted
 
 
 def denet() -> NoReturn:
@@ -78,10 +79,13 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
-def interrupt(error: KeyboardInterrupt, frame: FrameType | None) -> None:
-    """Raise `error` out of a signal's handler, which was called in `frame`; a moment later if that is inside of an import."""
-    global _raised
-    _raised = error
+def interrupt(error: KeyboardInterrupt, frame: FrameType | None, still: Callable[[], bool] = lambda: True) -> None:
+    """Raise `error` out of a signal's handler, which was called in `frame`; a moment later if that is inside of an import.
+
+    `still` tells then whether it is still to be raised.
+    """
+    global _raised, _still
+    _raised, _still = error, still
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>" and _can_wait():
             return _once_more()
@@ -111,7 +115,7 @@ def _can_wait() -> bool:
 
 
 def _once_more() -> None:
-    signal.signal(signal.SIGALRM, lambda number, frame: _part == "after" or interrupt(_raised, frame))
+    signal.signal(signal.SIGALRM, lambda number, frame: _part != "after" and _still() and interrupt(_raised, frame, _still))
     signal.setitimer(signal.ITIMER_REAL, SOON)
 
 

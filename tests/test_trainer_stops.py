@@ -23,6 +23,7 @@ from trainer_cases import as_options, tiny
 import denet_program
 import training.detector
 import training.files
+import training.fitting
 from denet_torch.files import PARTIAL
 from training import checkpoints, loop, runs
 from training.loop import WEIGHTS, train
@@ -193,6 +194,55 @@ def test_a_signal_before_the_first_step_ends_at_once(whole, tmp_path, capsys, mo
     monkeypatch.setattr(loop, "open_data", lambda config: os.kill(os.getpid(), signal.SIGINT))
     assert main(as_options(replace(whole, out=tmp_path / "run"))) == 130
     assert capsys.readouterr().out.strip().splitlines()[-1] == "stopped before there was anything to save; start it again"
+
+
+@pytest.mark.parametrize("kind", ["files", "boxes"])
+def test_a_signal_within_the_first_step_waits_for_its_end(collection, tmp_path, capsys, monkeypatch, kind):
+    """Half a step would be saved otherwise, and done again."""
+    if kind == "boxes":
+        pytest.importorskip("torchvision", reason="torchvision is not installed (the extra boxes)")
+    settings = tiny(collection, tmp_path / "whole", **RUNS[kind] | {"epochs": 1, "epoch_windows": 8})
+    assert main(as_options(settings)) == 0
+    read = training.fitting.read_numbers
+
+    def interrupted(*values):
+        monkeypatch.setattr(training.fitting, "read_numbers", read)
+        signal.raise_signal(signal.SIGINT)
+        return read(*values)
+
+    monkeypatch.setattr(training.fitting, "read_numbers", interrupted)
+    out = tmp_path / "run"
+    assert main(as_options(replace(settings, out=out))) == 130
+    assert capsys.readouterr().out.splitlines()[-1] == f"stopped; --resume {out} goes on"
+    assert main(["--resume", str(out)]) == 0
+    assert_same_end(settings.out, out)
+
+
+def test_a_signal_within_an_import_is_not_told_once_a_run_saves(tmp_path, monkeypatch):
+    """It is noted, and the next whole step ends the run."""
+    (tmp_path / "slow_library.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with runs.stop_signals() as stop:
+        import slow_library  # noqa: F401
+
+        stop.later = True
+        time.sleep(5 * denet_program.SOON)
+    assert stop.code == 130
+
+
+def test_a_signal_after_the_last_step_is_told_when_all_is_done(whole, tmp_path, monkeypatch):
+    write = loop.write_json
+
+    def interrupted(path, values):
+        if path.name == "scores.json":
+            signal.raise_signal(signal.SIGINT)
+        write(path, values)
+
+    monkeypatch.setattr(loop, "write_json", interrupted)
+    config = replace(whole, out=tmp_path / "run", epochs=1, workers=0)
+    with pytest.raises(runs.Stopped, match="was at its end and is whole"):
+        train(config)
+    assert (config.out / "scores.json").exists()
 
 
 def test_a_signal_while_the_report_is_written_lets_it_be_written(whole, tmp_path, monkeypatch):

@@ -3,6 +3,9 @@
 import logging
 import multiprocessing
 import os
+import signal
+import threading
+import types
 from dataclasses import fields
 
 import pandas as pd
@@ -60,7 +63,7 @@ def test_trials_behind_the_median_are_pruned(tmp_path, collection, monkeypatch):
         def __init__(self, best):
             self.progress = type("Progress", (), {"best": best})
 
-    def train(config, on_epoch):
+    def train(config, on_epoch, stop):
         score = 0.9 if len(reached) < 5 else 0.1
         for epoch in range(1, 5):
             reached[config.out.name] = epoch
@@ -77,7 +80,7 @@ def test_trials_behind_the_median_are_pruned(tmp_path, collection, monkeypatch):
 def test_what_ends_a_trial_is_one_line(tmp_path, collection, monkeypatch, capsys, caplog, raised, code):
     """Optuna logs it with a traceback if it may."""
 
-    def train(config, on_epoch):
+    def train(config, on_epoch, stop):
         raise raised
 
     monkeypatch.setattr(sweeps, "train", train)
@@ -87,6 +90,38 @@ def test_what_ends_a_trial_is_one_line(tmp_path, collection, monkeypatch, capsys
     said = capsys.readouterr()
     assert not caplog.records
     assert (said.out + said.err).strip() == ("" if code == 130 else "error: ") + str(raised)
+
+
+@pytest.mark.parametrize("moment", ["a trial begins", "a trial is written down", "a trial's run is at its end"])
+def test_ctrl_c_in_optunas_own_work_waits_for_its_end(tmp_path, collection, monkeypatch, capsys, moment):
+    """There it would leave a thread that never ends, or become an error of another name."""
+
+    def train(config, on_epoch, stop):
+        stop.later = True
+        return types.SimpleNamespace(progress=types.SimpleNamespace(best=0.5))
+
+    monkeypatch.setattr(sweeps, "train", train)
+    monkeypatch.setattr(sweeps, "prepare_data", lambda config: None)
+    owner, name = {
+        "a trial begins": (optuna.storages._heartbeat.HeartbeatThread, "start"),
+        "a trial is written down": (optuna.study._optimize, "_tell_with_warning"),
+        "a trial's run is at its end": (sweeps, "train"),
+    }[moment]
+    plain = getattr(owner, name)
+
+    def interrupted(*arguments, **how):
+        done = plain(*arguments, **how)
+        signal.raise_signal(signal.SIGINT)
+        return done
+
+    monkeypatch.setattr(owner, name, interrupted)
+    threads = threading.active_count()
+    assert main([*as_options(tiny(collection, tmp_path / "sweep")), "--trials", "2"]) == 130
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == "stopped; the same command goes on from here" and "Traceback" not in said.err
+    assert threading.active_count() == threads
+    study = optuna.load_study(study_name="denet", storage=f"sqlite:///{tmp_path / 'sweep' / 'study.db'}")
+    assert [trial.state.name for trial in study.trials] == ["FAIL" if moment == "a trial begins" else "COMPLETE"]
 
 
 def test_every_setting_in_the_space_is_one(collection):

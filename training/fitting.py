@@ -73,8 +73,8 @@ def fit(
     """Train, keep in `out` the weights with the best score, and go on from a checkpoint in `out`.
 
     `loss_of` draws with the generator of a step and returns its loss. `validate` gives the score of the model as it is, what is
-    stored with its weights, and scores by name to keep and to print. `check` is called after each step and may raise Stopped:
-    what was done is saved. `on_epoch` is called after each epoch with its number and score.
+    stored with its weights, and scores by name to keep and to print. `check` is called before the first step and after each, and
+    may raise Stopped: what was done is saved. `on_epoch` is called after each epoch with its number and score.
     """
     epoch_steps = max(1, config.epoch_windows // config.batch_size)
     optimizer = get_optimizer(config.optimizer, model, config.learning_rate, config.rate_factor, config.weight_decay)
@@ -130,6 +130,7 @@ def fit(
     bar = tqdm(total=epoch_steps * config.epochs, initial=progress.step, desc="training", unit="step")
     with bar:
         try:
+            check()  # from here on signals wait for the end of a step
             while progress.epoch < config.epochs and not 0 < config.patience <= progress.epoch - progress.best_epoch:
                 module.train()
                 while progress.step < epoch_steps * (progress.epoch + 1):

@@ -92,17 +92,22 @@ def train(
     fabric = get_fabric(config)
     fabric.launch()
     handled = stop_signals() if stop is None else contextlib.nullcontext(stop)
-    with handled as stop, run_folder(fabric, config) as out, emulated(fabric):
-        short = _train_files if config.mode == "file" else _train_boxes if _answers_with_boxes(config) else None
-        if short is not None:
-            return short(config, fabric, out, stop, on_epoch)
-        trainer = Trainer(config, fabric, out, stop, on_epoch)
-        trainer.run()
-        return trainer.result()
+    with handled as came, run_folder(fabric, config) as out, emulated(fabric):
+        kind = _train_files if config.mode == "file" else _train_boxes if _answers_with_boxes(config) else _train_frames
+        result = kind(config, fabric, out, came, on_epoch)
+    if stop is None:
+        came.tell_late()
+    return result
 
 
 def _answers_with_boxes(config: Config) -> bool:
     return config.model in MODELS and MODELS[config.model].answers_with_boxes
+
+
+def _train_frames(config: Config, fabric: Fabric, out: Path, stop: Stop, on_epoch) -> Result:
+    trainer = Trainer(config, fabric, out, stop, on_epoch)
+    trainer.run()
+    return trainer.result()
 
 
 def _train_files(config: Config, fabric: Fabric, out: Path, stop: Stop, on_epoch) -> FileResult:

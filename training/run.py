@@ -39,8 +39,7 @@ def _run(argv: list[str] | None, prog: str) -> int:
         if config.report and not isinstance(result, BoxResult):
             write_report(result)  # also if a signal comes: a few seconds, after hours
         print(summary(result) if isinstance(result, Result) else result.summary())
-        if stop.code is not None:
-            raise Stopped("stopped; the run was at its end and is whole", stop.code)
+        stop.tell_late()
         stop.later, stop.at_once = False, "stopped; the run is whole"
         if config.detect:
             events = detect(result.model, config.detect, time_expansion=detected_expansion(config, result))

@@ -59,12 +59,18 @@ class Stop:
         """The signals' handler."""
         again, self.code = self.code == denet_program.STOPPED, self.CODES[number]
         if not self.later:
-            denet_program.interrupt(Stopped(self.at_once, self.code), frame)
+            denet_program.interrupt(Stopped(self.at_once, self.code), frame, lambda: not self.later)
         elif again and number == signal.SIGINT:
             denet_program.interrupt(KeyboardInterrupt(), frame)
         elif number == signal.SIGINT:
             # The line that says where it stopped follows on this one.
             print("\rstopping after this step (Ctrl-C again: at once, without saving) ... ", end="", file=sys.stderr, flush=True)
+
+
+    def tell_late(self) -> None:
+        """Raise Stopped for a signal that came when nobody asked any more: all was done."""
+        if self.code is not None:
+            raise Stopped("stopped; the run was at its end and is whole", self.code)
 
 
 class Loader(DataLoader):

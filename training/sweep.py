@@ -1,6 +1,7 @@
 """Sweeps: trials of an Optuna study that share a folder. The command's options are those of `training.config.SweepConfig`."""
 
 import fcntl
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -18,6 +19,7 @@ from .collection import replacing
 from .config import Config, SweepConfig, parse
 from .loop import prepare_data, train
 from .run import exit_code
+from .runs import Stop, Stopped, stop_signals
 
 SPACE: dict[str, Callable[[Trial], object]] = {
     "learning_rate": lambda trial: trial.suggest_float("learning_rate", 1e-5, 3e-3, log=True),
@@ -29,6 +31,8 @@ SPACE: dict[str, Callable[[Trial], object]] = {
     "optimizer": lambda trial: trial.suggest_categorical("optimizer", ["adam", "adamw", "rmsprop", "sgd"]),
     "before_pooling": lambda trial: trial.suggest_categorical("before_pooling", [True, False]),
 }
+PATIENCE = 300  # s, for a table that another process writes to; SQLite's own are 5, less than a busy disk may take
+GOES_ON = "stopped; the same command goes on from here"
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -36,12 +40,14 @@ def sweep(config: SweepConfig) -> Study:
     """Run trials until the study has `config.trials`, then write its table and plots. Raises what `train` raises."""
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of heartbeats and plots
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it logs Ctrl-C and every error of a trial with a traceback
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # and so does this one while it gives a connection back
     config.out.mkdir(parents=True, exist_ok=True)
     with open(config.out / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one process makes the data and the study, the others find them
         prepare_data(config)
         # A process that dies is noticed by its heartbeat, and its trial counts as failed.
-        storage = optuna.storages.RDBStorage(f"sqlite:///{config.out / 'study.db'}", heartbeat_interval=30)
+        patient = {"connect_args": {"timeout": PATIENCE}}
+        storage = optuna.storages.RDBStorage(f"sqlite:///{config.out / 'study.db'}", patient, heartbeat_interval=30)
         study = optuna.create_study(
             storage=storage,
             study_name="denet",
@@ -50,10 +56,28 @@ def sweep(config: SweepConfig) -> Study:
             pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2),
         )
     enough = optuna.study.MaxTrialsCallback(config.trials, states=DONE)
-    if len(study.get_trials(states=DONE)) < config.trials:
-        study.optimize(lambda trial: run_trial(config, trial), callbacks=[told, enough])
+    with stop_signals() as stop:
+        stop.at_once = GOES_ON
+
+        def run(trial: Trial) -> float:
+            return run_trial(config, trial, stop)
+
+        def ended(study: Study, trial: FrozenTrial) -> None:
+            told(study, trial)
+            ask(stop)
+
+        stop.later = True  # Optuna's own work is done as a whole: in it Ctrl-C leaves threads behind, and becomes other errors
+        if len(study.get_trials(states=DONE)) < config.trials:
+            study.optimize(run, callbacks=[ended, enough])
+        ask(stop)
     write_results(study, config.out)
     return study
+
+
+def ask(stop: Stop) -> None:
+    """Raise Stopped if a signal came that was only noted."""
+    if stop.code is not None:
+        raise Stopped(GOES_ON, stop.code)
 
 
 def told(study: Study, trial: FrozenTrial) -> None:
@@ -70,8 +94,8 @@ def told(study: Study, trial: FrozenTrial) -> None:
     print(f"trial {trial.number} {trial.state.name.lower()}: {score} with {drawn}{best}", flush=True)
 
 
-def run_trial(config: SweepConfig, trial: Trial) -> float:
-    """Train with settings drawn by `trial`; the best validation score."""
+def run_trial(config: SweepConfig, trial: Trial, stop: Stop) -> float:
+    """Train with settings drawn by `trial`; the best validation score. Signals end it at once as long as nothing is trained."""
     shared = {field.name: getattr(config, field.name) for field in fields(Config)}
     drawn = {name: SPACE[name](trial) for name in config.search}
     out = config.out / f"trial-{trial.number:03d}"
@@ -81,7 +105,12 @@ def run_trial(config: SweepConfig, trial: Trial) -> float:
         if trial.should_prune():
             raise optuna.TrialPruned
 
-    return train(replace(Config(**shared), out=out, **drawn), on_epoch).progress.best
+    try:
+        stop.later = False
+        ask(stop)
+        return train(replace(Config(**shared), out=out, **drawn), on_epoch, stop).progress.best
+    finally:
+        stop.later = True
 
 
 def write_results(study: Study, out: Path) -> None:

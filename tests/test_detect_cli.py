@@ -5,7 +5,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -264,20 +263,28 @@ def command(*arguments):
     return [sys.executable, *map(str, arguments)]
 
 
+KILLED = """
+import os, signal, sys
+from tools import detect, detect_batch
+work, begun = detect_batch._work, []
+def killed(job, part):
+    begun.append(part)
+    if len(begun) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return work(job, part)
+detect_batch._work = killed
+detect.main(sys.argv[1:])
+"""
+
+
 def test_killed_and_restarted_equals_uninterrupted(tmp_path, weights):
     for i in range(3):
         noise(tmp_path / "in" / f"{i}.wav", seconds=100, seed=i)
     order = [tmp_path / "in", "--weights", weights, "--output"]
     how = dict(cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    killed = command("-m", "tools.detect", *order, tmp_path / "killed", "--batch-size", 100)
-    killed = subprocess.Popen(killed, **how)
-    while len(list((tmp_path / "killed").glob("parts/*.npy"))) < 2:
-        assert killed.poll() is None
-        time.sleep(0.001)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    done = len(list((tmp_path / "killed").glob("parts/*.npy")))
-    assert 2 <= done < 6 and not (tmp_path / "killed" / "events.csv").exists()
+    killed = subprocess.run(command("-c", KILLED, *order, tmp_path / "killed", "--batch-size", 100), **how)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "killed").glob("parts/*.npy"))) == 2 and not (tmp_path / "killed" / "events.csv").exists()
     assert run(*order, tmp_path / "killed") == 0
     assert run(*order, tmp_path / "whole") == 0
     whole, restarted = files(tmp_path / "whole"), files(tmp_path / "killed")

@@ -105,7 +105,7 @@ def test_the_notebook_runs(tmp_path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(ROOT / "docs" / "first_detection.ipynb", 4)
     stored = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=None, startup_timeout=600, resources={"metadata": {"path": str(ROOT)}}).execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert len(cells) == len(stored) and stored[-1]
     text = "".join(output.get("data", {}).get("text/plain", "") for cell in cells for output in cell.outputs)

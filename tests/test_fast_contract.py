@@ -326,7 +326,7 @@ assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_without_numba_the_model_predicts_trains_and_says_once_how_to_get_it():
-    subprocess.run([sys.executable, "-c", WITHOUT], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", WITHOUT], check=True)
 
 
 THROWAWAY = """
@@ -351,5 +351,5 @@ def test_a_new_backend_is_held_to_all_of_this_once_it_has_a_name(tmp_path, facto
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     options = ["-p", "throwaway", "-p", "no:cacheprovider", "-q", __file__, "-k", "throwaway-multiply"]
     command = [sys.executable, "-m", "pytest", *options]
-    ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert (ran.returncode, "passed" in ran.stdout) == ((0, True) if right else (1, True)), ran.stdout

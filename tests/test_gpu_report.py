@@ -18,7 +18,7 @@ from tools import command, gpu_estimate, gpu_parts
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
-    assert command.main(["gpu-report", "--dry", "--out", str(out)]) == 0
+    assert command.main(["gpu-report", "--dry", "--minutes", "60", "--out", str(out)]) == 0
     return json.loads((out / "report.json").read_text()), (out / "report.md").read_text()
 
 

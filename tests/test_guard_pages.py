@@ -77,13 +77,13 @@ FAULTS = [  # one past the end, each: module, function, text, replacement; what 
 ]
 
 
-def run(tmp_path: Path, *options: str, timeout: float | None = None, **environment: str) -> tuple[str | None, dict]:
+def run(tmp_path: Path, *options: str, **environment: str) -> tuple[str | None, dict]:
     """What went wrong in a process of its own, if something did, and the calls of each kernel."""
     status = tmp_path / "status"
     command = [sys.executable, guard_pages.__file__, "--seed", str(SEED), "--status", str(status), *options]
     root = str(Path(__file__).resolve().parents[1])
     environment = os.environ | environment | {"PYTHONPATH": root, "PYTHONFAULTHANDLER": ""}
-    found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
+    found = subprocess.run(command, capture_output=True, text=True, env=environment)
     if found.returncode == 0:
         return None, json.loads(found.stdout.splitlines()[-1])
     if found.returncode < 0:
@@ -145,6 +145,6 @@ def test_an_off_by_one_turns_it_red(fault, tmp_path):
         pytest.skip("this processor has no tiles")
     options = ("--calls", "200", "--draws", draws, "--types", dtype)
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")} if edit[0] in ("product", "amx") else {}  # what is kept of others
-    wrong, _ = run(tmp_path, *options, "--fault", *edit, timeout=600, **cache)
+    wrong, _ = run(tmp_path, *options, "--fault", *edit, **cache)
     assert wrong is not None, f"seed {SEED}: {edit[1]} may go one too far, and nothing says so"
     assert draws in wrong and "Traceback" not in wrong, wrong

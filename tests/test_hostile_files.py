@@ -215,7 +215,7 @@ def test_the_child_that_reads_hdf5_is_bounded():
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=greedy, args=(sender,))
     child.start()
-    assert receiver.poll(60) and receiver.recv() == "no memory"
+    assert receiver.poll(None) and receiver.recv() == "no memory"
     child.join()
 
 

@@ -25,7 +25,7 @@ def python(code: str, root: Path = ROOT) -> str:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sites)}
     # -S: without the editable install, which would find in the checkout what `root` lacks
     words = [sys.executable, "-S", "-c", code]
-    done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -31,7 +31,7 @@ def program(work: str, folder: Path, before: str = "") -> tuple[int, str, str]:
     text = f"import atexit, os, signal, sys, time\nimport denet_program\ndenet_program.take()\n{before}\n"
     text += f"def work():\n{lines}\ndenet_program.run(work)\n"
     path = os.pathsep.join((str(ROOT), str(folder)))
-    how = {"env": os.environ | {"PYTHONPATH": path}, "capture_output": True, "text": True, "timeout": 60}
+    how = {"env": os.environ | {"PYTHONPATH": path}, "capture_output": True, "text": True}
     default = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (what runs in the background ignores it)
     done = subprocess.run([sys.executable, "-c", text], preexec_fn=default, **how)
     return done.returncode, done.stdout, done.stderr
@@ -96,7 +96,7 @@ def test_where_signals_cannot_wait_as_on_windows(tmp_path):
 @pytest.mark.parametrize("words", [["-m", "tools.detect", "a.wav"], ["-m", "training.run"], ["-c", DENET, "report", "--help"]])
 def test_a_wrong_backend_in_the_environment_is_one_line(tmp_path, words, asked, wrong):
     environment = os.environ | {"PYTHONPATH": str(ROOT), backends.VARIABLE: asked}
-    done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
     there = ", ".join([*sorted(dispatch.BACKENDS), "plain"])
     told = f"error: DENET_BACKENDS in the environment: {wrong!r} is no backend: there are {there}\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", told)

@@ -2,24 +2,18 @@
 
 import multiprocessing
 import os
-import socket
 from dataclasses import replace
 
 import pytest
 import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 from trainer_cases import tiny
 
 from training import loop
 from training.evaluation import Predictions
 from training.loop import WEIGHTS
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def train_in_float64(config, answer) -> None:
@@ -32,6 +26,7 @@ def train_in_float64(config, answer) -> None:
 
 def in_rank(function, rank: int, port: int, config, answer) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
     os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
     function(config, answer)
 
@@ -41,14 +36,17 @@ def in_ranks(function, config, halves, folder) -> list[dict]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training.loop"])
     answers = [folder / name for name in ("one-end", "rank0-end", "rank1-end")]
-    port = free_port()
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun has it: no port that others could take
     processes = [context.Process(target=function, args=(config, answers[0]))]
-    processes += [context.Process(target=in_rank, args=(function, i, port, halves, answers[1 + i])) for i in range(2)]
+    processes += [context.Process(target=in_rank, args=(function, i, store.port, halves, answers[1 + i])) for i in range(2)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(100)
-        process.kill()
+    try:
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.exitcode for process in processes] == [0, 0, 0]
     return [torch.load(answer, weights_only=False) for answer in answers]
 

@@ -8,6 +8,10 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 # What changes seldom comes first: the dependencies are a layer that survives changes of the source.
 WORKDIR /opt/denet
 RUN pip install --index-url "$TORCH_INDEX" "torch==2.11.*" "torchaudio==2.11.*"
+# Triton, which comes with PyTorch for GPUs, builds what starts its kernels with a C compiler.
+# hadolint ignore=DL3008
+RUN case "$TORCH_INDEX" in */cpu) ;; *) apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/* ;; esac
 COPY pyproject.toml ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > base.txt \
     && pip install --extra-index-url "$TORCH_INDEX" -r base.txt

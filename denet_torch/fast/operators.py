@@ -32,12 +32,23 @@ def operator(
         name = function.__name__
         LIBRARY.define(name + schema)
         for device in devices:
-            LIBRARY.impl(name, function, device)
+            LIBRARY.impl(name, on_its_gpu(function) if device == "CUDA" else function, device)
         torch.library.register_fake(f"denet::{name}", fake, lib=LIBRARY)
         torch.library.register_autograd(f"denet::{name}", backward or refuse, setup_context=save, lib=LIBRARY)
         return getattr(torch.ops.denet, name).default
 
     return register
+
+
+def on_its_gpu(function: Callable) -> Callable:
+    """A function that works on the GPU where its first argument lies: kernels start on the current one, which may be another."""
+
+    @functools.wraps(function)
+    def work(first: torch.Tensor, *others):
+        with torch.cuda.device_of(first):
+            return function(first, *others)
+
+    return work
 
 
 def refuse(*_):

@@ -4,11 +4,15 @@ With TRITON_INTERPRET=1 in the environment Triton runs its kernels on a CPU, slo
 is tested where there is no GPU.
 """
 
+import functools
 import importlib.util
 import os
+import warnings
 
 import torch
 from torch import Tensor
+
+from ...files import reason
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 LEAST_UNITS = 128  # of a GRU: fewer do not wait for their products
@@ -27,6 +31,22 @@ def gru_not_for(inputs: Tensor, recurrent_kernel: Tensor) -> str | None:
         return f"{str(inputs.dtype).removeprefix('torch.')}, not float32"
     if len(recurrent_kernel) < LEAST_UNITS or not 0 < inputs.numel() < MOST_NUMBERS:
         return f"fewer than {LEAST_UNITS} units, or too many numbers or none"
+    if interpreted or torch.compiler.is_compiling():  # PyTorch's compiler needs the same, and says so itself
+        return None
+    return cannot_start()
+
+
+@functools.cache
+def cannot_start() -> str | None:
+    """Why Triton starts no kernel on this machine: it builds what starts them, with a C compiler, which slim images lack."""
+    try:
+        from triton.runtime import driver
+
+        getattr(driver.active, "utils", None)  # which are built
+    except Exception as error:
+        why = f"Triton starts no kernel here ({reason(error)})"
+        warnings.warn(f"{why}: the GRU is computed by PyTorch's own operations, which takes longer", stacklevel=2)
+        return why
     return None
 
 

@@ -74,7 +74,8 @@ def launch(batch: int, units: int, dtype: torch.dtype) -> tuple[tuple[int, int],
     """The grid of programs, and how each works: on so many rows, columns, and so deep in its product at once."""
     rows, columns, deep = BLOCKS if batch > 16 else FEW
     how = {"ROWS": rows, "COLUMNS": columns, "DEEP": deep, "SUM": tl.float64 if dtype == torch.float64 else tl.float32}
-    how["PRECISION"] = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    # Not `allow_tf32`, which raises once somebody has set this name.
+    how["PRECISION"] = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
     return (triton.cdiv(batch, rows), triton.cdiv(units, columns)), how
 
 

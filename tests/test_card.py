@@ -15,7 +15,8 @@ from torch import Tensor
 from trainer_cases import tiny
 
 import denet_torch
-from training import loop, report, runs
+from tools import detect, detect_batch
+from training import loop, report, run, runs
 from training.evaluation import choose_decoding, scores
 from training.losses import cross_entropy, focal
 from training.metrics import predict
@@ -170,3 +171,23 @@ def test_the_report_of_a_model_that_lies_there(trainer):
     assert report._attention(result, int(predictions.recording[0])) is not None
     assert "Pass band of each" in report._filters(result)[0]
     assert not seen.mixed
+
+
+def test_fewer_gpus_than_asked_for_are_told_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert run.main(["--devices", "2", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith("error: --devices 2: PyTorch sees 1 on this machine")
+
+
+def test_too_little_memory_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.00 GiB")
+
+    monkeypatch.setattr(run, "train", full)
+    monkeypatch.setattr(detect_batch, "run", full)
+    soundfile.write(tmp_path / "a.wav", np.zeros(100), 4000)
+    assert run.main(["--out", str(tmp_path / "run")]) == 2
+    assert detect.main([str(tmp_path / "a.wav"), "--weights", "none", "--output", str(tmp_path / "found")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.startswith("error: the GPU's memory does not hold this") for line in lines)

@@ -30,7 +30,9 @@ FORMATS = ("events.parquet", "frames.csv", "frames.parquet", *PROGRAMS)
 
 def main(arguments: list[str] | None = None, prog: str = "python -m tools.detect") -> int:
     args = parser(prog).parse_args(arguments)
-    from denet_torch import checkpoint, recorder  # PyTorch takes seconds
+    import torch  # which takes seconds
+
+    from denet_torch import checkpoint, recorder
     from tools import detect_batch, detect_report, event_formats
 
     decoding = {name: getattr(args, name) for name in DECODING if getattr(args, name) is not None}
@@ -59,6 +61,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.detect
         return 130
     except BrokenProcessPool:
         print("error: a process died, perhaps for want of memory; try fewer --jobs", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        tell("error", "the GPU's memory does not hold this; try a smaller --batch-size, fewer --jobs, or --device cpu")
         return 2
     except (ValueError, OSError) as error:
         tell("error", error)

@@ -16,6 +16,8 @@ def get_fabric(config: Config) -> Fabric:
     on_gpu = config.accelerator == "gpu" or config.accelerator == "auto" and torch.cuda.is_available()
     if on_gpu and not torch.cuda.is_available():
         raise TrainingError("--accelerator gpu: PyTorch sees no GPU on this machine")
+    if on_gpu and config.devices > (there := torch.cuda.device_count()):
+        raise TrainingError(f"--devices {config.devices}: PyTorch sees {there} on this machine (CUDA_VISIBLE_DEVICES hides some)")
     if not config.amp:
         dtype = "float32"
     elif config.amp_dtype == "auto":

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Callable
 
+import torch
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 import denet_program
@@ -58,6 +59,9 @@ def exit_code(work: Callable[[], int | None], after: str = "the same command goe
     except KeyboardInterrupt:
         print(f"stopped; {after}", file=sys.stderr)
         return denet_program.STOPPED
+    except torch.OutOfMemoryError:
+        tell("error", "the GPU's memory does not hold this; half the --batch-size with twice the --accumulate is the same step")
+        return 2
     except USER_ERRORS as error:
         tell("error", one_line(error))
         return 2

@@ -81,8 +81,9 @@ def photograph(page: Path, picture: Path) -> None:
     if browser is None:
         raise RuntimeError("no Chromium on this machine (apt-get install chromium)")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=10000"]
-    flags += [f"--window-size={WINDOW[0]},{WINDOW[1]}", f"--screenshot={picture}"]
-    subprocess.run([browser, *flags, page.as_uri()], check=True, capture_output=True)
+    flags += [f"--window-size={WINDOW[0]},{WINDOW[1]}", f"--screenshot={picture}", "--disable-dev-shm-usage"]
+    with tempfile.TemporaryDirectory() as profile:  # of its own: another browser may be at work
+        subprocess.run([browser, *flags, f"--user-data-dir={profile}", page.as_uri()], check=True, capture_output=True)
     Image.open(picture).convert("RGB").quantize(COLOURS).save(picture, optimize=True)
 
 

@@ -17,7 +17,6 @@ import io
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import sys
@@ -36,12 +35,13 @@ import psutil
 import test_damaged_weights as weights
 import torch
 from hostile_cases import KINDS, Case, Good
+from test_damaged_weights import computed
 
 from denet_torch.files import MAX_MESSAGE, PARTIAL, printable
 from tools import command
 
 SECONDS, MEGABYTES, TIMES = 5, 300, 3  # docs/files.md
-PATIENCE = 60  # s: who takes longer waits for something
+PATIENCE = 600  # s: who takes longer waits for something, however busy the machine is
 BATCH = 250  # files in a process
 PROCESS = Path("/proc/self")
 UP = "\x1b[A"  # of a progress bar below another
@@ -51,11 +51,6 @@ def memory(line: str) -> int:
     """VmRSS or VmHWM of this process, in bytes."""
     lines = (PROCESS / "status").read_text().splitlines()
     return next(1024 * int(text.split()[1]) for text in lines if text.startswith(line))
-
-
-def computed() -> float:
-    """Seconds of computing of this process and of the children that ended."""
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def call(case: Case) -> tuple[int | None, str, str]:

@@ -101,7 +101,7 @@ class Process:
             wrong.append("did not end")
             os.kill(self.id, signal.SIGKILL)
             self.wait(PATIENCE)
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENCE
         while self._group() and time.monotonic() < until:
             time.sleep(0.02)
         if self._group():

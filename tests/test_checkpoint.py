@@ -96,14 +96,15 @@ def test_loaded_weights_begin_at_whole_cache_lines(model, tmp_path):
 @pytest.mark.parametrize(("of_any_size", "kept"), [(False, [True, False]), (True, [True, True])])
 def test_freed_memory_is_kept(of_any_size, kept):
     script = f"""
-import resource, torch
+import torch
 from denet_torch.memory import keep_freed_memory
 keep_freed_memory({of_any_size})
+def pages():
+    return int(open("/proc/self/statm").read().split()[1])
 for megabytes in (20, 60):
+    before = pages()
     torch.ones(megabytes * 2**18)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(megabytes * 2**18 - 2**17)  # a little less, to be aligned within what was freed
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 100)
+    print(pages() - before > megabytes * 2**7)  # half of it
 """
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert printed.split() == [str(answer) for answer in kept]
@@ -271,15 +272,18 @@ def test_pretrained_that_is_not_there(monkeypatch, tmp_path):
 
 
 def test_a_mistyped_folder_does_not_wait_for_a_hub_out_of_reach(monkeypatch, tmp_path):
+    """The Hub's own library asks again and again, and sleeps between."""
+    slept = []
+
     def nowhere(*_):
         raise socket.gaierror("Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", nowhere)
     monkeypatch.setattr(urllib.request, "getproxies", dict)
-    started = time.monotonic()
+    monkeypatch.setattr(time, "sleep", slept.append)
     with pytest.raises(CheckpointError, match="no such folder, and not to be had from the Hub"):
         denet_torch.from_pretrained("runs/frist", cache_dir=str(tmp_path))
-    assert time.monotonic() - started < 5
+    assert not slept
 
 
 def test_how_to_detect_travels_with_the_weights(model, tmp_path):

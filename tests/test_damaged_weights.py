@@ -378,10 +378,15 @@ def damaged_pt(rng: random.Random, folder: Path, bases: dict[str, bytes]) -> byt
     return buffer.getvalue()
 
 
+def computed() -> float:
+    """Seconds of computing of this process and of the children that ended: what a busy machine does beside it does not count."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
 def outcome(source: Path, attention: str | None, tensors: dict) -> str:
     """The error in which a conversion ends, "" if it finds the weights in the file; AssertionError for anything else."""
     folder = source.parent
-    before, start = sorted(os.listdir(folder)), time.perf_counter()
+    before, start = sorted(os.listdir(folder)), computed()
     try:
         weights, *_ = convert(source, folder / "target.safetensors", attention)
     except WeightsError as error:
@@ -392,7 +397,7 @@ def outcome(source: Path, attention: str | None, tensors: dict) -> str:
         assert same(weights.tensors, tensors) or moved(source, weights, tensors), "converted to other weights"
         (folder / "target.safetensors").unlink()
         message = ""
-    assert time.perf_counter() - start < 5
+    assert computed() - start < 5
     assert CANARY not in os.listdir(folder), "code was executed"
     return message
 

@@ -23,9 +23,24 @@ from training.synthetic import SAMPLERATE, make_recording
 
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
 RATE, SECONDS = 48_000, 4.02
+PATIENCE = 300  # s, for a browser on a busy machine
 NAME = "</script><b> ü's #1.WAV"  # what a path may hold
 FOUND = [(0.5, 0.7, "call", 0.9), (1.55, 1.6, "call", 0.6), (3.9, 4.02, "bat, 7", 0.8)]
 TRUE = [(0.48, 0.7, "call"), (2.0, 2.2, "call")]
+
+
+def headless(profile) -> list[str]:
+    """Options of Chromium: also as root, in a container without shared memory, beside others with profiles of their own."""
+    return ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={profile}"]
+
+
+def downloaded(folder, name: str) -> Path:
+    """The file of such a name, once it is there and holds something."""
+    end = time.monotonic() + PATIENCE
+    while not (found := [path for path in folder.glob(name) if path.stat().st_size]):
+        assert time.monotonic() < end, f"no {name} was saved"
+        time.sleep(0.05)
+    return found[0]
 
 
 class Browser:
@@ -33,8 +48,7 @@ class Browser:
 
     def __init__(self, downloads):
         (read, its_write), (its_read, write) = os.pipe(), os.pipe()
-        flags = ["--headless=new", "--no-sandbox", "--remote-debugging-pipe", "--disable-gpu"]
-        flags += ["--no-first-run", f"--user-data-dir={downloads / 'profile'}"]
+        flags = [*headless(downloads / "profile"), "--remote-debugging-pipe", "--no-first-run"]
         self.process = subprocess.Popen(
             ["bash", "-c", f'exec "$0" "$@" 3<&{its_read} 4>&{its_write}', CHROMIUM, *flags, "about:blank"],
             pass_fds=(its_read, its_write),
@@ -92,8 +106,8 @@ class Browser:
         self("Page.navigate", url="file://" + urllib.parse.quote(str(path)))
         self.wait("document.readyState === 'complete'")
 
-    def wait(self, condition, seconds=30):
-        end = time.monotonic() + seconds
+    def wait(self, condition):
+        end = time.monotonic() + PATIENCE
         while not self.js(f"Boolean({condition})"):
             assert time.monotonic() < end, condition
             time.sleep(0.02)
@@ -413,12 +427,9 @@ def test_the_saved_list_is_what_is_shown(page, tmp_path):
     page.press("ArrowRight", "a", "ArrowRight", "r", "ArrowRight")
     relabel(page, 'a "new", one')
     page.press("s")
-    end = time.monotonic() + 20
-    while not (saved := list(tmp_path.glob("*.csv"))):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    assert saved[0].name.endswith(".corrected.csv")
-    result = pd.read_csv(saved[0], keep_default_na=False)
+    saved = downloaded(tmp_path, "*.csv")
+    assert saved.name.endswith(".corrected.csv")
+    result = pd.read_csv(saved, keep_default_na=False)
     assert list(result.columns) == ["file", "onset", "offset", "label", "score", "review"]
     shown = [row for row in table(page) if row[5] != "rejected"]
     assert result.file.tolist() == [page.js("data.file")] * 2
@@ -447,10 +458,11 @@ def test_sound_is_slowed_down(page):
 def test_space_plays_the_event_and_stops_after_it(page):
     page.js("$('expansion').value = 1; setExpansion()")
     page.wait("$('audio').readyState >= 2")
+    page.js("$('audio').addEventListener('playing', () => { window.played = true; })")  # it may be over when it is asked for
     page.press("ArrowRight", " ")
-    page.wait("!$('audio').paused")
-    page.wait("$('audio').paused")
-    assert 0.7 <= page.js("$('audio').currentTime") < 1.5
+    page.wait("window.played && $('audio').paused")
+    # Behind the event's end as much as a busy machine draws late; what is not stopped plays to the end.
+    assert 0.7 <= page.js("$('audio').currentTime") < SECONDS and not page.js("$('audio').ended")
 
 
 def test_zoom_keeps_the_event_in_sight(page):
@@ -572,11 +584,7 @@ def test_a_call_is_added_by_keyboard_and_the_saved_list_is_read_by_evaluate(page
     page.wait("document.body?.dataset.ready")
     assert [row[3] for row in table(page)] == ["call", "call", "chirp", "bat, 7"]
     page.press("s")
-    end = time.monotonic() + 20
-    while not (saved := list(tmp_path.glob("*.csv"))):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    found = event_formats.read_events(saved[0])
+    found = event_formats.read_events(downloaded(tmp_path, "*.csv"))
     assert found.label.tolist() == ["call", "call", "chirp", "bat, 7"]
     assert found.onset[2] == pytest.approx(2.5, abs=0.01) and np.isnan(found.score[2])
 
@@ -602,12 +610,9 @@ def test_one_file_has_the_corrections_of_the_whole_season(page, folder, tmp_path
     drag(page, 1.0, 1.5)
     page.open(folder / "index.html")
     page.js("document.getElementById('save-all').click()")
-    end = time.monotonic() + 20
-    while not (saved := list(tmp_path.glob("corrected.csv"))):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    saved = downloaded(tmp_path, "corrected.csv")
     assert "4 events; pages with decisions: 2 of 2" in page.js("document.getElementById('saved').textContent")
-    found = event_formats.read_events(saved[0])
+    found = event_formats.read_events(saved)
     assert [Path(file).name for file in found.file] == [Path(NAME).name] * 3 + ["quiet.wav"]
     assert found.onset.tolist() == pytest.approx([1.55, 2.0, 3.9, 1.0], abs=0.01)
     assert page.complaints == []

@@ -3,18 +3,16 @@
 import base64
 import io
 import re
-import shutil
 import subprocess
 
 import numpy as np
 import pytest
 import soundfile
+from test_detect_report import CHROMIUM, headless
 from trainer_cases import tiny
 
 from training.loop import train
 from training.report import write_report
-
-CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +53,10 @@ def test_other_tasks_have_a_report(collection, tmp_path):
     assert "macro f1" in text and "Worst recordings" in text
 
 
-def console(page) -> list[str]:
+def console(page, profile) -> list[str]:
     """What a browser's console says of a page, and whether it drew its end."""
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command = [CHROMIUM, *headless(profile), "--enable-logging=stderr", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert "</html>" in done.stdout
     return [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
 
@@ -67,5 +65,5 @@ def console(page) -> list[str]:
 def test_browser_shows_it_without_an_error(page, tmp_path):
     broken = tmp_path / "broken.html"
     broken.write_text("<html><body><script>console.error('seen')</script></body></html>")
-    assert "seen" in console(broken)[0]
-    assert console(page) == []
+    assert "seen" in console(broken, tmp_path / "profile")[0]
+    assert console(page, tmp_path / "profile") == []

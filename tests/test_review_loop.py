@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from field_cases import SMALL, raven, selection, wav
-from test_detect_report import CHROMIUM, Browser, drag
+from test_detect_report import CHROMIUM, Browser, downloaded, drag
 
 from tools import command
 
@@ -52,10 +51,7 @@ def test_corrections_of_the_pages_train_a_better_model(tmp_path, monkeypatch, ca
             browser.js("events.forEach(event => { event.label = 'trill'; }); keep()")
         browser.open(tmp_path / "season" / "report" / "index.html")
         browser.js("document.getElementById('save-all').click()")
-        saved, end = tmp_path / "downloads" / "corrected.csv", time.monotonic() + 20
-        while not saved.exists():
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        saved = downloaded(tmp_path / "downloads", "corrected.csv")
         assert browser.complaints == []
     finally:
         browser.close()

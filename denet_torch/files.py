@@ -60,8 +60,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     suffix = path.suffix if len(path.suffix.encode()) <= 20 else ""
     name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     partial = path.with_name(f"{PARTIAL}{name}-{os.getpid()}{suffix}")
-    lock = _locked(partial)
-    try:
+    lock = None
+    try:  # Ctrl-C may come as soon as the file is there
+        lock = _locked(partial)
         mode = partial.stat().st_mode
         yield partial
         partial.chmod(mode)  # some writers make their files private
@@ -74,7 +75,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
 @contextmanager

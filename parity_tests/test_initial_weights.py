@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import denet_torch
 from parity_tests.recordings import FOLDER
@@ -17,6 +18,7 @@ UNIFORM_STD_ERROR = np.sqrt(0.2)
 @pytest.fixture(scope="module")
 def fresh():
     """The recorded model: attention after pooling, frames of 400 samples, 3 classes."""
+    torch.manual_seed(0)
     model = denet_torch.get_denet((10, 400, 1), 3, before_pooling=False)
     return {name: to_keras(name, value.numpy()) for name, value in model.state_dict().items()}
 

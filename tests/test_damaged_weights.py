@@ -540,6 +540,6 @@ def test_a_crash_of_the_hdf5_library_is_an_error(tmp_path, bases, monkeypatch):
     with pytest.raises(WeightsError, match="its structure is damaged"):
         convert(tmp_path / "a.h5", tmp_path / "b.safetensors")
     monkeypatch.setattr(hdf5, "_index", lambda file: time.sleep(60))
-    monkeypatch.setattr(hdf5, "SECONDS", 0.2)
+    monkeypatch.setattr(hdf5, "PATIENCE", 0.2)
     with pytest.raises(WeightsError, match="its structure is damaged"):
         convert(tmp_path / "a.h5", tmp_path / "b.safetensors")

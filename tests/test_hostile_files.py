@@ -170,6 +170,19 @@ def test_what_a_kill_leaves_is_removed_by_the_next_start(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_nothing_is_left_of_a_file_that_was_only_begun(tmp_path, monkeypatch):
+    locked = files._locked
+
+    def interrupted(path):
+        locked(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_locked", interrupted)
+    with pytest.raises(KeyboardInterrupt), files.replacing(tmp_path / "a.json"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_names_of_the_greatest_length_can_be_written(tmp_path):
     for name in ("x" * 255, "é" * 127, "x" * 251 + ".csv"):
         with files.replacing(tmp_path / name) as path:

@@ -66,7 +66,7 @@ class Process:
         sys.stdout.flush()
         self.id = os.fork()
         if self.id == 0:
-            os.setsid()
+            os.setpgid(0, 0)
             os.dup2(tell, 1)
             os.dup2(tell, 2)
             sys.modules["__main__"] = ModuleType("__main__")  # detection's processes need not import this file
@@ -74,6 +74,8 @@ class Process:
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
             denet_program.run(lambda: main(arguments))
+        with contextlib.suppress(OSError):  # whoever of the two is first: a signal to the group may follow at once
+            os.setpgid(self.id, self.id)
         os.close(tell)
         os.set_blocking(self.said, False)
         self.text, self.code = "", None

@@ -10,6 +10,7 @@ A part read at another rate equals the same part of the whole recording resample
 the resampler is a polyphase filter, so a part needs only its own samples and the filter's half width.
 """
 
+import copy
 import functools
 import io
 import math
@@ -106,6 +107,25 @@ def probe(path: str | Path, time_expansion: float = 1, values: bool = False) -> 
         return replace(info, fault=_fault(file, path))
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a recording before it is resampled: `samples` (n,) float32 at the recording's own rate, which is to the wanted
+    one as `ratio`. Where these differ, the part is what `resampler(*ratio)` makes of them, `count` outputs from `skipped` on.
+    """
+
+    samples: np.ndarray
+    count: int
+    skipped: int = 0
+    ratio: tuple[int, int] = (1, 1)
+
+    def resampled(self) -> np.ndarray:
+        """The part at the other rate (count,), float32."""
+        if self.ratio[0] == self.ratio[1]:
+            return self.samples
+        outputs = resampler(*self.ratio)(torch.from_numpy(self.samples)).numpy()
+        return outputs[self.skipped : self.skipped + self.count]
+
+
 def read(
     path: str | Path,
     start: int = 0,
@@ -119,6 +139,18 @@ def read(
     With `rate`, `start` and `frames` count samples at that rate and the part is resampled; otherwise
     they count the file's own. What lies past the end is left out, as in a slice. Raises AudioError.
     """
+    return read_part(path, start, frames, rate=rate, time_expansion=time_expansion).resampled()
+
+
+def read_part(
+    path: str | Path,
+    start: int = 0,
+    frames: int | None = None,
+    *,
+    rate: int | None = None,
+    time_expansion: float = 1,
+) -> Part:
+    """What `read` resamples. Raises AudioError."""
     with _open(path) as file:
         info = _info(file, path, time_expansion)
         stop = None if frames is None else start + frames
@@ -164,7 +196,7 @@ def stream(
     with _open(path) as file:
         info = _info(file, path, time_expansion)
         for start in range(0, resampled_length(info.frames, info.samplerate, rate), block):
-            yield _part(file, info, rate, start, start + block)
+            yield _part(file, info, rate, start, start + block).resampled()
 
 
 def resample(
@@ -179,11 +211,11 @@ def resample(
     orig, new = _ratio(true_rate(from_rate, time_expansion), to_rate)
     if orig == new:
         return waveform.float()
-    resampler, frames = _resampler(orig, new), waveform.shape[-1]
+    resampling, frames = resampler(orig, new), waveform.shape[-1]
     length = -(-frames * new // orig)
-    padding = resampler.padded(length) - frames - resampler.width
-    padded = torch.nn.functional.pad(waveform.float(), (resampler.width, padding))
-    return resampler(padded)[..., :length]
+    padding = resampling.padded(length) - frames - resampling.width
+    padded = torch.nn.functional.pad(waveform.float(), (resampling.width, padding))
+    return resampling(padded)[..., :length]
 
 
 def resampled_length(frames: int, from_rate: int, to_rate: int) -> int:
@@ -230,7 +262,7 @@ def _ratio(from_rate: int, to_rate: int) -> tuple[int, int]:
     return ratio.denominator, ratio.numerator
 
 
-class _Resampler:
+class Resampler:
     """torchaudio's filter, as matrix products: those take half the time of its convolution.
 
     A block of `block` samples becomes `outputs` ones, which need the 2 * `width` samples after it too;
@@ -249,6 +281,12 @@ class _Resampler:
             taps[: orig + 2 * self.width] = transform.kernel[:, 0].T
         self._filters = filters.split([self.block, 2 * self.width])
 
+    def to(self, device: torch.device) -> "Resampler":
+        """One whose filters are on another device, copied there without waiting for it."""
+        moved = copy.copy(self)
+        moved._filters = [part.to(device, non_blocking=True) for part in self._filters]
+        return moved
+
     def padded(self, outputs: int) -> int:
         """Samples that so many outputs take, `width` of them before the first output's."""
         return (-(-outputs // self.outputs) + 1) * self.block
@@ -262,8 +300,9 @@ class _Resampler:
 
 
 @functools.lru_cache(maxsize=16)
-def _resampler(orig: int, new: int) -> _Resampler:
-    return _Resampler(orig, new)
+def resampler(orig: int, new: int) -> Resampler:
+    """The filters between two rates that differ, by their ratio in lowest terms, on the CPU."""
+    return Resampler(orig, new)
 
 
 def _open(path: str | Path) -> soundfile.SoundFile:
@@ -397,24 +436,23 @@ def _check(samples: np.ndarray, path: str | Path) -> None:
 
 def _part(
     file: soundfile.SoundFile, info: AudioInfo, rate: int, start: int, stop: int | None
-) -> np.ndarray:
+) -> Part:
     total = resampled_length(info.frames, info.samplerate, rate)
     stop = total if stop is None else min(stop, total)
     start = max(0, start)
     if start >= stop:
-        return np.zeros(0, np.float32)
+        return Part(np.zeros(0, np.float32), 0)
     orig, new = _ratio(info.samplerate, rate)
     if orig == new:
         samples = np.empty(stop - start, np.float32)
         _samples(file, info, start, stop, samples)
-        return samples
-    resampler = _resampler(orig, new)
+        return Part(samples, len(samples))
+    resampling = resampler(orig, new)
     # From the start of a block, so that a sample is summed in the same order whichever part it is in.
-    block, skipped = divmod(start, resampler.outputs)
-    first = block * resampler.block - resampler.width
-    padded = np.empty(resampler.padded(skipped + stop - start), np.float32)
+    block, skipped = divmod(start, resampling.outputs)
+    first = block * resampling.block - resampling.width
+    padded = np.empty(resampling.padded(skipped + stop - start), np.float32)
     begin, end = max(0, first), min(info.frames, first + len(padded))
     padded[: begin - first] = padded[end - first :] = 0
     _samples(file, info, begin, end, padded[begin - first : end - first])
-    resampled = resampler(torch.from_numpy(padded)).numpy()
-    return resampled[skipped : skipped + stop - start]
+    return Part(padded, stop - start, skipped, (orig, new))

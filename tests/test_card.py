@@ -94,11 +94,12 @@ def test_detection_reads_each_batch_once(name, tmp_path):
 
 @pytest.fixture
 def trainer(collection, tmp_path, request):
-    """A trainer whose model, optimizer and scaler are on the card, and the card."""
-    config = tiny(collection, tmp_path / "run", class_weights=[1.0, 2.0], accumulate=2, epoch_windows=24)
+    """A trainer whose model, optimizer and scaler are on the card, and the card; of a precision and --resample-on."""
+    precision, where = request.param
+    config = tiny(collection, tmp_path / "run", class_weights=[1.0, 2.0], accumulate=2, epoch_windows=24, resample_on=where)
     made = loop.Trainer(config, loop.get_fabric(config), tmp_path, Stop(), lambda epoch, score: None)
     with card() as seen:
-        plugin = {"16-mixed": Mixed("16-mixed", "cuda"), "bf16-mixed": Mixed("bf16-mixed", "cuda"), None: None}[request.param]
+        plugin = {"16-mixed": Mixed("16-mixed", "cuda"), "bf16-mixed": Mixed("bf16-mixed", "cuda"), None: None}[precision]
         strategy = SingleDeviceStrategy(torch.device("cuda"), accelerator=CPUAccelerator(), precision=plugin)
         made.fabric = Fabric(strategy=strategy)
         made.precision = made.fabric.strategy.precision
@@ -111,7 +112,11 @@ def trainer(collection, tmp_path, request):
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory'")
-@pytest.mark.parametrize("trainer", ["16-mixed", "bf16-mixed", None], indirect=True)
+@pytest.mark.parametrize(
+    "trainer",
+    [("16-mixed", "loader"), ("bf16-mixed", "loader"), (None, "loader"), ("16-mixed", "device"), (None, "device")],
+    indirect=True,
+)
 def test_a_step_of_the_trainer_waits_once(trainer):
     trainer, seen = trainer
     trainer.module.train()
@@ -124,15 +129,17 @@ def test_a_step_of_the_trainer_waits_once(trainer):
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory'")
-@pytest.mark.parametrize("trainer", ["16-mixed"], indirect=True)
+@pytest.mark.parametrize("trainer", [("16-mixed", "loader"), ("16-mixed", "device")], indirect=True)
 def test_a_batch_is_copied_without_waiting(trainer):
     trainer, seen = trainer
-    for batches in trainer._epoch_batches():
-        assert len(batches) == 2
-    assert seen.copied["_to_copy"] == 2 * 2 * 3 and seen.blocking == 0 and not seen.waits and not seen.mixed
+    filters = 2 if trainer.config.resample_on == "device" else 0  # parts of the filters for the one rate of the recordings, once
+    for _ in range(2):
+        for batches in trainer._epoch_batches():
+            assert len(batches) == 2 and {batch["waveform"].shape for batch in batches} == {(4, 4, 200)}
+    assert seen.copied["_to_copy"] == 2 * 2 * 2 * 3 + filters and seen.blocking == 0 and not seen.waits and not seen.mixed
 
 
-@pytest.mark.parametrize("trainer", ["16-mixed"], indirect=True)
+@pytest.mark.parametrize("trainer", [("16-mixed", "device")], indirect=True)
 def test_batches_are_made_ahead_in_pinned_memory(trainer, monkeypatch):
     trainer, _ = trainer
     trainer.config = replace(trainer.config, workers=2)
@@ -151,7 +158,7 @@ def test_batches_are_made_ahead_in_pinned_memory(trainer, monkeypatch):
     assert [(loader.pin_memory, loader.num_workers, loader.prefetch_factor) for loader in made] == [(True, 2, 2)]
 
 
-@pytest.mark.parametrize("trainer", [None], indirect=True)
+@pytest.mark.parametrize("trainer", [(None, "device")], indirect=True)
 def test_validation_and_its_scores(trainer):
     trainer, seen = trainer
     data = trainer.data
@@ -162,7 +169,7 @@ def test_validation_and_its_scores(trainer):
     assert 0 <= found["frames"]["accuracy"] <= 1
 
 
-@pytest.mark.parametrize("trainer", [None], indirect=True)
+@pytest.mark.parametrize("trainer", [(None, "device")], indirect=True)
 def test_the_report_of_a_model_that_lies_there(trainer):
     trainer, seen = trainer
     predictions = trainer._predict(trainer.data.test, "test")

@@ -171,6 +171,9 @@ def test_what_the_model_is_unsure_of_does_not_count(first, tmp_path):
         seen |= {*item["labels"]}
     assert seen == {0, 1, IGNORE}
     assert data.labeller.known[rows].sum() == 0  # the labels that are scored are as they were
+    data.train.own_rate = True
+    taught = self_training.self_train(fabric, None, data, 0.9, out, None)
+    assert all(isinstance(taught.train[index]["waveform"], audio.Part) for index in (0, 1))  # of both sets
 
 
 @pytest.mark.parametrize(

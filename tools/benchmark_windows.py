@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import denet_program
+from denet_torch.audio import Part
 from training.collection import open_collection
 from training.labels import Labeller
 from training.synthetic import ANNOTATIONS_HEADER, FILE_INFO_HEADER, SAMPLERATE
@@ -35,20 +36,22 @@ WORKERS = 2
 class WholeFileWindows(RandomWindows):
     """The same windows, by loading and resampling the whole file."""
 
-    def _read(self, path: Path, start: int) -> np.ndarray:
+    def _read(self, path: Path, start: int) -> Part:
         sound, samplerate = soundfile.read(path, dtype="float32")
         whole = torchaudio.functional.resample(torch.from_numpy(sound), samplerate, self.rate)
-        return whole[start : start + self.window].numpy()
+        window = whole[start : start + self.window].numpy()
+        return Part(window, len(window))
 
 
 class SlicedFileWindows(RandomWindows):
     """Windows by loading the whole file and resampling a slice, whose edges come out wrong."""
 
-    def _read(self, path: Path, start: int) -> np.ndarray:
+    def _read(self, path: Path, start: int) -> Part:
         sound, samplerate = soundfile.read(path, dtype="float32")
         edges = np.array([start, start + self.window]) * samplerate // self.rate
         part = torch.from_numpy(sound[slice(*edges)])
-        return torchaudio.functional.resample(part, samplerate, self.rate)[: self.window].numpy()
+        window = torchaudio.functional.resample(part, samplerate, self.rate)[: self.window].numpy()
+        return Part(window, len(window))
 
 
 def write_recordings(folder: Path, lengths: np.ndarray) -> None:

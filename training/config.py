@@ -114,6 +114,9 @@ class Config:
         0, "train on this many batches only, again and again, to see whether the model can learn"
     )
     workers: int = option(0, "processes that load data; 0 loads in the training process")
+    resample_on: Literal["loader", "device"] = option(
+        "loader", "where training windows are brought to --sample-rate: loader, or device, to which more is copied then"
+    )
 
     # model
     model: str = option("denet", f"name of the model: {', '.join(MODEL_NAMES)}; defaults that suit each: docs/training.md")
@@ -231,6 +234,8 @@ class Config:
             raise TrainingError("--freeze leaves layers of a trained model as they are; name it with --init-from")
         if self.few and self.subset < 1:
             raise TrainingError("--few and --subset both choose what to train on; give one of them")
+        if self.resample_on == "device" and self.backgrounds is not None:
+            raise TrainingError("--resample-on device: the loader mixes --backgrounds in after resampling; give one of them")
         if not 0 <= self.dropout < 1:
             raise TrainingError(f"--dropout is {self.dropout}; it must be at least 0 and below 1")
 

@@ -34,8 +34,8 @@ from .windows import SHORTER, Datasets
 
 # Options that have no use here: they are refused rather than passed over.
 OF_FRAMES = (
-    "overfit", "self_train", "freeze", "workers", "accumulate", "loss", "class_weights", "on_nonfinite", "amp", "compile",
-    "profile", "best_by", "loggers",
+    "overfit", "self_train", "freeze", "workers", "resample_on", "accumulate", "loss", "class_weights", "on_nonfinite", "amp",
+    "compile", "profile", "best_by", "loggers",
 )  # fmt: skip
 THRESHOLDS = np.arange(0.1, 0.91, 0.05).round(2)  # scores of a box, of which the validation side chooses one
 

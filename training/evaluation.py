@@ -12,16 +12,17 @@ from torch.utils.data import Subset, default_collate
 from tqdm import tqdm
 
 from denet_torch import Model
-from denet_torch.audio import AudioError
+from denet_torch.audio import AudioError, Part
 from denet_torch.detection import EVENT_COLUMNS, Decoding, events, mean_probabilities
 
 from .collection import Collection
 from .labels import BACKGROUND, IGNORE, Labeller
 from .metrics import choose_threshold, class_scores, event_scores, frame_scores, rates, segment_scores
+from .resampling import gathered
 from .runs import Loader
 from .windows import ExhaustiveWindows
 
-FRAME_KEYS = ("waveform", "labels", "recording", "start", "failed")
+FRAME_KEYS = ("labels", "recording", "start", "failed")
 MIN_DURATIONS = (0.0, 0.1)  # s, tried by `choose_decoding`
 MIN_GAPS = (0.0, 0.1)
 
@@ -42,8 +43,11 @@ class Predictions:
         return self.probabilities[first:last]
 
 
-def collate(items: list[dict]) -> dict[str, Tensor]:
-    return default_collate([{key: item[key] for key in FRAME_KEYS} for item in items])
+def collate(items: list[dict]) -> dict:
+    """A batch of windows; of such at their recordings' own rates what `resampling.gathered` makes of the waveforms."""
+    waveforms = [item["waveform"] for item in items]
+    gather = gathered if isinstance(waveforms[0], Part) else default_collate
+    return default_collate([{key: item[key] for key in FRAME_KEYS} for item in items]) | {"waveform": gather(waveforms)}
 
 
 def predict(

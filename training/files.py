@@ -37,8 +37,8 @@ from .splits import SIDES, draw_few, split_collection, write_split
 ANSWERS = "answers.csv"
 # Options that have no use here: they are refused rather than passed over.
 OF_FRAMES = (
-    "labels", "boundary_share", "backgrounds", "subset", "overfit", "workers", "accumulate", "loss", "class_weights",
-    "on_nonfinite", "compile", "profile", "detect", "best_by", "loggers", "self_train",
+    "labels", "boundary_share", "backgrounds", "subset", "overfit", "workers", "resample_on", "accumulate", "loss",
+    "class_weights", "on_nonfinite", "compile", "profile", "detect", "best_by", "loggers", "self_train",
 )  # fmt: skip
 CACHED = 2**28  # samples, at the model's rate, held in memory; of larger sets chunks are read from the files
 

@@ -41,6 +41,7 @@ from .mixing import Mixer, find_backgrounds
 from .options import COMPILING, explained_if_slow
 from .precision import SKIPS_IN_A_ROW, Mixed, get_fabric, read_numbers
 from .registry import current_rate, freeze_front_end, get_loss, get_model, get_optimizer, get_schedule
+from .resampling import Resampling
 from .runs import Loader, Stop, Stopped, describe, on_zero, run_folder, stop_signals, write_json
 from .splits import write_split
 from .synthetic import make_dataset
@@ -186,6 +187,7 @@ def open_data(config: Config) -> Datasets:
     )
     for windows in (data.train, data.validation, data.test):
         windows.tolerant = True
+    data.train.own_rate = config.resample_on == "device"
     return data
 
 
@@ -232,6 +234,7 @@ class Trainer:
         if config.self_train:
             answers = (fabric, self.model, self.data, config.self_train, out, self._leave_out, config.workers)
             self.data = self_training.self_train(*answers)
+        self.resampling = Resampling(config.seq_len, round(config.frame_seconds * config.sample_rate))
         if config.resume:
             self._resume()
         if config.amp and self.precision.precision == "32-true":
@@ -370,7 +373,8 @@ class Trainer:
             batch["labels"] = batch["labels"][:, self.model.answers]
             # Looked at here: on the device it would have to be waited for.
             batch["one_class"] = torch.tensor([len(batch["labels"][batch["labels"] != IGNORE].unique()) < 2])
-            batches.append(batch | {key: fabric.to_device(batch[key]) for key in ("waveform", "labels")})
+            waveform = self.resampling(batch["waveform"], fabric.to_device)
+            batches.append(batch | {"waveform": waveform, "labels": fabric.to_device(batch["labels"])})
             if len(batches) == config.accumulate:
                 yield batches
                 batches = []

@@ -55,7 +55,7 @@ def self_train(
         samples=known.samples,
         seq_len=known.seq_len,
     )
-    windows.tolerant = known.tolerant
+    windows.tolerant, windows.own_rate = known.tolerant, known.own_rate
     return replace(data, train=ByTurns(known, windows))
 
 

@@ -5,7 +5,8 @@
 
 An item is a dict: waveform (seq_len, samples) float32 at the model's rate, labels (seq_len,) int64 with
 IGNORE for frames that must not count, recording (row number in the collection), start (seconds) and
-frames, the number of whole ones.
+frames, the number of whole ones. Of a set that is `own_rate` the waveform is an `audio.Part`, to be resampled
+later (training/resampling.py).
 
 `RandomWindows` draws; an item depends on (seed, epoch, index) alone, not on the worker that makes it or on
 what was made before, so a run resumes in mid-epoch by starting at a later index. `ExhaustiveWindows` covers
@@ -77,6 +78,7 @@ class _Windows(Dataset):
         self._labeller = labeller
         # Whether a recording that cannot be read gives silence without labels, its item saying why ("failed"), or AudioError.
         self.tolerant = False
+        self.own_rate = False  # whether waveforms are left at the recordings' own rates
         self.rate, self.samples, self.seq_len = rate, samples, seq_len
         long_enough = self._length[recordings] >= samples
         self.recordings = recordings[labeller.known[recordings] & long_enough]
@@ -90,8 +92,8 @@ class _Windows(Dataset):
         """Samples in a window, at the model's rate."""
         return self.seq_len * self.samples
 
-    def _read(self, path: Path, start: int) -> np.ndarray:
-        return audio.read(
+    def _read(self, path: Path, start: int) -> audio.Part:
+        return audio.read_part(
             path, start, self.window, rate=self.rate, time_expansion=self._time_expansion
         )
 
@@ -100,27 +102,30 @@ class _Windows(Dataset):
         path = self.root / os.fsdecode(self._files[recording])
         failed = ""
         try:
-            sound = self._read(path, start)
-            if len(sound) < min(self.window, self._length[recording] - start):
+            part = self._read(path, start)
+            if part.count < min(self.window, self._length[recording] - start):
                 raise audio.AudioError(f"{path}: {SHORTER}")
         except audio.AudioError as error:
             if not self.tolerant:
                 raise
-            sound, failed = np.zeros(0, np.float32), str(error)
-        waveform = np.zeros(self.window, np.float32)
-        waveform[: len(sound)] = sound
+            part, failed = audio.Part(np.zeros(0, np.float32), 0), str(error)
         edges = np.arange(start, start + self.window + 1, self.samples)
         edges_in_file = edges * (self._samplerate[recording] / self.rate)
         labels = self._labeller(recording, edges_in_file)
         labels[(edges[1:] > self._length[recording]) | bool(failed)] = IGNORE
         return {
             "failed": failed,
-            "waveform": waveform.reshape(self.seq_len, self.samples),
+            "waveform": part if self.own_rate else self._waveform(part),
             "labels": labels,
             "recording": int(recording),
             "start": start / self.rate,
             "frames": int(min(self.window, self._length[recording] - start) // self.samples),  # that are whole
         }
+
+    def _waveform(self, part: audio.Part) -> np.ndarray:
+        waveform = np.zeros(self.window, np.float32)
+        waveform[: part.count] = part.resampled()
+        return waveform.reshape(self.seq_len, self.samples)
 
 
 class ExhaustiveWindows(_Windows):

@@ -25,7 +25,7 @@ def dry(tmp_path_factory):
 def test_every_part_runs_and_is_written(dry):
     report, page = dry
     parts = report["parts"]
-    assert sorted(parts) == ["a", "b", "c", "d", "e"]
+    assert sorted(parts) == ["a", "b", "c", "d", "e", "f"]
     for name, part in parts.items():
         assert "error" not in part, (name, part["error"])
         assert part["what"] in page
@@ -37,6 +37,8 @@ def test_every_part_runs_and_is_written(dry):
     assert parts["c"]["float16"]["killed and resumed"] and 0 <= parts["c"]["float16"]["frame F1"] <= 1
     assert all(row["seconds"] > 0 for row in parts["d"]["rows"]) and len(parts["d"]["rows"]) == 4
     assert parts["e"]["times real time"] > 0
+    assert parts["f"]["within"] and [row["resampled on"] for row in parts["f"]["rows"]] == ["loader", "device"]
+    assert all(row["copied a second"] > 0 < row["trained on a second"] for row in parts["f"]["rows"])
     assert "CPU, dry run" in page and gpu_parts.measured(report) == {}
 
 

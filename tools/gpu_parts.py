@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from unittest import mock
@@ -33,6 +34,7 @@ from .gpu_estimate import BATCHES, CARDS, seconds, step_operations
 
 SMALL = {"n_filters": 4, "gru_units": 128, "dense_units": (8, 8)}
 LIMITS = {"float64": 1e-9, "float32": 1e-3, "steps": 1e-3}  # see `difference`
+RESAMPLED = 2e-6  # two waveforms differ by no more than this; each is off by up to 1e-6 (tests/test_resampling.py)
 
 
 @dataclass(frozen=True)
@@ -294,33 +296,39 @@ def timed(setting: Setting, prepare: Callable, backends: tuple[str, ...], half: 
         return {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
 
 
-def time_step(setting: Setting, prepare: Callable, half: torch.dtype | None, batch: int) -> dict:
+def training_step(setting: Setting, prepare: Callable, half: torch.dtype | None) -> tuple[denet_torch.DENet, Callable]:
+    """A model, and what does a step on a batch of waveforms."""
     model = setting.model().train().to(setting.device)
-    module, x = prepare(model), setting.batch(batch, model).to(setting.device)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-5, fused=True)
+    module, optimizer = prepare(model), torch.optim.Adam(model.parameters(), 1e-5, fused=True)
 
-    def step() -> None:
+    def step(x: Tensor) -> None:
         optimizer.zero_grad()
         with torch.autocast(setting.device, half, enabled=half is not None):
             logits = module(x)
         logits.float().square().mean().backward()
         optimizer.step()
 
+    return model, step
+
+
+def time_step(setting: Setting, prepare: Callable, half: torch.dtype | None, batch: int) -> dict:
+    model, step = training_step(setting, prepare, half)
+    x = setting.batch(batch, model).to(setting.device)
     if setting.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     for _ in range(1 if setting.dry else 3):
-        step()
+        step(x)
     times = []
     for _ in range(2 if setting.dry else 10):
         setting.wait()
         start = time.perf_counter()
-        step()
+        step(x)
         setting.wait()
         times.append(time.perf_counter() - start)
     row = {"seconds": median(times), "samples a second": batch * model.seq_len * model.samples / median(times)}
     if setting.device == "cuda":
         row["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
-        row["busy share"] = busy_share(step)
+        row["busy share"] = busy_share(partial(step, x))
         if card := sheet(setting.card):
             row["share of the roofline"] = seconds(step_operations(batch)[0], card, half is not None, 0.0) / median(times)
     return row
@@ -398,8 +406,54 @@ def detection(setting: Setting) -> Iterator[dict]:
     yield {"seconds of audio": length, "seconds": passed, "times real time": length / passed, "events": len(events)}
 
 
-RUNS = {"a": accuracy, "b": five_steps, "e": detection, "c": training_runs, "d": timings}  # what takes all that is left: last
-SHARES = {"a": 1.0, "b": 0.5, "e": 1.0, "c": 3.0, "d": 3.0}  # of the time; what a part leaves is the others'
+def loading(setting: Setting) -> Iterator[dict]:
+    """(f) Windows of 250 kHz recordings, resampled in the loader and on the device: copied a second, and trained on a second."""
+    one, other = (next(waveforms(setting, where, 8, 0, 1)) for where in ("loader", "device"))
+    error = float((one - other).abs().max())
+    yield {"largest difference": error, "within": error <= RESAMPLED}
+    _, step = training_step(setting, lambda model: model, torch.float16 if setting.device == "cuda" else None)
+    rows = []
+    workers, number = (1, 3) if setting.dry else (4, 64)
+    for batch in (2,) if setting.dry else (8, 128):
+        for where in ("loader", "device"):
+            row = {"resampled on": where, "batch": batch, "workers": workers}
+            for name, work in (("copied a second", lambda x: None), ("trained on a second", step)):
+                row[name] = batch * pace(setting, waveforms(setting, where, batch, workers, number), work)
+            rows.append(row)
+            yield {"rows": rows}
+
+
+def waveforms(setting: Setting, where: str, batch: int, workers: int, number: int) -> Iterator[Tensor]:
+    """So many batches as the trainer has them on the device with `--resample-on`."""
+    from training.config import Config
+    from training.evaluation import collate
+    from training.loop import get_fabric, open_data
+    from training.resampling import Resampling
+    from training.runs import Loader
+
+    options = {"sample_rate": 4000, "seq_len": 4} if setting.dry else {"amp": True}  # which allows TF32
+    options |= {"accelerator": "cpu" if setting.dry else "gpu", "resample_on": where, "epoch_windows": number * batch}
+    config = Config(data_dir=data(setting), **options)
+    fabric, windows = get_fabric(config), open_data(config).train
+    resampling = Resampling(windows.seq_len, windows.samples)
+    for one in Loader(windows, batch, num_workers=workers, collate_fn=collate, pin_memory=fabric.device.type == "cuda"):
+        yield resampling(one["waveform"], fabric.to_device)
+
+
+def pace(setting: Setting, batches: Iterator[Tensor], work: Callable[[Tensor], None]) -> float:
+    """Batches a second, each waited for as in a run; not the first quarter, in which the loader's processes start."""
+    ends = []
+    for x in batches:
+        work(x)
+        setting.wait()
+        ends.append(time.perf_counter())
+    first = len(ends) // 4
+    return (len(ends) - 1 - first) / (ends[-1] - ends[first])
+
+
+# What takes all that is left: last.
+RUNS = {"a": accuracy, "b": five_steps, "e": detection, "c": training_runs, "f": loading, "d": timings}
+SHARES = {"a": 1.0, "b": 0.5, "e": 1.0, "c": 3.0, "f": 1.0, "d": 3.0}  # of the time; what a part leaves is the others'
 
 
 def run(parts: list[str], out: Path, dry: bool, minutes: float) -> dict:
@@ -428,7 +482,7 @@ def in_a_process(work: Callable, setting: Setting, seconds: float) -> dict:
     """What `work` yields within so many seconds in a process of its own, and an `error` if that was not all."""
     context = multiprocessing.get_context("spawn")  # CUDA does not outlive a fork
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(work, setting, sender), daemon=True)
+    process = context.Process(target=_send, args=(work, setting, sender))  # no daemon, which could start no loader's processes
     ends, found = time.monotonic() + seconds, {}
     process.start()
     sender.close()

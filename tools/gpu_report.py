@@ -7,9 +7,9 @@
 
 The parts: a the original's recordings (in a checkout, which has them) and drawn models on CUDA in float64 and float32, and what
 TF32, bfloat16 and float16 cost in accuracy; b five training steps beside a CPU's; c a training run with each type, the first
-killed once and resumed; d time, memory and share of the peak of training steps; e detection of an hour of audio. Each part is a
-process with its share of the minutes. One that fails, or takes longer and is stopped, is named in the report and does not stop
-the others.
+killed once and resumed; d time, memory and share of the peak of training steps; e detection of an hour of audio; f windows
+resampled in the loader and on the device, and how many of them a second. Each part is a process with its share of the minutes.
+One that fails, or takes longer and is stopped, is named in the report and does not stop the others.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 import denet_program
 from training.options import Parser, tell
 
-PARTS = ("a", "b", "c", "d", "e")
+PARTS = ("a", "b", "c", "d", "e", "f")
 
 
 def parser(prog: str = "python -m tools.gpu_report") -> Parser:

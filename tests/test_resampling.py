@@ -10,6 +10,7 @@ import torchaudio
 from data_cases import make_collection
 from test_trainer_resume import assert_same_end, saved
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data._utils.pin_memory import pin_memory
 from trainer_cases import tiny
 
 from denet_torch import audio
@@ -106,6 +107,17 @@ def test_recordings_that_cannot_be_read_are_silence(mixed, monkeypatch):
     item = dataset._item(0, 0)
     batch = collate([item, item])  # of nothing else
     assert (Resampling(10, 800)(batch["waveform"], lambda tensors: tensors) == torch.zeros(2, 10, 800)).all()
+
+
+def test_a_batch_can_lie_in_pinned_memory(mixed, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: pinned.append(tensor.shape) or tensor.clone())
+    dataset = windows(mixed, True)
+    batch = collate([dataset[i] for i in range(24)])["waveform"]
+    found = pin_memory(batch)
+    assert isinstance(found, Parts) and len(pinned) == 1 + len(batch.samples) > 4
+    resampling = Resampling(10, 800)
+    assert torch.equal(*(resampling(parts, lambda tensors: tensors) for parts in (batch, found)))
 
 
 class Precisions(TorchDispatchMode):

@@ -133,14 +133,19 @@ class Precisions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_no_product_is_tf32(mixed):
+@pytest.mark.parametrize("allowed", ["older name", "newer name", ""])
+def test_no_product_is_tf32(mixed, allowed):
     before = torch.get_float32_matmul_precision()
     try:
-        torch.set_float32_matmul_precision("high")  # as --amp does on a GPU
+        if allowed == "older name":  # as --amp does on a GPU
+            torch.set_float32_matmul_precision("high")
+        elif allowed:
+            torch.backends.cuda.matmul.fp32_precision = "tf32"
         with Precisions() as precisions:
             next(batches(windows(mixed, True)))
         assert precisions.seen and set(precisions.seen) == {"highest"}
-        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+        assert torch.backends.cuda.matmul.allow_tf32 == bool(allowed)
     finally:
         torch.set_float32_matmul_precision(before)
 

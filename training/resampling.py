@@ -66,9 +66,10 @@ class Resampling:
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """Products in float32: the TF32 that --amp allows on a GPU would leave a waveform 11 bits."""
-    before = torch.get_float32_matmul_precision()
+    # This name is read, because the other's getter raises once somebody has set it; the other is set, because it sets both.
+    before = torch.backends.cuda.matmul.fp32_precision
     torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision("high" if before == "tf32" else "highest")

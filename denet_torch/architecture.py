@@ -98,6 +98,11 @@ def parameters(config: Mapping[str, Any]) -> int:
     return sum(math.prod(shape) for shape in shapes(config).values())
 
 
+def is_variance(name: str) -> bool:
+    """Whether a weight of any of the models is a variance, which is not negative."""
+    return name.endswith(("moving_variance", "running_var"))
+
+
 def checksum(text: str, tensors: Mapping[str, Any], raw: Callable = lambda array: array.reshape(-1).view(np.uint8)) -> str:
     """SHA-256, in hexadecimal, of the metadata `text` and of every weight's name, dtype, shape and bytes, which `raw` gives."""
     digest = hashlib.sha256(text.encode())

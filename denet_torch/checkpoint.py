@@ -12,16 +12,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .architecture import checksum as arrays_checksum
+from .architecture import is_variance
 from .boxes import Boxes  # noqa: F401  # MODELS has a model once it is imported
 from .card import model_card
 from .files import UserError, printable, reason, replacing, write_safetensors
 from .model import DENet  # noqa: F401
 from .models import MODELS, Model
-from .schema import Detection, architecture, shown
+from .schema import MAX_ARCHITECTURE, MAX_DETECTION, Detection, architecture, shown
 from .sincnet import SincNet  # noqa: F401
 
 MAX_WEIGHTS = 1000  # arrays in a file; DENet has 36
-MAX_ARCHITECTURE, MAX_DETECTION = 10_000, 1_000_000  # characters
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # the names that huggingface_hub's model mixin uses
 CARD_FILE = "README.md"
 RUNS_WEIGHTS = "weights.safetensors"  # in the folder of a run
@@ -83,7 +83,7 @@ def load(path: str | Path, sha256: str | None = None) -> Model:
             raise CheckpointError(f"{path}: {name} is {tensor.dtype}; expected float32 or float64, the same for every weight")
         if tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():  # a tenth of the time of looking at each
             raise CheckpointError(f"{path}: {name} holds values that are not finite numbers")
-        if name.endswith("moving_variance") and tensor.min() < 0:
+        if is_variance(name) and tensor.min() < 0:
             raise CheckpointError(f"{path}: {name} holds negative numbers, which no variance is")
     model.load_state_dict(tensors, assign=True)
     try:

@@ -58,6 +58,8 @@ def file_log_posteriors(
         part = read(path, first * hop, min(span, length - first * hop), rate=model.sr, time_expansion=time_expansion)
         sound[: len(part)] = part
         total += window_log_posteriors(model, sound, hop).sum(axis=0)
+    if not np.isfinite(total).all():
+        raise AudioError(f"{path}: the model's answers are not finite numbers: its samples or the weights are too large")
     return total
 
 

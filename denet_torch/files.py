@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -132,16 +133,36 @@ def refuse_pipes(path: str | Path) -> None:
 
 
 def open_zip(path: str | Path) -> zipfile.ZipFile:
-    """The zip archive `path`; zipfile.BadZipFile if its list of members alone would take seconds to read."""
+    """The zip archive `path`; zipfile.BadZipFile if its list of members alone would take seconds to read, or if another program
+    could find other members in it.
+
+    PyTorch finds the list where its end says that it is, and members by their names in any case; Python allows for bytes before
+    the archive, looks for the end of a large one in another place, and tells names by their case.
+    """
     with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - (1 << 16) - 100))
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 98))
         tail = file.read()
-    end, wide = tail.rfind(b"PK\5\6"), tail.rfind(b"PK\6\6")
-    sizes = [int.from_bytes(tail[end + 12 : end + 16], "little") % (2**32 - 1)] if end >= 0 else []
-    sizes += [int.from_bytes(tail[wide + 40 : wide + 48], "little")] if wide >= 0 else []
-    if max(sizes, default=0) > MAX_DIRECTORY:
+    end, locator, wide = tail[-22:], tail[-42:-22], tail[-98:-42]
+    if len(end) < 22 or not end.startswith(b"PK\5\6"):
+        raise zipfile.BadZipFile("its end is missing, or something lies behind it")
+    length, start = struct.unpack("<II", end[12:20])
+    place = size - 22
+    if locator.startswith(b"PK\6\7"):
+        place -= 76
+        length, start = struct.unpack("<QQ", wide[40:56].ljust(16, b"\0"))
+        if not wide.startswith(b"PK\6\6") or int.from_bytes(locator[8:16], "little") != place:
+            raise zipfile.BadZipFile("its end does not lie where it says")
+    if length > MAX_DIRECTORY:
         raise zipfile.BadZipFile("its list of members is longer than that of any weight file")
-    return zipfile.ZipFile(path)
+    if start + length != place:
+        raise zipfile.BadZipFile("its list of members does not lie where it says")
+    archive = zipfile.ZipFile(path)
+    names = archive.namelist()
+    if len({name.lower() for name in names}) < len(names):
+        archive.close()
+        raise zipfile.BadZipFile("it holds two members of one name")
+    return archive
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from .files import open_zip
 REBUILT = ("_rebuild_tensor_v2", "_rebuild_parameter")
 GLOBALS = {"collections OrderedDict", "torch.serialization _get_layout", *(f"torch._utils {name}" for name in REBUILT)}
 STORAGES = {f"torch {name}Storage" for name in ("Float", "Double", "Long", "Int", "Bool", "Half", "BFloat16", "Byte")}
+ZIP = b"PK\3\4"
 # PyTorch hashes keys by recursion: deeper ones than these many tuples could make end the process.
 MAX_TUPLES = 20_000
 MAX_PICKLE = 64 << 20  # bytes
@@ -24,13 +25,14 @@ REFUSED = set("BYTEARRAY8 NEXT_BUFFER EXT1 EXT2 EXT4 INST OBJ NEWOBJ NEWOBJ_EX P
 def check_archive(path: Path) -> None:
     """Raise pickle.UnpicklingError unless the file that torch.save wrote holds tensors and plain values only."""
     try:
-        if not zipfile.is_zipfile(path):  # before PyTorch 1.6: five pickles, then bytes
-            with open(path, "rb") as file:
+        with open(path, "rb") as file:
+            if file.read(4) != ZIP:  # which is how PyTorch tells; before its version 1.6: five pickles, then bytes
+                file.seek(0)
                 for _ in range(5):
                     check_pickle(file)
-            return
+                return
         with open_zip(path) as archive:
-            members = [member for member in archive.infolist() if member.filename.endswith("data.pkl")]
+            members = [member for member in archive.infolist() if member.filename.lower().endswith("data.pkl")]
             if len(members) != 1 or members[0].file_size > MAX_PICKLE:
                 raise pickle.UnpicklingError("it is no archive that torch.save wrote")
             check_pickle(archive.read(members[0]), MAX_COURSE)

@@ -10,6 +10,7 @@ from typing import Any
 
 MAX_SECONDS = 1e6  # of a gap or a duration
 MAX_LABEL = 1000  # characters
+MAX_ARCHITECTURE, MAX_DETECTION = 10_000, 1_000_000  # characters that a file states them in
 RATES = (100, 10_000_000)  # Hz: from infrasound to ten times what bat detectors write
 
 

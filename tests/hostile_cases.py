@@ -14,6 +14,8 @@ import math
 import os
 import random
 import shutil
+import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,12 +315,31 @@ def loads(path: Path) -> Callable[[], None]:
     return check
 
 
+def odd_archive(rng: random.Random, data: bytes) -> bytes:
+    """A zip archive in which readers may find other members: names twice, in two cases, bytes before or behind it."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        contents = [(name, archive.read(name)) for name in archive.namelist()]
+    name, content = rng.choice(contents)
+    twin = rng.choice([name, name.upper(), name.replace("data", "Data"), name.removesuffix(".npy"), f"{name}\0x", f"./{name}"])
+    contents.insert(rng.choice([0, len(contents)]), (twin, rng.choice([content, content[::-1], bytes(len(content)), b""])))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for member in contents:
+            archive.writestr(*member)
+    twins = buffer.getvalue()
+    return rng.choice([twins, twins, twins, data + twins, twins + data, b"PK\3\4" + data, data + bytes(rng.randrange(1, 99))])
+
+
 def weight_files(rng: random.Random, folder: Path, good: Good) -> Case:
     """denet convert of files of each format."""
     bases = {ending: (good / f"weights{ending}").read_bytes() for ending in (*FORMATS, ".pt")}
     if rng.random() < 0.25:
         ending = rng.choice(list(bases))
         data = raw(rng, bases[ending], head=2000)
+    elif rng.random() < 0.1:
+        ending = rng.choice([".npz", ".keras", ".pt"])
+        data = odd_archive(rng, bases[ending])
     else:
         kind = rng.choice([*weights.COUNTS, "pt", "pt"])
         some = bases if kind == "pt" else {ending: data for ending, data in bases.items() if ending != ".pt"}

@@ -59,7 +59,10 @@ SHOWN = 20  # notes, and names in one
 
 @dataclass(frozen=True)
 class Job:
-    """How answers are computed, and the folder that keeps them; see `denet_torch.detection.search`."""
+    """How answers are computed, and the folder that keeps them; see `denet_torch.detection.search`.
+
+    `sha256` of the weights as they were at first: every process of a job has the same ones, whatever is written there meanwhile.
+    """
 
     weights: Path
     folder: Path
@@ -67,6 +70,12 @@ class Job:
     batch_size: int | None = None
     time_expansion: float = 1
     device: str = "cpu"
+    sha256: str | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.weights.is_file():  # if not, loading it says so
+            with open(self.weights, "rb") as file:
+                object.__setattr__(self, "sha256", hashlib.file_digest(file, "sha256").hexdigest())
 
 
 @dataclass(frozen=True)
@@ -268,11 +277,11 @@ def clock_time(began: datetime | None, seconds: float = 0) -> str:
 
 @lru_cache(maxsize=1)
 def load_model(job: Job) -> denet_torch.Model:
-    """The model of `job.weights` on its device, loaded once. Raises CheckpointError."""
+    """The model of `job.weights` on its device, loaded once. Raises CheckpointError, also if the file is another by now."""
     device = job.device
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun: one GPU a rank
-    return denet_torch.load(job.weights).to(device)
+    return denet_torch.load(job.weights, job.sha256).to(device)
 
 
 def _load(parts: list[Part]) -> np.ndarray:
@@ -283,8 +292,6 @@ def _plan(
     job: Job, model: denet_torch.Model, paths: list[Path]
 ) -> tuple[dict[Path, list[Part]], dict[Path, str], list[str]]:
     """Parts of each recording, the reasons why there are none, and notes."""
-    with open(job.weights, "rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
     length = max(1, round(PART_SECONDS / answer_seconds(model)))
     recordings, failures, faults, low = {}, {}, [], []
     for path in tqdm(paths, desc="headers", unit="file", leave=False):
@@ -300,7 +307,7 @@ def _plan(
         faults += [info.fault] * bool(info.fault)
         low += [f"{path} ({info.samplerate} Hz)"] * (info.samplerate < model.sr)
         stat = path.stat()
-        depends = (weights, job.hop, job.time_expansion, str(path), stat.st_size, stat.st_mtime_ns)
+        depends = (job.sha256, job.hop, job.time_expansion, str(path), stat.st_size, stat.st_mtime_ns)
         recordings[path] = []
         for start in range(0, total, length):
             stop = min(start + length, total)

@@ -1,10 +1,13 @@
 """The architecture behind a set of weights: what they determine, what has to be said, and whether they fit it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 
-from denet_torch.architecture import ATTENTION, NAMES, attention_steps, shapes
+from denet_torch import schema
+from denet_torch.architecture import ATTENTION, NAMES, attention_steps, is_variance, shapes
+from denet_torch.files import reason
 
 from . import Weights, WeightsError, rate
 
@@ -18,40 +21,9 @@ OPTIONS = {  # argument of DENet -> option of tools.convert_weights
 }
 DEFAULTS = {"sr": 16000, "seq_len": 10, "dropout": 0.3, "train_attention": True, "attention_dropout": False}
 
-
-def _count(value) -> bool:
-    return type(value) is int and 0 < value < 2**31
-
-
-def _counts(value) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_count, value))
-
-
-def _rate(value) -> bool:
-    return type(value) in (int, float) and 0 < value < 2**31
-
-
-def _share(value) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1
-
-
-def _flag(value) -> bool:
-    return type(value) is bool
-
-
-ARGUMENTS = {  # of DENet, input_shape in two, and what they can be
-    "seq_len": _count,
-    "samples": _count,
-    "n_classes": _count,
-    "sr": _rate,
-    "before_pooling": _flag,
-    "dropout": _share,
-    "train_attention": _flag,
-    "attention_dropout": _flag,
-    "n_filters": _count,
-    "gru_units": _count,
-    "dense_units": _counts,
-}
+# Arguments of DENet, input_shape in two, and what they can be.
+ARGUMENTS = {"seq_len": schema.COUNT, "samples": schema.COUNT, **schema.COMMON, **schema.OWN["denet"]}
+del ARGUMENTS["input_shape"]
 
 
 def facts(source: Path | str, config: dict) -> dict:
@@ -66,8 +38,8 @@ def facts(source: Path | str, config: dict) -> dict:
             raise WeightsError(f"{source}: states the input shape {shape!r}; expected [seq_len, samples, 1]")
         config |= {key: size for key, size in zip(("seq_len", "samples"), shape[:2], strict=True) if size is not None}
     known = {key: config[key] for key in ARGUMENTS if key in config}
-    if wrong := [key for key, value in known.items() if not ARGUMENTS[key](value)]:
-        raise WeightsError(f"{source}: {wrong[0]} = {known[wrong[0]]!r}, which no DENet has")
+    if wrong := [key for key, value in known.items() if not ARGUMENTS[key][0](value)]:
+        raise WeightsError(f"{source}: {wrong[0]} = {schema.shown(known[wrong[0]])}, which no DENet has")
     return known
 
 
@@ -141,15 +113,34 @@ def _rate_of(weights: Weights, said: dict, by_user: bool, notes: list[str]) -> d
 
 
 def check(weights: Weights, config: dict) -> None:
-    """Raise WeightsError unless `weights` are exactly the finite float32 or float64 weights of DENet(**config)."""
+    """Raise WeightsError unless `weights` are exactly the finite float32 or float64 weights of DENet(**config), and all that is
+    said beside them is what `denet_torch.load` takes."""
+    try:
+        schema.architecture(config)
+    except ValueError as error:
+        raise WeightsError(f"{weights.path}: {error}") from None
     for name, shape in shapes(config).items():
         tensor = weights.tensors[name]
         if tensor.shape != shape:
             raise WeightsError(f"{weights.path}: {_where(weights, name)} is {tensor.shape} in the file, {shape} expected")
         if not np.isfinite(tensor).all():
             raise WeightsError(f"{weights.path}: {_where(weights, name)} holds values that are not finite numbers")
+        if is_variance(name) and tensor.min() < 0:
+            raise WeightsError(f"{weights.path}: {_where(weights, name)} holds negative numbers, which no variance is")
     if extra := weights.tensors.keys() - set(NAMES):
         raise WeightsError(f"{weights.path}: {min(extra)} is no weight of a DENet")
+    try:
+        if len(weights.detection) > schema.MAX_DETECTION:
+            raise ValueError(f"they have more than {schema.MAX_DETECTION} characters")
+        if weights.detection:
+            schema.Detection.from_dict(json.loads(weights.detection), config["n_classes"])
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{weights.path}: its labels and decoding cannot be used ({reason(error)})") from None
+    if weights.recorded:
+        x, y = weights.recorded
+        if (x.shape[2], y.shape[2]) != (config["input_shape"][1], config["n_classes"]):
+            of = f"of frames of {x.shape[2]} samples, and of {y.shape[2]} classes"
+            raise WeightsError(f"{weights.path}: its recorded predictions are {of}, as its weights are not")
 
 
 def check_types(weights: Weights) -> None:

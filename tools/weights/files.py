@@ -1,6 +1,7 @@
 """Reading files with care: bounded reading, safe archives."""
 
 import gzip
+import json
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,6 +12,7 @@ from . import WeightsError
 
 GZIP = b"\x1f\x8b"
 MAX_MEMBERS = 10_000  # of an archive
+MAX_JSON = 1 << 20  # bytes; each bracket becomes a list of sixty
 MAX_RATIO = 4  # weights are noise, which hardly packs: what unpacks to more is no weight file
 
 
@@ -28,6 +30,19 @@ def existing(path: Path) -> Path:
     if path.stat().st_size == 0:
         raise WeightsError(f"{path}: is empty (0 bytes)")
     return path
+
+
+def parsed(path: Path, text: str | bytes, what: str) -> dict:
+    """The object that `text`, JSON that `path` has as its `what`, stands for. Raises WeightsError."""
+    try:
+        if len(text) > MAX_JSON:
+            raise ValueError(f"it is longer than {MAX_JSON} characters")
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: its {what} cannot be read ({line(error)})") from None
+    return found
 
 
 def read_bytes(path: Path) -> bytes:
@@ -57,8 +72,6 @@ def unzip(path: Path, wanted=lambda name: True) -> dict[str, bytes]:
                 raise WeightsError(f"{path}: unpacks to more than {MAX_RATIO} times its size, which no weight file does")
             if len(members) > MAX_MEMBERS:
                 raise WeightsError(f"{path}: holds {len(members)} members, as no weight file does")
-            if len({member.filename for member in members}) < len(members):
-                raise WeightsError(f"{path}: holds two members of one name")
             for member in members:
                 if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise WeightsError(f"{path}: {member.filename} is packed in a way that no weight file is")

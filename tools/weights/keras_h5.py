@@ -118,7 +118,7 @@ def _known(path: Path, model_config: str) -> dict:
         sinc = wrapped[kinds.index("SincConv1D")]["config"] if "SincConv1D" in kinds else {}
         if rate := sinc.get("fs", sinc.get("sr")):
             known["sr"] = rate
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{path}: its model_config cannot be read ({line(error)})") from None

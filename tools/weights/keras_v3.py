@@ -15,7 +15,7 @@ from denet_torch.architecture import LAYERS, NAMES, transposed
 
 from . import Weights, WeightsError
 from .architecture import check_types, facts
-from .files import line, read_bytes, unzip
+from .files import parsed, read_bytes, unzip
 from .hdf5 import read_tree, writing
 from .keras_h5 import read_keras2
 
@@ -44,10 +44,9 @@ def read_keras(path: Path) -> Weights:
     members = unzip(path, lambda name: name in ("config.json", "model.weights.h5"))
     if len(members) < 2:
         raise WeightsError(f"{path}: lacks config.json or model.weights.h5")
-    try:
-        config = dict(json.loads(members["config.json"])["config"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise WeightsError(f"{path}: its config.json cannot be read ({line(error)})") from None
+    config = parsed(path, members["config.json"], "config.json").get("config")
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path}: its config.json cannot be read (it has no config)")
     return _hdf5(path, members["model.weights.h5"], facts(path, config))
 
 

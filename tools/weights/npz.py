@@ -14,7 +14,7 @@ from denet_torch.architecture import ATTENTION, NAMES, PORT_NAMES, keras_name, t
 
 from . import Weights, WeightsError
 from .architecture import check_types, facts
-from .files import line, unzip
+from .files import line, parsed, unzip
 
 MAX_MEMBERS = 1000  # DENet has 36
 
@@ -22,9 +22,9 @@ MAX_MEMBERS = 1000  # DENet has 36
 def read_npz(path: Path) -> Weights:
     """Weights of an .npz that `keras224_export.export` or `write_npz` wrote. Raises WeightsError."""
     arrays = read_arrays(path)
-    known, recorded = _known(path, arrays.pop("config", None)), _recorded(arrays)
-    detection = str(arrays.pop("detection", ""))
-    arrays = {name: array for name, array in arrays.items() if name not in ("x", "y")}
+    known, recorded = _known(path, arrays), _recorded(arrays)
+    detection = _text(path, "detection", arrays["detection"]) if "detection" in arrays else ""
+    arrays = {name: array for name, array in arrays.items() if name not in ("config", "detection", "x", "y")}
     if unknown := [name for name in arrays if name not in PORT_NAMES]:
         raise WeightsError(f"{path}: {unknown[0]} is no weight of a DENet")
     weights = Weights(path, {}, {}, known, recorded=recorded, detection=detection)
@@ -48,7 +48,7 @@ def read_attention_npz(path: Path) -> Weights:
         raise WeightsError(f'{path}: has {len(found)} arrays named "attention/..."; the attention network has {len(ATTENTION)}')
     if set(found) == {keras_name(name) for name in ATTENTION}:
         found = {keras_name(name): found[keras_name(name)] for name in ATTENTION}
-    weights = Weights(path, {}, {}, _known(path, arrays.get("config")), recorded=_recorded(arrays))
+    weights = Weights(path, {}, {}, _known(path, arrays), recorded=_recorded(arrays))
     for name, (origin, array) in zip(ATTENTION, found.items(), strict=True):
         weights.tensors[name], weights.origin[name] = transposed(name, array), origin
     check_types(weights)
@@ -80,17 +80,30 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             raise WeightsError(f"{path}: {name} is not a numpy array ({line(error)})") from None
         if dtype.kind not in "fiubU":
             raise WeightsError(f"{path}: {name} is {dtype}, not numbers or text")
-        if len(shape) > 8 or any(not isinstance(size, int) or size >= 2**31 for size in shape):
+        if len(shape) > 8 or any(type(size) is not int or size >= 2**31 for size in shape):
             raise WeightsError(f"{path}: {name[:80]} says that it is {str(shape)[:80]}, which no weight is")
         count = math.prod(shape)
         if min(shape, default=0) < 0 or count * dtype.itemsize != len(data) - buffer.tell():
             raise WeightsError(f"{path}: {name} says that it is {shape}, but its bytes are fewer or more")
-        if count:
-            array = np.frombuffer(data, dtype, count, buffer.tell())
+        if name in arrays:
+            raise WeightsError(f"{path}: holds {name} twice")
+        try:
+            array = np.frombuffer(data, dtype, count, buffer.tell()) if count else np.empty(0, dtype)
             arrays[name] = array.reshape(shape, order="F" if fortran else "C")
-        else:
-            arrays[name] = np.empty(shape, dtype)
+        except ValueError as error:  # elements of no bytes, or axes that are too long together
+            raise WeightsError(f"{path}: {name} is {shape} of {dtype} ({line(error)})") from None
     return arrays
+
+
+def _text(path: Path, name: str, array: np.ndarray) -> str:
+    """The one text that an array is. Raises WeightsError."""
+    try:
+        text = array.item()  # ValueError for several, and for numbers that are no letters
+        if isinstance(text, str):
+            return text
+    except (ValueError, SystemError):
+        pass
+    raise WeightsError(f"{path}: {name} is {array.dtype} {array.shape}, not a text")
 
 
 def _recorded(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -99,13 +112,7 @@ def _recorded(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | 
     return (x, y) if fits and x.shape[3] == 1 and {x.dtype.kind, y.dtype.kind} == {"f"} else None
 
 
-def _known(path: Path, config: np.ndarray | None) -> dict:
-    if config is None:
+def _known(path: Path, arrays: dict[str, np.ndarray]) -> dict:
+    if "config" not in arrays:
         return {}
-    try:
-        stated = json.loads(str(config))
-        if not isinstance(stated, dict):
-            raise ValueError("not an object")
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: its config cannot be read ({line(error)})") from None
-    return facts(path, stated)
+    return facts(path, parsed(path, _text(path, "config", arrays["config"]), "config"))

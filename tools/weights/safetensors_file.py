@@ -11,7 +11,7 @@ from denet_torch.architecture import NAMES, checksum
 
 from . import Weights, WeightsError
 from .architecture import check_types, facts
-from .files import existing, line
+from .files import existing, line, parsed
 
 
 def read_safetensors(path: Path) -> Weights:
@@ -31,10 +31,7 @@ def read_safetensors(path: Path) -> Weights:
         raise WeightsError(f"{path}: damaged, its checksum does not match")
     if unknown := tensors.keys() - set(NAMES):
         raise WeightsError(f"{path}: {min(unknown)} is no weight of a DENet")
-    try:
-        config = dict(json.loads(metadata["denet"]))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise WeightsError(f"{path}: its architecture cannot be read ({line(error)})") from None
+    config = parsed(path, metadata["denet"], "architecture")
     weights = Weights(path, tensors, {name: name for name in tensors}, facts(path, config), detection=detection)
     check_types(weights)
     return weights

@@ -8,16 +8,19 @@ import numpy as np
 import torch
 
 from denet_torch import checkpoint
+from denet_torch.architecture import is_variance
 from denet_torch.pickles import check_archive
+from denet_torch.schema import architecture, shown
 from denet_torch.sincnet import SincNet
 
 from . import WeightsError
 from .files import existing, line
+from .torch_files import plain
 
 PARTS = ("CNN_model_par", "DNN1_model_par", "DNN2_model_par")
 NAMES = (  # name in the file -> the port's
     (r"CNN_model_par/conv\.0\.(low|band)_hz_", r"sinc.\1_hz"),
-    (r"CNN_model_par/conv\.([1-9]\d*)\.(weight|bias)", lambda found: f"convs.{int(found[1]) - 1}.{found[2]}"),
+    (r"CNN_model_par/conv\.([1-9][0-9]{0,2})\.(weight|bias)", lambda found: f"convs.{int(found[1]) - 1}.{found[2]}"),
     (r"CNN_model_par/ln0\.(gamma|beta)", r"input_norm.\1"),
     (r"CNN_model_par/ln\.(\d+)\.(gamma|beta)", r"norms.\1.\2"),
     (r"DNN1_model_par/ln0\.(gamma|beta)", r"features_norm.\1"),
@@ -89,9 +92,10 @@ def read_sincnet(path: Path, sr: int) -> tuple[SincNet, list[str]]:
         hop = nearest_hop(chunk, sr)
         with torch.device("meta"):
             model = SincNet((chunk // hop, hop), n_classes, sr, n_filters=filters, taps=taps, hidden=hidden)
+        architecture(model.config, model.name)
     except KeyError as error:
         raise WeightsError(f"{path}: {error.args[0]} is missing; is it a model_raw.pkl of SincNet?") from None
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, TypeError) as error:  # TypeError: len() of a single number
         raise error if isinstance(error, WeightsError) else WeightsError(f"{path}: {line(error)}") from None
     expected = model.state_dict()
     for name in sorted(expected.keys() | state.keys()):
@@ -103,6 +107,8 @@ def read_sincnet(path: Path, sr: int) -> tuple[SincNet, list[str]]:
             raise WeightsError(f"{path}: {name} is {tuple(state[name].shape)}, {tuple(expected[name].shape)} expected")
         if not torch.isfinite(state[name]).all():
             raise WeightsError(f"{path}: {name} holds values that are not finite numbers")
+        if is_variance(name) and (state[name] < 0).any():
+            raise WeightsError(f"{path}: {name} holds negative numbers, which no variance is")
     model.load_state_dict(state, assign=True)
     return model.eval(), unused
 
@@ -135,7 +141,7 @@ def _tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     state, unused, size = {}, [], path.stat().st_size
     for part in PARTS:
         for name, tensor in saved[part].items():
-            name = f"{part}/{name}"
+            name = f"{part}/{name if isinstance(name, str) else shown(name)}"
             if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
                 raise WeightsError(f"{path}: {name} is no tensor")
             if tensor.numel() * tensor.element_size() > size:
@@ -149,7 +155,7 @@ def _tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
                 continue
             if tensor.dtype not in (torch.float32, torch.float64):
                 raise WeightsError(f"{path}: {name} is {tensor.dtype}; expected float32 or float64")
-            state[ours] = tensor.detach().flatten() if ours.startswith("sinc.") else tensor.detach()
+            state[ours] = plain(tensor).flatten() if ours.startswith("sinc.") else plain(tensor)
     if len({tensor.dtype for tensor in state.values()}) > 1:
         raise WeightsError(f"{path}: float32 and float64 weights in one file")
     return state, unused

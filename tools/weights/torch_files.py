@@ -10,6 +10,7 @@ import torch
 import denet_torch
 from denet_torch.architecture import NAMES
 from denet_torch.pickles import check_pickle
+from denet_torch.schema import shown
 
 from . import Weights, WeightsError
 from .architecture import check_types
@@ -18,7 +19,7 @@ from .files import line, unzip
 
 def read_pt(path: Path) -> Weights:
     """Weights of a state dict that `torch.save` wrote. Raises WeightsError. Nothing in the file is executed."""
-    pickles = unzip(path, lambda name: name.endswith("/data.pkl"))  # checks sizes and CRCs before PyTorch reads
+    pickles = unzip(path, lambda name: name.lower().endswith("data.pkl"))  # checks sizes and CRCs before PyTorch reads
     if len(pickles) != 1:
         raise WeightsError(f"{path}: is no archive that torch.save wrote")
     try:
@@ -33,19 +34,26 @@ def read_pt(path: Path) -> Weights:
         if isinstance(name, str) and name.endswith("local_step"):  # training state, no weight
             continue
         if name not in NAMES or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-            raise WeightsError(f"{path}: {name} is no weight of a DENet")
+            raise WeightsError(f"{path}: {name if isinstance(name, str) else shown(name)} is no weight of a DENet")
         if tensor.device.type != "cpu" or tensor.is_nested:
             raise WeightsError(f"{path}: {name} is no tensor of plain numbers")
         total += tensor.numel() * tensor.element_size()
+        if not tensor.numel():
+            raise WeightsError(f"{path}: {name} is {tuple(tensor.shape)}, which no weight is")
         if total > size:
             raise WeightsError(f"{path}: {name} is {tuple(tensor.shape)}, more than the file holds")
         if tensor.dtype not in (torch.float32, torch.float64):
             raise WeightsError(f"{path}: {name} is {tensor.dtype}; expected float32 or float64")
-        weights.tensors[name], weights.origin[name] = tensor.detach().resolve_neg().numpy(), name
+        weights.tensors[name], weights.origin[name] = plain(tensor).numpy(), name
     if not weights.tensors:
         raise WeightsError(f"{path}: holds no weights")
     check_types(weights)
     return weights
+
+
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The numbers of a tensor as they lie side by side, whatever it is a view of."""
+    return tensor.detach().resolve_neg().contiguous()
 
 
 def write_pt(tensors: dict[str, np.ndarray], config: dict, path: Path) -> None:

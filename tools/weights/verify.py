@@ -22,12 +22,12 @@ def differences(weights: Weights, config: dict, target: Path) -> dict[str, float
     The references: predictions recorded with the weights by the model that owns them, `reference_tf` where TensorFlow is
     installed, and, if there is neither, this port with the weights as they were read.
     """
-    run = _runner(target, weights, config)
+    run, dtype = _runner(target, weights, config), weights.tensors["conv1.weight"].dtype
     found = {}
     if weights.recorded:
         x, y = weights.recorded
-        found["predictions recorded with the weights"] = _difference(run(x[..., 0]), y)
-    x = np.random.default_rng(0).standard_normal((2, *config["input_shape"][:2])).astype(weights.tensors["conv1.weight"].dtype)
+        found["predictions recorded with the weights"] = _difference(run(x[..., 0].astype(dtype)), y)
+    x = np.random.default_rng(0).standard_normal((2, *config["input_shape"][:2])).astype(dtype)
     if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tf_keras"):
         found["reference_tf on drawn inputs"] = _difference(run(x), _tensorflow(weights.tensors, config)(x))
     if not found:

@@ -172,3 +172,28 @@ def test_other_settings_do_not_resume(long_run, tmp_path):
     with pytest.raises(TrainingError, match="was started with learning_rate 0.001, not 0.5"):
         train(replace(long_run, out=out, resume=True, learning_rate=0.5))
     assert yaml.safe_load((out / CONFIG).read_text())["learning_rate"] == 0.001
+
+
+def test_what_is_no_file_is_no_checkpoint(tmp_path):
+    """A pipe would be waited for, and a link to a device read without end."""
+    name = "step-00000000{}-0123456789abcdef.ckpt"
+    os.mkfifo(tmp_path / name.format(1))
+    (tmp_path / name.format(2)).mkdir()
+    (tmp_path / name.format(3)).symlink_to("/dev/zero")
+    (tmp_path / name.format(4)).symlink_to(tmp_path / "nothing")
+    checkpoints.save(tmp_path, {"a": 1}, 0, keep=1)
+    found, damaged = checkpoints.find(tmp_path)
+    assert found.name.startswith("step-000000000-") and not damaged
+
+
+@pytest.mark.parametrize(
+    "changes", [{"losses": [10**500]}, {"rates": [10**500]}, {"best": 10**500}, {"epoch_step": 2}, {"skipped": 2**63}], ids=str
+)
+def test_an_account_that_no_run_gives_is_refused(tmp_path, changes):
+    progress = loop.Progress(step=1, losses=[1.0], rates=[0.1])
+    state = {"progress": progress}
+    checkpoints.save(tmp_path, state, 1, keep=2)
+    checkpoints.load(checkpoints.find(tmp_path)[0], state)
+    checkpoints.save(tmp_path, {"progress": progress.state_dict() | changes}, 2, keep=2)
+    with pytest.raises(TrainingError, match="is no checkpoint of this run"):
+        checkpoints.load(checkpoints.find(tmp_path)[0], state)

@@ -177,6 +177,8 @@ def _check_progress(saved: Any, progress: Any) -> None:
             raise ValueError(f"{name} are not of {whole[count]} {count}s")
     if not all(map(math.isfinite, [whole["best"], *whole["rates"]])):
         raise ValueError("rates or the best score are no finite numbers")
+    if whole.get("epoch_step", 0) > whole["step"]:
+        raise ValueError(f"epoch_step is {whole['epoch_step']} of {whole['step']} steps")
     if not (whole["epoch"] > 0) <= whole["best_epoch"] <= whole["epoch"]:
         raise ValueError(f"best_epoch is {whole['best_epoch']} of {whole['epoch']}")
     records = whole["epochs"]
@@ -190,7 +192,7 @@ def _check_progress(saved: Any, progress: Any) -> None:
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a value from a file is of the type that a field has; dicts hold numbers by name, and such dicts."""
     if kind is int:
-        return type(value) is int and value >= 0
+        return _is_number(value) and type(value) is int and value >= 0
     if kind is float:
         return _is_number(value)
     if kind is dict:
@@ -206,12 +208,13 @@ def _outline(record: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+    """Whether a value is a number that floats can hold; of integers those of 64 bits."""
+    return type(value) is float or type(value) is int and abs(value) < 2**63
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`."""
-    return sorted(folder.glob("step-*-*.ckpt"), reverse=True)
+    """The checkpoints in `folder`; what is no file, such as a pipe, is none, whatever its name."""
+    return sorted(filter(Path.is_file, folder.glob("step-*-*.ckpt")), reverse=True)
 
 
 def find(folder: Path) -> tuple[Path | None, list[Path]]:

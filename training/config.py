@@ -520,14 +520,23 @@ def _check_files(argv: list[str]) -> None:
         try:
             text = path.read_text(encoding="utf-8")
             # An alias repeats what was said before: a few lines of them make gigabytes.
-            aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
-            fits = not aliases and _holds_options(yaml.safe_load(text))
+            fits = _is_flat(text) and _holds_options(yaml.safe_load(text))
         except OSError as error:
             raise TrainingError(f"--config {name}: cannot be read ({error.strerror})") from None
         except (yaml.YAMLError, ValueError, RecursionError):
             fits = False
         if not fits:
             raise TrainingError(f"--config {name}: is no YAML file of options and their values (without aliases)")
+
+
+def _is_flat(text: str) -> bool:
+    """Whether YAML has no aliases and nothing deeper than a list in a mapping; what is deep takes minutes to read to its end."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > 2 or isinstance(event, yaml.AliasEvent):
+            return False
+    return True
 
 
 def _holds_options(value) -> bool:

@@ -45,11 +45,14 @@ def original_model(
     head="softmax",
     registered=False,
     sizes=(5, 3, 5, 6),
+    seed=0,
 ):
     """The published `get_denet`, layer by layer, its DELayer hiding the attention network from Keras as there."""
     filters, units, *dense = sizes
     import tf_keras
     from tf_keras import layers
+
+    tf_keras.utils.set_random_seed(seed)  # of 45 draws of its weights one was off by 3.6e-7: a rare one may be by 1e-6
 
     import reference_tf.layers as reference
 
@@ -171,7 +174,7 @@ def test_restore_puts_a_trained_model_into_a_live_one(tmp_path):
 
     # and the .h5 for the original goes in by its own means, all but the attention
     convert(tmp_path / "a.safetensors", tmp_path / "a.h5")
-    other = original_model(True, 0.3)
+    other = original_model(True, 0.3, seed=1)
     other.load_weights(str(tmp_path / "a.h5"))
     mine = keras224_export._named_layers(model)
     theirs = keras224_export._named_layers(other)
@@ -247,7 +250,7 @@ def test_changed_heads_are_refused(tmp_path):
 )
 def test_restore_checks_all_before_it_writes(tmp_path, changes, message):
     keras224_export.export(original_model(), str(tmp_path / "all.npz"))
-    other = original_model(**changes)
+    other = original_model(**changes, seed=1)
     before = other.get_weights()
     with pytest.raises(ValueError, match=message):
         keras224_export.restore(other, str(tmp_path / "all.npz"))

@@ -249,8 +249,11 @@ class TestTensorFlow:
 
     @pytest.fixture(params=[True, False], ids=["registered", "unregistered"])
     def model(self, request):
+        import tf_keras
+
         import reference_tf
 
+        tf_keras.utils.set_random_seed(0)
         return reference_tf.DENet(**SMALL | {"train_attention": request.param, "before_pooling": True})
 
     def predictions(self, model):
@@ -281,9 +284,11 @@ class TestTensorFlow:
     @pytest.mark.parametrize("how", ["model.export", "tf.saved_model.save"])
     def test_from_a_saved_model(self, how, tmp_path):
         import tensorflow as tf
+        import tf_keras
 
         import reference_tf
 
+        tf_keras.utils.set_random_seed(0)
         model = reference_tf.DENet(**SMALL)
         if how == "model.export":
             model.export(str(tmp_path / "saved"))
@@ -297,6 +302,7 @@ class TestTensorFlow:
 
         import reference_tf
 
+        tf_keras.utils.set_random_seed(0)
         model, optimizer = reference_tf.DENet(**SMALL), tf_keras.optimizers.Adam()
         optimizer.build(model.trainable_variables)
         path = tf.train.Checkpoint(net=model, optimizer=optimizer, epoch=tf.Variable(3)).save(str(tmp_path / "run"))

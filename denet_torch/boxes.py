@@ -30,6 +30,7 @@ LEAST_SHARE = 0.25  # of a call, or of the overlap: a shorter piece at an image'
 SAME = 0.5  # share of the smaller of two boxes that both have, in the time that two images share, if they are one call
 NEAR = 1.5  # pixels from an image's side within which a box is cut by it
 STRIDE = 4  # pixels from one place where the detector looks for the middle of a box to the next
+MAX_PIXELS = 2**18  # of the images that are searched at once; those of a batch of the default size are as many
 QUIET = 1e-8  # power of what 16 bits cannot tell from silence
 
 
@@ -215,6 +216,8 @@ class Boxes(Model):
         self.hop = max(1, length // columns)
         self.size = 2 ** math.ceil(math.log2(max(2 * self.hop, 2 * rows)))  # samples of a spectrum
         width = -(-length // self.hop)
+        if max(width * rows, length / 16) > MAX_PIXELS:
+            raise ValueError(f"an image of {width} x {rows} pixels of {length} samples; expected at most {MAX_PIXELS} pixels")
         if channels % 32 or rows < 16 or width < 16:
             raise ValueError(f"an image of {width} x {rows} pixels and {channels} channels; expected 16 x 16, a multiple of 32")
         self.layout = Layout(length / sr, length / sr / 4, width, rows, sr / 2)
@@ -301,7 +304,8 @@ class Boxes(Model):
     ) -> np.ndarray:
         """`find` in a recording of `duration` seconds, of which `sound` gives so many samples from one on, or as many as there
         are."""
-        starts, batch_size = self.layout.starts(duration)[start:stop], batch_size or 16
+        pixels = max(self.layout.width * self.layout.height, self.seq_len * self.samples // 16)
+        starts, batch_size = self.layout.starts(duration)[start:stop], batch_size or max(1, min(16, MAX_PIXELS // pixels))
         place, found = next(self.parameters()), []
         with self.evaluating():
             for first in range(0, len(starts), batch_size):

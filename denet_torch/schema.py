@@ -143,7 +143,8 @@ def _number(value: Any) -> bool:
 def _is_label(value: Any) -> bool:
     if not isinstance(value, str) or not 0 < len(value) <= MAX_LABEL:
         return False
-    return not any("\ud800" <= character <= "\udfff" for character in value)  # halves of a character: no UTF-8
+    # Halves of a character are no UTF-8; a carriage return ends a line of a table where that is read, and is not quoted there.
+    return not any("\ud800" <= character <= "\udfff" or character == "\r" for character in value)
 
 
 def _count(value: Any) -> bool:

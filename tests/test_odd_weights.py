@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import struct
 import zipfile
@@ -9,9 +10,11 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file
 from test_damaged_weights import edited_hdf5, edited_zip
+from trainer_cases import as_options, tiny
 from weight_cases import SMALL, draw_tensors, whole_files
 
 import denet_torch
@@ -19,10 +22,13 @@ from denet_torch.architecture import checksum
 from denet_torch.classification import file_log_posteriors
 from denet_torch.files import write_safetensors
 from denet_torch.pickles import check_archive
+from denet_torch.schema import Detection
+from tools import classify, detect
 from tools.detect_batch import Job, load_model
 from tools.weights import WeightsError
 from tools.weights.convert import convert
 from tools.weights.sincnet_pkl import original_parts, read_sincnet
+from training import run as train
 
 T = draw_tensors(SMALL)
 DEEP = b"\x80\x02}(" + b")" + b"\x85" * 30_000 + b"K\x01u."  # a key of more tuples in tuples than PyTorch survives
@@ -210,10 +216,6 @@ def test_odd_sincnet(tmp_path, sincnet, what):
 
 
 def test_answers_of_a_file_that_are_no_numbers_are_told(tmp_path, sincnet, capsys):
-    import soundfile
-
-    from tools.classify import main
-
     soundfile.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(4000), 4000)
     state = {
         name: tensor * (1e38 if name.startswith(("convs", "hidden", "output")) else 1)
@@ -222,7 +224,7 @@ def test_answers_of_a_file_that_are_no_numbers_are_told(tmp_path, sincnet, capsy
     huge = denet_torch.SincNet(**sincnet.config)
     huge.load_state_dict(state)
     denet_torch.save(huge, tmp_path / "a.safetensors")
-    assert main([str(tmp_path / "a.wav"), "--weights", str(tmp_path / "a.safetensors")]) == 2
+    assert classify.main([str(tmp_path / "a.wav"), "--weights", str(tmp_path / "a.safetensors")]) == 2
     assert "not finite numbers" in capsys.readouterr().err
     assert np.isfinite(file_log_posteriors(sincnet, tmp_path / "a.wav")).all()
 
@@ -238,3 +240,85 @@ def test_a_job_of_detection_keeps_the_weights_that_it_began_with(tmp_path, sincn
         load_model(job)
     assert job != Job(path, tmp_path)
     assert torch.equal(load_model(Job(path, tmp_path)).state_dict()["output.weight"], other.state_dict()["output.weight"])
+
+
+def boxes(path):
+    pytest.importorskip("torchvision", reason="torchvision is not installed (the extra boxes)")
+    denet_torch.save(denet_torch.Boxes((4, 200), 2, 4000), path)
+    return path
+
+
+def as_float64(path):
+    model = denet_torch.DENet([4, 200, 1], 2, 4000, n_filters=4, gru_units=8, dense_units=[8, 8])
+    denet_torch.save(model.double(), path)
+    return path
+
+
+@pytest.mark.parametrize("changes", [{}, {"mode": "file", "model": "sincnet", "n_filters": 6, "hidden_units": [8]}], ids=str)
+def test_a_model_that_finds_boxes_does_not_begin_a_run_of_another_kind(collection, tmp_path, capsys, changes):
+    path = boxes(tmp_path / "a.safetensors")
+    config = tiny(collection, tmp_path / "run", init_from=path, epochs=1, **changes)
+    assert train.main(as_options(config)) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {path}: finds boxes; --model boxes trains it"
+
+
+def test_weights_of_float64_begin_a_run(collection, tmp_path):
+    config = tiny(collection, tmp_path / "run", init_from=as_float64(tmp_path / "a.safetensors"), epochs=1)
+    assert train.main(as_options(config)) == 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"mode": "file", "model": "sincnet", "n_filters": 6, "hidden_units": [8]}], ids=str)
+def test_the_weights_of_a_run_are_its_own(collection, tmp_path, capsys, sincnet, changes):
+    config = tiny(collection, tmp_path / "run", epochs=1, **changes)
+    assert train.main(as_options(config)) == 0
+    (config.out / "scores.json").unlink()
+    denet_torch.save(sincnet, config.out / "weights.safetensors")
+    assert train.main(["--resume", str(config.out)]) == 2
+    assert "weights.safetensors: holds another model than this run trains" in capsys.readouterr().err
+    assert not (config.out / "scores.json").exists()
+
+
+def test_commands_name_the_weights_that_answer_in_another_way(tmp_path, sincnet, capsys):
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(4000), 4000)
+    sincnet.detection = Detection(("a", "b", "c"), per="file")
+    denet_torch.save(sincnet, tmp_path / "files.safetensors")
+    words = [str(tmp_path / "a.wav"), "--output", str(tmp_path / "out"), "--weights"]
+    assert detect.main([*words, str(tmp_path / "files.safetensors")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'files.safetensors'}: names whole files")
+    path = boxes(tmp_path / "boxes.safetensors")
+    assert classify.main([*words, str(path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {path}: finds boxes")
+
+
+def test_images_are_of_a_bounded_size(tmp_path):
+    path, other = boxes(tmp_path / "a.safetensors"), 4096
+    with pytest.raises(ValueError, match="expected at most"):
+        denet_torch.Boxes((4, 200), 2, 4000, rows=other)
+    with pytest.raises(ValueError, match="expected at most"):
+        denet_torch.Boxes((2**12, 2**12), 2, 4000)
+    config = json.dumps(denet_torch.load(path).config | {"rows": other})
+    tensors = load_file(path)
+    metadata = {"boxes": config, "sha256": denet_torch.checkpoint.checksum(config, tensors)}
+    path = tmp_path / "b.safetensors"  # tensors are the bytes of the other
+    write_safetensors({name: tensor.numpy() for name, tensor in tensors.items()}, metadata, path)
+    with pytest.raises(denet_torch.checkpoint.CheckpointError, match="expected at most"):
+        denet_torch.load(path)
+
+
+@pytest.mark.parametrize("name", [b"a\rb.wav", b"\xff.wav"])
+def test_recordings_that_no_table_can_name_are_told(tmp_path, sincnet, capsys, name):
+    """A carriage return in a table ends a line where it is read: what follows it would be another recording."""
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(8000), 8000)
+    os.rename(tmp_path / "a.wav", os.fsencode(tmp_path) + b"/" + name)
+    denet_torch.save(sincnet, tmp_path / "files.safetensors")
+    as_float64(tmp_path / "frames.safetensors")
+    for command, weights in ((detect, "frames"), (classify, "files")):
+        assert (
+            command.main([str(tmp_path), "--weights", str(tmp_path / f"{weights}.safetensors"), "--output", str(tmp_path / "x")])
+            == 2
+        )
+        err = capsys.readouterr().err
+        assert "rename it" in err and err.count("error: ") == 1
+        assert not (tmp_path / "x").is_file()
+    with pytest.raises(ValueError, match="not a list of names"):
+        Detection(("a\rb",))

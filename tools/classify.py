@@ -42,15 +42,24 @@ def run(args: argparse.Namespace) -> list[str]:
     from denet_torch.classification import BATCH, classify
     from denet_torch.files import printable
     from denet_torch.memory import keep_freed_memory
-    from tools.detect_batch import collect, device
+    from tools.detect_batch import collect, device, refuse_name
     from training.collection import replacing
 
     keep_freed_memory()
     paths = collect(args.paths)
+    failures = []
+    for path in list(paths):
+        try:
+            refuse_name(path)
+        except AudioError as error:
+            failures.append(str(error))
+            paths.remove(path)
     model = denet_torch.load(args.weights).to(device(args.device))
+    if model.answers_with_boxes:
+        raise ValueError(f"{args.weights}: finds boxes, and names no files; use denet detect")
     options = {"hop": args.hop, "batch_size": args.batch_size or BATCH, "time_expansion": args.time_expansion}
     found = list(tqdm(classify(model, paths, **options), total=len(paths), desc="classify", unit="file", leave=False))
-    failures = [str(item) for item in found if isinstance(item, AudioError)]
+    failures += [str(item) for item in found if isinstance(item, AudioError)]
     rows = [item for item in found if not isinstance(item, AudioError)]
     if rows:
         table = pd.concat(rows, ignore_index=True)

@@ -184,6 +184,13 @@ def collect_each(paths: Iterable[str]) -> tuple[list[Path], list[str]]:
     return list(dict.fromkeys(found)), reasons
 
 
+def refuse_name(path: Path) -> None:
+    """Raise AudioError for a recording whose name no table can hold."""
+    if not is_text(str(path)):
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise audio.AudioError(f"{shown}: has a name that is not in UTF-8, or holds a carriage return; rename it")
+
+
 def folder_for_results(folder: Path) -> None:
     """Raise ValueError where no folder can be, before hours of computing."""
     for path in (folder, *folder.parents):
@@ -232,6 +239,8 @@ def run(job: Job, paths: list[Path], processes: int = 1, **decoding) -> Results 
     CheckpointError, and ValueError for a hop or a decoding that makes no sense.
     """
     model = load_model(job)
+    if model.detection and model.detection.per == "file":
+        raise ValueError(f"{job.weights}: names whole files and finds no events; use denet classify")
     chosen = stored_decoding(model, **decoding)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     recordings, failures, notes = _plan(job, model, paths)
@@ -296,9 +305,7 @@ def _plan(
     recordings, failures, faults, low = {}, {}, [], []
     for path in tqdm(paths, desc="headers", unit="file", leave=False):
         try:
-            if not is_text(str(path)):
-                shown = os.fsencode(path).decode(errors="backslashreplace")
-                raise audio.AudioError(f"{shown}: has a name that is not in UTF-8; rename it")
+            refuse_name(path)
             total = count_answers(model, path, job.time_expansion)
             info = audio.probe(path, job.time_expansion)
         except audio.AudioError as error:

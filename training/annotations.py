@@ -378,12 +378,15 @@ def _why_not(file: str, onset: float | str, offset: float | str, label: str) -> 
 
 
 def is_text(name: str) -> bool:
-    """Whether a file's name can be written to a table; names may be any bytes."""
+    """Whether a file's name can be written to a table and read there; names may be any bytes.
+
+    A carriage return is written as it is, and ends a line where the table is read.
+    """
     try:
         name.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return "\r" not in name
 
 
 @dataclass(frozen=True)

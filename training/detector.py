@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from tqdm import tqdm
 
-from denet_torch import Boxes, Model, checkpoint
+from denet_torch import Boxes, Model
 from denet_torch.audio import AudioError, probe
 from denet_torch.boxes import Layout
 from denet_torch.detection import decode, joined
@@ -27,7 +27,7 @@ from .fitting import WEIGHTS, Progress, fit
 from .guards import Unreadable
 from .labels import IGNORE
 from .metrics import event_scores, rates, segment_scores
-from .registry import get_model
+from .registry import best_model, get_model, initial_model
 from .runs import write_json
 from .splits import write_split
 from .windows import SHORTER, Datasets
@@ -200,7 +200,7 @@ def train_boxes(config: Config, fabric: Fabric, out: Path, data: Datasets, check
         return score, Detection(tuple(data.classes), Decoding(threshold)), {"event F1": best, "threshold": threshold}
 
     progress = fit(fabric, model, config, out, loss_of, validate, check, on_epoch or (lambda epoch, score: None))
-    best = checkpoint.load(out / WEIGHTS).to(fabric.device)
+    best = best_model(out / WEIGHTS, model).to(fabric.device)
     side = search(best, data, data.test.recordings, "test", check, unreadable)
     test = side.scores(best, best.detection.decoding)
     record = {"best_epoch": progress.best_epoch, "decoding": best.detection.as_dict(), "epochs": progress.epochs, "test": test}
@@ -212,7 +212,7 @@ def train_boxes(config: Config, fabric: Fabric, out: Path, data: Datasets, check
 def _initial(config: Config, data: Datasets) -> Model:
     if config.init_from is None:
         return get_model(config.model, config, len(data.classes))
-    model = checkpoint.load(config.init_from)
-    if not model.answers_with_boxes or model.n_classes != len(data.classes) or model.sr != config.sample_rate:
+    model = initial_model(config.init_from, with_boxes=True)
+    if model.n_classes != len(data.classes) or model.sr != config.sample_rate:
         raise TrainingError(f"{config.init_from}: is no model of boxes of {len(data.classes)} classes at {config.sample_rate} Hz")
     return model.train()

@@ -20,7 +20,7 @@ from lightning_fabric import Fabric
 from pandas import DataFrame
 from tqdm import tqdm
 
-from denet_torch import Model, audio, checkpoint
+from denet_torch import Model, audio
 from denet_torch.classification import file_log_posteriors
 from denet_torch.schema import Detection
 
@@ -30,7 +30,7 @@ from .config import Config, TrainingError, reading
 from .fitting import WEIGHTS, Progress, refuse
 from .guards import Unreadable
 from .labels import Labeller
-from .registry import freeze_front_end, get_model
+from .registry import best_model, freeze_front_end, get_model, initial_model
 from .runs import write_json
 from .splits import SIDES, draw_few, split_collection, write_split
 
@@ -307,14 +307,14 @@ def train_files(config: Config, fabric: Fabric, out: Path, root: Path, check=lam
     if config.init_from is None:
         model = get_model(config.model, config, len(files.classes))
     else:
-        model = checkpoint.load(config.init_from)
+        model = initial_model(config.init_from)
         if model.n_classes != len(files.classes):
             raise TrainingError(f"{config.init_from}: has {model.n_classes} classes, the data have {len(files.classes)}")
         model.follow(config)
         if config.freeze:
             freeze_front_end(model)
     progress = fit(fabric, model, sides["train"], sides["validation"], config, out, check)
-    best = checkpoint.load(out / WEIGHTS).to(fabric.device)
+    best = best_model(out / WEIGHTS, model).to(fabric.device)
     test = evaluate(best, sides["test"], check=check)
     excluded = files.excluded | files.unreadable.counted()
     result = FileResult(out, best, sides, excluded, progress, test)

@@ -338,7 +338,8 @@ class _Collected:
 
     def _can_be_named(self, file: str) -> bool:
         if not (good := annotations.is_text(file)):
-            self._remark(FILE_INFO, file, 0, None, "dropped", "bad file name", "is not in UTF-8; rename it")
+            trouble = "is not in UTF-8, or holds a carriage return; rename it"
+            self._remark(FILE_INFO, file, 0, None, "dropped", "bad file name", trouble)
         return good
 
     def _whole(self, file: str) -> str:

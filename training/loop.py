@@ -40,7 +40,7 @@ from .metrics import predict as answers
 from .mixing import Mixer, find_backgrounds
 from .options import COMPILING, explained_if_slow
 from .precision import SKIPS_IN_A_ROW, Mixed, get_fabric, read_numbers
-from .registry import current_rate, freeze_front_end, get_loss, get_model, get_optimizer, get_schedule
+from .registry import best_model, current_rate, freeze_front_end, get_loss, get_model, get_optimizer, get_schedule, initial_model
 from .resampling import Resampling
 from .runs import Loader, Stop, Stopped, describe, on_zero, run_folder, stop_signals, write_json
 from .splits import write_split
@@ -259,7 +259,7 @@ class Trainer:
         config = self.config
         if config.init_from is None:
             return get_model(config.model, config, len(self.data.classes))
-        model = checkpoint.load(config.init_from)
+        model = initial_model(config.init_from)
         samples = round(config.frame_seconds * config.sample_rate)
         if (model.samples, model.sr) != (samples, config.sample_rate):
             raise TrainingError(
@@ -514,8 +514,7 @@ class Trainer:
     def result(self) -> Result:
         """Evaluate the best weights on the test split and write scores.json."""
         weights = self.out / WEIGHTS
-        best = checkpoint.load(weights).state_dict()
-        self.model.load_state_dict(best)
+        self.model.load_state_dict(best_model(weights, self.model).state_dict())
         data, progress = self.data, self.progress
         decoding = Decoding(**progress.decoding)
         self.model.detection = Detection(tuple(data.classes), decoding)

@@ -4,10 +4,11 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 
-from denet_torch import MODELS, Model
+from denet_torch import MODELS, Model, checkpoint
 
 from .config import Config, TrainingError
 from .losses import cross_entropy, focal
@@ -36,6 +37,22 @@ def get_model(name: str, config: Config, n_classes: int) -> Model:
         raise TrainingError(f"--model {name}: {error}") from None
     except (ValueError, TypeError) as error:  # sizes that do not fit together
         raise TrainingError(f"the model cannot be built: {error}") from None
+
+
+def initial_model(path: Path, with_boxes: bool = False) -> Model:
+    """The model to begin with, in float32. Raises CheckpointError, and TrainingError for one that answers in another way."""
+    model = checkpoint.load(path).float()
+    if model.answers_with_boxes != with_boxes:
+        raise TrainingError(f"{path}: {'finds boxes; --model boxes trains it' if model.answers_with_boxes else 'finds no boxes'}")
+    return model
+
+
+def best_model(path: Path, model: Model) -> Model:
+    """What a run kept at `path` of its `model` when it was best. Raises CheckpointError, and TrainingError for another model."""
+    best = checkpoint.load(path)
+    if best.name != model.name or best.config != model.config:
+        raise TrainingError(f"{path}: holds another model than this run trains")
+    return best
 
 
 def freeze_front_end(model: Model) -> None:

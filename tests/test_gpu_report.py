@@ -1,5 +1,6 @@
 """The command for a GPU, run on the CPU with tiny sizes; the estimates and the page."""
 
+import copy
 import json
 import os
 import re
@@ -7,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 from test_docs import ROOT
 
 from denet_torch import dispatch
@@ -30,6 +33,7 @@ def test_every_part_runs_and_is_written(dry):
         assert "error" not in part, (name, part["error"])
         assert part["what"] in page
     assert parts["a"]["within"] and parts["b"]["within"]
+    assert any(line.startswith("gru_steps (4, 4, 384): torch_ops; not numba_cpu") for line in parts["a"]["who computes"])
     assert 1e-7 < parts["a"]["relative difference"]["float16"]
     recorded = parts["a"]["recordings of the original"]
     assert recorded["within"] and recorded["largest error"]["float32"] < 2e-5 < recorded["largest error"]["bfloat16"]
@@ -149,6 +153,69 @@ def test_the_page_holds_the_estimates_and_what_was_measured(tmp_path):
     page.write_text("no marks")
     with pytest.raises(ValueError, match="has no table"):
         gpu_estimate.write_page(page, found)
+
+
+def test_of_another_make_of_the_card_nothing_is_claimed(tmp_path, capsys, monkeypatch):
+    rows = {"d": {"rows": [{"contender": "eager", "batch": 8, "seconds": 0.0123}]}}
+    for name in ("NVIDIA A100-SXM4-40GB", "NVIDIA A100 80GB PCIe", "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA L4"):
+        assert gpu_parts.sheet(name) is None and gpu_parts.measured({"card": name, "parts": rows}) == {}
+    assert gpu_parts.sheet("NVIDIA A100-SXM4-80GB") == gpu_estimate.CARDS[0]
+    (tmp_path / "report.md").touch()
+    (tmp_path / "gpu.md").write_text((ROOT / "docs" / "gpu.md").read_text())
+    monkeypatch.setattr(gpu_parts, "run", lambda *_: {"card": "NVIDIA L4", "parts": rows})
+    assert command.main(["gpu-report", "--out", str(tmp_path), "--page", str(tmp_path / "gpu.md")]) == 0
+    assert "gets no measurement" in capsys.readouterr().err
+
+
+def test_five_steps_notice_a_gradient_that_is_missing_on_one_side(tmp_path, monkeypatch):
+    def without_one(model):
+        copied = copy.deepcopy(model)
+        copied.gru.forward_gru.recurrent_kernel.requires_grad_(len(made) == 0)  # the first is the CPU's
+        made.append(copied)
+        return copied
+
+    made = []
+    monkeypatch.setattr(gpu_parts, "copy", SimpleNamespace(deepcopy=without_one))
+    (found,) = gpu_parts.five_steps(gpu_parts.Setting("cpu", True, tmp_path, 0.0))
+    assert not found["within"] and min(found["relative difference"].values()) > 3e-3
+
+
+def test_a_row_is_compiled_for_its_sizes_alone(tmp_path):
+    """PyTorch makes a size variable that changes from one model to the next."""
+    sizes = []
+
+    def compiler(graph, inputs):
+        sizes.append({type(size) for x in inputs if isinstance(x, torch.Tensor) for size in x.shape} | {*map(type, inputs)})
+        return graph
+
+    setting = gpu_parts.Setting("cpu", True, tmp_path, time.monotonic() + 600)
+    for batch in (2, 3):
+        gpu_parts.timed(setting, lambda model: torch.compile(model, backend=compiler), ("plain",), None, batch)
+    assert sizes and all(kinds <= {int, torch.Tensor, torch.nn.Parameter} for kinds in sizes), sizes
+
+
+def test_a_row_of_triton_is_not_of_others(tmp_path):
+    pytest.importorskip("denet_torch.fast.triton_gpu")
+    setting = gpu_parts.Setting("cpu", True, tmp_path, time.monotonic() + 600)
+    row = gpu_parts.tried(gpu_parts.timed, setting, gpu_parts.with_triton, ("triton_gpu", "torch_ops"), None, 2)
+    assert row["error"].startswith("ValueError: ") and "seconds" not in row
+
+
+def test_what_is_compiled_comes_last_and_a_batch_together():
+    cases = gpu_parts.in_order(["eager", "compiled", "graphs", "triton"], (8, 32))
+    compiled = [("compiled", 8), ("graphs", 8), ("compiled", 32), ("graphs", 32)]
+    assert cases == [("eager", 8), ("eager", 32), ("triton", 8), ("triton", 32), *compiled]
+
+
+def test_a_kernels_time_is_counted_once():
+    kinds = torch.autograd.DeviceType
+    events = [  # as the profiler gives them: the operation, what it started, and an annotation around it on both sides
+        SimpleNamespace(device_type=kinds.CPU, is_user_annotation=False, self_device_time_total=10),
+        SimpleNamespace(device_type=kinds.CUDA, is_user_annotation=False, self_device_time_total=10),
+        SimpleNamespace(device_type=kinds.CUDA, is_user_annotation=True, self_device_time_total=12),
+        SimpleNamespace(device_type=kinds.CPU, is_user_annotation=True, self_device_time_total=0),
+    ]
+    assert gpu_parts.on_card(events) == 10
 
 
 def test_what_is_counted():

@@ -24,9 +24,13 @@ TRITON_LAUNCHES = 4  # of one step of a GRU, forwards and back
 
 @dataclass(frozen=True)
 class Card:
-    """Peak rates by a data sheet: operations a second (dense, not sparse) in float32 and half precision, bytes a second."""
+    """Peak rates by a data sheet: operations a second (dense, not sparse) in float32 and half precision, bytes a second.
+
+    `driver`: what the driver calls this make and no other, such as those for PCIe or with less memory, which are slower.
+    """
 
     name: str
+    driver: str
     float32: float
     half: float
     bandwidth: float
@@ -34,8 +38,8 @@ class Card:
 
 
 CARDS = (
-    Card("A100 80GB SXM", 19.5e12, 312e12, 2.039e12, "https://www.nvidia.com/en-us/data-center/a100/"),
-    Card("H100 SXM", 67e12, 989e12, 3.35e12, "https://www.nvidia.com/en-us/data-center/h100/"),
+    Card("A100 80GB SXM", "A100-SXM4-80GB", 19.5e12, 312e12, 2.039e12, "https://www.nvidia.com/en-us/data-center/a100/"),
+    Card("H100 SXM", "H100 80GB HBM3", 67e12, 989e12, 3.35e12, "https://www.nvidia.com/en-us/data-center/h100/"),
 )
 
 

@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None, prog: str = "python -m tools.gpu_report"
             report = run(args.parts, args.out, args.dry, args.minutes)
             print((args.out / "report.md").read_text())
             found = measured(report)
+            if args.page and not found:
+                tell("note", f"{args.page} gets no measurement: nothing was timed of a card that it has estimates of")
         if args.page:
             write_page(args.page, found)
     except (ValueError, OSError) as error:

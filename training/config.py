@@ -530,7 +530,7 @@ def _check_files(argv: list[str]) -> None:
 
 
 def _is_flat(text: str) -> bool:
-    """Whether YAML has no aliases and nothing deeper than a list in a mapping; what is deep takes minutes to read to its end."""
+    """Whether YAML has no aliases and nothing deeper than a list in a mapping; what is deep takes a minute to read to its end."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)

@@ -86,6 +86,17 @@ def test_no_calls_and_no_results(tmp_path, capsys):
     assert "recordings.csv: has no column duration" in capsys.readouterr().err
 
 
+def test_times_that_a_recorder_cannot_have_written_are_none():
+    """A year of 1 ended `denet report` in a line that named no file."""
+    clock = ["", "0001-01-01 00:00:00", "2020-02-03T01:02:03Z", "2020-02-03 01:02:03.5+02:00", "99999-01-01", "", "2020-02-03"]
+    table = pd.DataFrame({"file": ["a/120601011047196133.WAV", *"bcdefg"], "onset": 1.0, "clock": clock})
+    found = season._dated(table, "clock", table.onset).clock
+    expected = ["2012-06-01 01:10:48", "", "2020-02-03 01:02:03", "2020-02-03 01:02:03.5", "", "", "2020-02-03"]
+    assert found.equals(pd.Series(pd.to_datetime(expected, format="mixed"), name="clock").astype("datetime64[us]"))
+    without = season._dated(table.drop(columns="clock"), "clock", 0.0).clock
+    assert list(without.notna()) == [True] + 6 * [False]
+
+
 def test_any_beginning_adds_up():
     rng = np.random.default_rng(0)
     began = pd.Timestamp("2023-06-01") + pd.to_timedelta(rng.uniform(0, 9e5, 50), unit="s")

@@ -2,11 +2,12 @@
 
 import html
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
 
+from denet_torch.recorder import EARLIEST
 from tools.detect_report import write_tables_page
 from tools.event_formats import read_events, write_csv
 from training import dates
@@ -15,6 +16,7 @@ from training.text_tables import read_csv
 
 KEYS = ["site", "night", "hour"]
 TEXTS = ("file", "label", "clock", "began", "site")
+ZONE = r"(?<=\d)(?:Z|[+-]\d\d:?\d\d)$"
 LATEST = 1e7  # s in a recording: four months
 HOURS = [*range(12, 24), *range(12)]  # of a night, from noon to noon
 
@@ -60,10 +62,17 @@ def _table(path: Path, needed: list[str]) -> pd.DataFrame:
 def _dated(table: pd.DataFrame, name: str, after: pd.Series | float) -> pd.DataFrame:
     """With the time `name`, and site, where they are not there yet: `after` seconds after the recording began."""
     began = table.file.map({file: dates.began(file) for file in table.file.unique()})
-    computed = pd.to_datetime(began) + pd.to_timedelta(after, unit="s")
+    computed = (pd.to_datetime(began) + pd.to_timedelta(after, unit="s")).astype("datetime64[us]")
     site = table.file.map(dates.site).astype(str)
-    told = pd.to_datetime(table[name], errors="coerce", format="mixed") if name in table else computed
+    told = _times(table[name]) if name in table else computed
     return table.assign(**{name: told.fillna(computed), "site": table["site"].fillna(site) if "site" in table else site})
+
+
+def _times(texts: pd.Series) -> pd.Series:
+    """By the recorder's clock, whatever its zone; NaT for what is no time that a recorder can have written."""
+    found = pd.to_datetime(texts.str.replace(ZONE, "", regex=True), errors="coerce", format="mixed", utc=True)
+    found = found.dt.tz_localize(None).astype("datetime64[us]")
+    return found.where(found.dt.year.between(EARLIEST, datetime.now().year + 1))
 
 
 def summarise(events: pd.DataFrame, recordings: pd.DataFrame) -> pd.DataFrame:

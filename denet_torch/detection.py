@@ -280,7 +280,7 @@ def stored_decoding(model: Model, **changes) -> Decoding:
     """The decoding stored with the weights, else the default one, with `changes` to its fields."""
     stored = model.detection or Detection()
     if stored.per == "file":
-        raise ValueError("these weights name whole files and find no events; use python -m tools.classify")
+        raise ValueError("these weights name whole files and find no events; use denet classify")
     return replace(stored.decoding, **changes)
 
 

@@ -183,7 +183,7 @@ def test_from_a_collection_to_answers(data, tmp_path, capsys):
     assert len(table.read_text().splitlines()) >= 41
 
     assert detect.main([str(good[0]), "--weights", str(weights), "--output", str(tmp_path / "d")]) == 2
-    assert "tools.classify" in capsys.readouterr().err
+    assert "use denet classify" in capsys.readouterr().err
 
 
 def test_filters_move_at_least_5_times_as_far_as_by_the_originals_optimizer(data, tmp_path, monkeypatch):

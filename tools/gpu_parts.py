@@ -236,7 +236,7 @@ def training_runs(setting: Setting) -> Iterator[dict]:
     """(c) `training.run --amp` on the generated set with each type; the first is killed once and resumed."""
     types = ("float16",) if setting.dry else ("float16", "bfloat16", "float32")
     words = [sys.executable, "-m", f"{__package__.rpartition('.')[0]}.training.run".lstrip("."), "--checkpoint-steps", "5"]
-    words += ["--data-dir", str(data(setting)),]
+    words += ["--data-dir", str(data(setting))]
     words += TINY if setting.dry else ["--accelerator", "gpu", "--workers", "4"]
     for number, dtype in enumerate(types):
         start = time.monotonic()
@@ -463,8 +463,8 @@ def detection(setting: Setting) -> Iterator[dict]:
     with soundfile.SoundFile(path, "w", model.sr, 1, "PCM_16") as file:
         for _ in range(length):
             file.write(0.05 * rng.standard_normal(model.sr))
-    start = time.perf_counter()
     minute = 0.05 * rng.standard_normal(min(length, 60) * model.sr).astype(np.float32)
+    start = time.perf_counter()
     denet_torch.detect(model, minute, model.sr)
     yield {"seconds of the first minute, with compiling": time.perf_counter() - start}
     start = time.perf_counter()

@@ -16,7 +16,6 @@ from training.text_tables import read_csv
 
 KEYS = ["site", "night", "hour"]
 TEXTS = ("file", "label", "clock", "began", "site")
-ZONE = r"(?<=\d)(?:Z|[+-]\d\d:?\d\d)$"
 LATEST = 1e7  # s in a recording: four months
 HOURS = [*range(12, 24), *range(12)]  # of a night, from noon to noon
 
@@ -70,7 +69,7 @@ def _dated(table: pd.DataFrame, name: str, after: pd.Series | float) -> pd.DataF
 
 def _times(texts: pd.Series) -> pd.Series:
     """By the recorder's clock, whatever its zone; NaT for what is no time that a recorder can have written."""
-    found = pd.to_datetime(texts.str.replace(ZONE, "", regex=True), errors="coerce", format="mixed", utc=True)
+    found = pd.to_datetime(texts.str.replace(dates.ZONE, r"\1", regex=True), errors="coerce", format="mixed", utc=True)
     found = found.dt.tz_localize(None).astype("datetime64[us]")
     return found.where(found.dt.year.between(EARLIEST, datetime.now().year + 1))
 

@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from denet_torch import audio
 from denet_torch.files import refuse_pipes
 from denet_torch.recorder import plausible
+from training.dates import ZONE
 from training.text_tables import (
     LONGEST_DATE,
     MAX_DATES,
@@ -67,7 +68,6 @@ LATEST = 1e9  # s; a number beyond this is no time in a recording
 _SLASHED = re.compile(r"\s*(\d{1,2})([-./])(\d{1,2})\2\d{4}(?!\d)", re.ASCII)  # a date whose order is not known
 _SCORED = re.compile(r"(.*\S)\s*[\t;](0?\.\d+|1\.0*|0\.\d*)\s*", re.ASCII)
 _CLOCK = re.compile(r"\s*(?=.*(?::.*:|[.,]))(?:(\d{1,3}):)?([0-5]?\d):([0-5]?\d(?:[.,]\d+)?)\s*", re.ASCII)
-_ZONE = re.compile(r"(\d:\d\d(?:\.\d+)?)\s*(?:Z|UTC|GMT)?(?:[+-]\d\d:?\d\d)?\s*$")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?\d{1,3},\d{3}", re.ASCII)
 NO_CALLS = ("background", "nocall")  # the second of BirdNET, in tables of recordings in which it found none
@@ -317,7 +317,7 @@ def earliest(recorded: list[tuple[int, str]]) -> dict[int, datetime]:
     day_first = any(match.group(2) == "." or int(match.group(1)) > 12 for match in orders)
     month_first = any(int(match.group(3)) > 12 for match in orders)
     # The time is the recorder's clock's, whatever its zone.
-    with_year = [(recording, _ZONE.sub(r"\1", text)) for recording, text in recorded if re.search(r"\d{4}|\d[-./]\d", text)]
+    with_year = [(recording, ZONE.sub(r"\1", text)) for recording, text in recorded if re.search(r"\d{4}|\d[-./]\d", text)]
     parts = [([one for one in with_year if not _SLASHED.match(one[1])], False)]
     if day_first != month_first:
         parts.append(([one for one in with_year if _SLASHED.match(one[1])], day_first))

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from denet_torch.recorder import metadata, plausible
 
+ZONE = re.compile(r"(\d:\d\d(?:\.\d+)?)\s*(?:Z|UTC|GMT)?(?:[+-]\d\d:?\d\d)?\s*$")  # at the end of a time, the first group
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _YEAR, _MONTH, _DAY = r"(?P<year>19[89]\d|20\d\d)", r"(?P<month>0[1-9]|1[0-2])", r"(?P<day>0[1-9]|[12]\d|3[01])"
 _SHORT_YEAR = r"(?P<short>0[5-9]|[12]\d)"  # not 00: numbers that count recordings begin so

@@ -137,8 +137,7 @@ def _check(stop: Stop, out: Path) -> Callable[[], None]:
 
     def check() -> None:
         stop.later = True
-        if stop.code is not None:
-            raise Stopped(f"stopped; --resume {out} goes on", stop.code)
+        stop.ask(f"stopped; --resume {out} goes on")
 
     return check
 

@@ -66,11 +66,14 @@ class Stop:
             # The line that says where it stopped follows on this one.
             print("\rstopping after this step (Ctrl-C again: at once, without saving) ... ", end="", file=sys.stderr, flush=True)
 
+    def ask(self, told: str) -> None:
+        """Raise Stopped, with what is told of it, if a signal came that was only noted."""
+        if self.code is not None:
+            raise Stopped(told, self.code)
 
     def tell_late(self) -> None:
         """Raise Stopped for a signal that came when nobody asked any more: all was done."""
-        if self.code is not None:
-            raise Stopped("stopped; the run was at its end and is whole", self.code)
+        self.ask("stopped; the run was at its end and is whole")
 
 
 class Loader(DataLoader):

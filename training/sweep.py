@@ -19,7 +19,7 @@ from .collection import replacing
 from .config import Config, SweepConfig, parse
 from .loop import prepare_data, train
 from .run import exit_code
-from .runs import Stop, Stopped, stop_signals
+from .runs import Stop, stop_signals
 
 SPACE: dict[str, Callable[[Trial], object]] = {
     "learning_rate": lambda trial: trial.suggest_float("learning_rate", 1e-5, 3e-3, log=True),
@@ -64,20 +64,14 @@ def sweep(config: SweepConfig) -> Study:
 
         def ended(study: Study, trial: FrozenTrial) -> None:
             told(study, trial)
-            ask(stop)
+            stop.ask(GOES_ON)
 
         stop.later = True  # Optuna's own work is done as a whole: in it Ctrl-C leaves threads behind, and becomes other errors
         if len(study.get_trials(states=DONE)) < config.trials:
             study.optimize(run, callbacks=[ended, enough])
-        ask(stop)
+        stop.ask(GOES_ON)
     write_results(study, config.out)
     return study
-
-
-def ask(stop: Stop) -> None:
-    """Raise Stopped if a signal came that was only noted."""
-    if stop.code is not None:
-        raise Stopped(GOES_ON, stop.code)
 
 
 def told(study: Study, trial: FrozenTrial) -> None:
@@ -107,7 +101,7 @@ def run_trial(config: SweepConfig, trial: Trial, stop: Stop) -> float:
 
     try:
         stop.later = False
-        ask(stop)
+        stop.ask(GOES_ON)
         return train(replace(Config(**shared), out=out, **drawn), on_epoch, stop).progress.best
     finally:
         stop.later = True

@@ -96,6 +96,11 @@ class Process:
             while data := os.read(self.said, 65536):
                 self.text += data.decode(errors="replace")
 
+    def send(self, number: int, group: bool) -> bool:
+        """Send a signal; False if the process was over before it came, as one must have been that SIGKILL did not end."""
+        (os.killpg if group else os.kill)(self.id, number)
+        return number != signal.SIGKILL or not self.wait(PATIENCE) or self.code != 0
+
     def end(self) -> list[str]:
         """Wait for its group; what is wrong with its end."""
         wrong = []
@@ -122,6 +127,10 @@ class Process:
             os.killpg(self.id, 0)
             return True
         return False
+
+
+# Exit codes by signal; one that comes before it is handled ends the process at once.
+STOPPED = {signal.SIGKILL: (-9,), signal.SIGTERM: (-15, 0), signal.SIGINT: (130, 0)}
 
 
 class Stress:
@@ -231,10 +240,10 @@ class Stress:
             process = Process(run.main, options)
             if process.wait(self.rng.uniform(0, 1.2 * self.train_seconds[number_of_threads])) or stops == 6:
                 break
+            if not process.send(number, group):
+                break
             self.tried[kind] += 1
-            (os.killpg if group else os.kill)(process.id, number)
-            # A signal that comes before it is handled ends the process at once.
-            self.check_end(kind, process, {signal.SIGKILL: (-9,), signal.SIGTERM: (0, -15), signal.SIGINT: (130, 0)}[number])
+            self.check_end(kind, process, STOPPED[number])
         self.check_end(kind, process, (0,))
         self.check_same(kind, out, config.out, process)
 
@@ -244,9 +253,10 @@ class Stress:
             process = Process(detect.main, self._detection(out, jobs=2))
             if process.wait(self.rng.uniform(0, 1.2 * self.detect_seconds)) or stops == 4:
                 break
+            if not process.send(number, group=number == signal.SIGINT):
+                break
             self.tried[kind] += 1
-            (os.killpg if number == signal.SIGINT else os.kill)(process.id, number)
-            self.check_end(kind, process, {signal.SIGKILL: (-9,), signal.SIGTERM: (-15, 0), signal.SIGINT: (130, 0)}[number])
+            self.check_end(kind, process, STOPPED[number])
         self.check_end(kind, process, (0,))
         self.check_same(kind, out, self.found, process)
 

@@ -144,13 +144,14 @@ WRITTEN = {
     "_reset_gradients": "y carry transposed found",
     "_product_back": "y",
     "gather": "z",
+    "scatter": "y",
     "complex_sums": "y",
     "_stages": "x",
     "transform": "x",
     "filtered": "y",
     "_signals": "z",
     "_turned": "y",
-    "_pool": "out places",
+    "spectra_of": "spectra",
     "_correlate": "total to_sound",
     "_sinc_pool": "y code",
     "_sinc_pool_back": "to_x",
@@ -163,12 +164,11 @@ WRITTEN = {
     "_columns": "columns",
     "_products": "y",
     "_layers": "y",
-    "_spectra": "spectra",
     "_moments": "moments",
     "_norm_conv_pool": "out",
     "_last_norm": "y",
 }
-NUMBERS_ONLY = {"_tanh", "aligned"}  # kernels that are given no array
+NUMBERS_ONLY = {"_tanh", "aligned", "spaced", "pooled_rows"}  # kernels that are given no array
 
 
 class Run:
@@ -389,20 +389,23 @@ def sinc_pool(draw: Draw) -> None:
     x = draw.tensor(draw.to(3), 2 * (taps - 1) + draw.of([draw.to(60, 3), draw.to(1500, 3)]), strided=True)
     tensors = draw.wanted(x, draw.tensor(10 * draw.to(3), taps, strided=True))
     backward(draw, sincnet.SincPool.apply(*tensors), tensors)
+    x, half = (tensor.detach().contiguous() for tensor in tensors)
+    size, pools, _ = sincnet.plan(x.shape[1], taps)
+    y = x.new_zeros(len(x), len(half), (x.shape[1] - 2 * (taps - 1)) // 3)
+    draw.run.direct(sincnet._sinc_pool, 0, len(x), x, *sincnet.sinc_plan(half, size, pools), y, None)
 
 
 def sinc_parts(draw: Draw) -> None:
     from denet_torch.fast.numba_cpu import fourier, sincnet
 
     rows, steps = draw.to(20), draw.to(200)
-    places = draw.of([None, torch.zeros(steps, dtype=torch.int8)])
-    draw.run.direct(sincnet._pool, *draw.tensor(3, steps), draw.to(2) == 1, draw.tensor(steps), places)
     flat = [draw.tensor(rows, steps) for _ in range(3)]
     draw.run.direct(sincnet._correlate, *flat[:2], draw.tensor(rows), draw.tensor(rows), flat[2])
     draw.run.direct(sincnet._turned, draw.tensor(rows, 2, 16), draw.rng.permutation(rows), draw.tensor(rows, 2, 16))
     size, x = draw.of([64, 256]), draw.tensor(draw.to(9), draw.to(700))
     places, turns, z = fourier.order(size), fourier.turns(size, x.numpy().dtype), draw.tensor(size, 2, 16)
     draw.run.direct(sincnet._signals, x, draw.to(len(x)) - 1, draw.to(20, 0), draw.to(300), draw.to(3), places, turns, z)
+    draw.run.direct(sincnet.spectra_of, z, places, draw.tensor(16, size, 2))
 
 
 def transforms(draw: Draw) -> None:
@@ -410,9 +413,9 @@ def transforms(draw: Draw) -> None:
 
     size, width = draw.of([16, 64, 256, 1024]), draw.to(5)
     x, turns = draw.tensor(size, 2, 16), fourier.turns(size, draw.tensor(1).numpy().dtype)
-    draw.run.direct(fourier.filtered, draw.tensor(size, 2, 16), x, draw.tensor(size), turns)
+    draw.run.direct(fourier.filtered, torch.zeros(fourier.spaced(size), 2, 16, dtype=x.dtype), x, draw.tensor(size), turns)
     by_each = draw.tensor(size, 2), draw.tensor(size, 16)
-    draw.run.direct(fourier.filtered, draw.tensor(size, 2, 16), *by_each, turns)
+    draw.run.direct(fourier.filtered, torch.zeros(fourier.spaced(size), 2, 16, dtype=x.dtype), *by_each, turns)
     x = draw.tensor(size, width, 2, 16)
     draw.run.direct(fourier.transform, x, turns)
     first, apart = 16 * (draw.to(size // 16) - 1), draw.of([1, 4])
@@ -422,6 +425,10 @@ def transforms(draw: Draw) -> None:
     places = draw.rng.integers(0, len(sound) - size, 16, endpoint=True)
     shift = draw.of([0, 1]) * (len(sound) - size - int(places.max()))  # to the end of `sound`, every second time
     draw.run.direct(fourier.gather, x, draw.to(width) - 1, draw.to(1, 0), sound, places, shift, fourier.order(size))
+    rows = draw.rng.permutation(draw.to(70))  # numbers for each lane, one behind the other in y, of rows in any order
+    counts = draw.rng.integers(0, len(rows), 16, endpoint=True)
+    y, shift = draw.tensor(int(counts.sum())), 16 * draw.to(1, 0)
+    draw.run.direct(fourier.scatter, y, counts.cumsum() - counts, counts, draw.tensor(16 * len(rows) + shift), 16 * rows, shift)
 
 
 def conv_pool(draw: Draw) -> None:
@@ -431,6 +438,11 @@ def conv_pool(draw: Draw) -> None:
     shapes = (draw.to(18), channels, taps + draw.to(70, 2)), (count, channels, taps), (count,)
     tensors = draw.wanted(*(draw.tensor(*shape, strided=True) for shape in shapes))
     backward(draw, sincnet.ConvPool.apply(*tensors), tensors)
+    x, weight, bias = (tensor.detach() for tensor in tensors)
+    steps = (x.shape[2] - taps + 1) // 3
+    x = torch.nn.functional.pad(x, (0, max(0, sincnet.needed(steps, taps) - x.shape[2]))).contiguous()
+    y = x.new_zeros(len(x), count, steps)
+    draw.run.direct(sincnet._conv_pool, 0, len(x), x, *sincnet.conv_plan(weight, bias), y, None)
 
 
 def norm(draw: Draw) -> None:
@@ -477,11 +489,10 @@ def chunks(draw: Draw) -> None:
 def chunk_parts(draw: Draw) -> None:
     if not has_tiles():
         return
-    from denet_torch.fast.numba_cpu import amx, chunks, fourier
+    from denet_torch.fast.numba_cpu import amx, chunks
 
     draw.dtype = torch.float32
-    size, slope = draw.of([64, 256]), np.float32(0.2)
-    draw.run.direct(chunks._spectra, draw.tensor(size, 2, 16), fourier.order(size), draw.tensor(16, size, 2))
+    slope = np.float32(0.2)
     width, channels, steps, window = 16 * draw.to(4), draw.to(40), draw.to(300, 10), draw.to(6)
     sound, gamma, beta = (draw.tensor(steps + 1, width) for _ in range(3))
     draw.run.direct(chunks._moments, sound, draw.tensor(2, 2 * width))

@@ -210,7 +210,8 @@ def main(arguments: list[str] | None = None) -> int:
             ratio = {name: median(a / b for a, b in zip(seconds["original"], t, strict=True)) for name, t in seconds.items()}
             print(f"{task}{clock}: original {shown['original']}, port {shown['port']}; {ratio['port']:.2f} times as fast")
             kept = "original, memory kept"
-            print(f"  {kept}: {shown[kept]}; {median(a / b for a, b in zip(seconds[kept], seconds['port'], strict=True)):.2f} times")
+            of_kept = median(a / b for a, b in zip(seconds[kept], seconds["port"], strict=True))
+            print(f"  {kept}: {shown[kept]}; {of_kept:.2f} times")
             if "product" in found:
                 print(f"  at the rate of a large matrix product: {shown['product']}; {ratio['product']:.2f} times")
     return 0

@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from .fourier import gather_vectors
-from .product import FEATURES, Bfloat16, compiled, everywhere
+from .product import FEATURES, Bfloat16, aligned, compiled, everywhere
 from .threads import of_a_thread, share_out
 
 PARTS = 3
@@ -220,14 +220,6 @@ def columns_in_parts(matrix: Tensor) -> Tensor:
     return pairs.permute(3, 1, 0, 4, 2).contiguous().flatten(3).view(torch.int16)
 
 
-@compiled
-def aligned(count):
-    """So many zeros of int16 from the beginning of a cache line on: a tile's row in two lines takes twice the time."""
-    numbers = np.zeros(count + DEEP, np.int16)
-    start = -numbers.ctypes.data % (2 * DEEP) // 2
-    return numbers[start : start + count]
-
-
 _product = product_of_parts(fetching=True)
 AT_ONCE = 32  # steps of a product whose parts are kept in a core's cache
 ROW = (AT_ONCE + 1) * DEEP  # numbers from one row of parts to the next: rows as far apart as caches are wide would share places
@@ -266,7 +258,7 @@ def _columns(first, last, x, order, columns):
 def _products(first, last, weight, columns, y):
     inner, steps, tiles = weight.shape[1], columns.shape[0], columns.shape[1]
     numbers, rest = weight.reshape(weight.size), np.zeros(DEEP, weight.dtype)
-    parts, block = aligned(PARTS * BLOCK * ROW), np.empty((BLOCK, BLOCK), y.dtype)
+    parts, block = aligned(PARTS * BLOCK * ROW, columns), np.empty((BLOCK, BLOCK), y.dtype)
     open_tiles()
     for step in range(0, steps, AT_ONCE):
         count = min(AT_ONCE, steps - step)

@@ -7,9 +7,6 @@ convolution is a row of a matrix whose rows overlap.
 
 import numpy as np
 import torch.nn.functional as F
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 from torch import Tensor
 
 from .amx import (
@@ -18,49 +15,19 @@ from .amx import (
     NUMBERS,
     PARTS,
     TILE,
-    aligned,
     close_tiles,
     columns_in_parts,
     open_tiles,
     product_of_parts,
     split_normed,
 )
-from .fourier import filtered, order, turns
-from .product import compiled
-from .sincnet import _signals, plan, responses
+from .fourier import filtered, spaced
+from .product import aligned, compiled
+from .sincnet import _signals, largest, largest_magnitude, plan, sinc_plan, spectra_of
 from .threads import LANES, share_out
 
 ROWS = 3 * BLOCK  # of a convolution, in one go: whole blocks and whole pools
 _product = product_of_parts()
-
-
-def largest(magnitudes: bool):
-    """A compiled f(y, to, x, start, apart): numbers of y from `to` on, LANES of them, are the largest, or largest magnitudes, of
-    those of x at start, start + apart and start + 2 * apart. Arrays are float32 and counted as they lie."""
-
-    @intrinsic
-    def pool(_, y, to, x, start, apart):
-        def generate(context, builder, signature, arguments):
-            y, x = (context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in (0, 2))
-            to, start, apart = arguments[1], arguments[3], arguments[4]
-            vector = ir.VectorType(ir.FloatType(), LANES)
-            of_one = ir.FunctionType(vector, [vector])
-            magnitude = cgutils.get_or_insert_function(builder.module, of_one, f"llvm.fabs.v{LANES}f32")
-            best = None
-            for _ in range(3):
-                value = builder.load(builder.bitcast(builder.gep(x, [start]), vector.as_pointer()), align=4)
-                value = builder.call(magnitude, [value]) if magnitudes else value
-                best = builder.select(builder.fcmp_ordered(">", value, best), value, best) if best else value
-                start = builder.add(start, apart)
-            builder.store(best, builder.bitcast(builder.gep(y, [to]), vector.as_pointer()), align=4)
-            return context.get_dummy_value()
-
-        return types.void(y, to, x, start, apart), generate
-
-    return pool
-
-
-_largest, _largest_magnitude = largest(magnitudes=False), largest(magnitudes=True)
 
 
 def conv_layers(x: Tensor, half: Tensor, slope: float, *weights: Tensor) -> Tensor:
@@ -71,12 +38,9 @@ def conv_layers(x: Tensor, half: Tensor, slope: float, *weights: Tensor) -> Tens
     gammas, betas = zip(*[[by_step(tensor) for tensor in norm] for norm in norms], strict=True)
     matrices = tuple(matrix_of(conv).numpy() for conv in convs)
     size, pools, pairs = plan(x.shape[1], half.shape[1])
-    rows = order(size)
-    response = F.pad(responses(half.detach(), size)[:, rows], (0, 0, 0, -len(half) % LANES))
-    response = response.unflatten(0, (-1, LANES)).transpose(1, 2).contiguous().numpy()
-    of_blocks = response, half.shape[1], pools, rows, turns(size, response.dtype)
+    response, _, *of_blocks = sinc_plan(half.detach(), size, pools)
     y = x.new_empty(len(x), *norms[-1][0].shape)
-    share_out(_layers, len(x), max(1, LANES // pairs), x.contiguous(), *of_blocks, matrices, gammas, betas, slope, y)
+    share_out(_layers, len(x), max(1, LANES // pairs), x.contiguous(), response, *of_blocks, matrices, gammas, betas, slope, y)
     return y
 
 
@@ -95,7 +59,7 @@ def _layers(first, last, x, response, taps, pools, order, turns, matrices, gamma
     size, steps, layers = response.shape[1], len(gammas[0]) - 1, len(matrices)
     pairs = -(-steps // (2 * pools))
     z, spectra = np.empty((size, 2, LANES), x.dtype), np.empty((LANES, size, 2), x.dtype)
-    bands = np.empty((size, 2, LANES), x.dtype)
+    bands = aligned(spaced(size) * 2 * LANES, x).reshape((spaced(size), 2, LANES))
     sounds = [np.zeros(gamma.shape, x.dtype) for gamma in gammas]
     slope = x.dtype.type(slope)
     for chunk in range(first, last):
@@ -103,26 +67,18 @@ def _layers(first, last, x, response, taps, pools, order, turns, matrices, gamma
             signal = (chunk - first) * pairs + pair
             if signal % LANES == 0:
                 _signals(x, first, signal, 3 * pools, pairs, order, turns, z)
-                _spectra(z, order, spectra)
+                spectra_of(z, order, spectra)
             for group in range(len(response)):
                 filtered(bands, spectra[signal % LANES], response[group], turns)
                 for part in range(2):
-                    step, start = (2 * pair + part) * pools, (2 * (taps - 1) + part) * LANES
+                    step = (2 * pair + part) * pools
                     for j in range(min(pools, steps - step)):
-                        to = (step + j) * sounds[0].shape[1] + group * LANES
-                        _largest_magnitude(sounds[0], to, bands, start + 6 * j * LANES, 2 * LANES)
+                        to, at = (step + j) * sounds[0].shape[1] + group * LANES, taps - 1 + 3 * j
+                        one, two, three = 2 * spaced(at) + part, 2 * spaced(at + 1) + part, 2 * spaced(at + 2) + part
+                        largest_magnitude(sounds[0], None, to, bands, one * LANES, two * LANES, three * LANES)
         for layer in range(layers):
             _norm_conv_pool(sounds[layer], gammas[layer], betas[layer], slope, matrices[layer], sounds[layer + 1])
         _last_norm(sounds[layers], gammas[layers], betas[layers], slope, y[chunk])
-
-
-@compiled
-def _spectra(z, order, spectra):
-    """What `_signals` finds, in z, one spectrum (size, 2) after the other: parts change places again, rows lie in `order`."""
-    for i in range(len(z)):
-        row = z[order[i]]
-        for lane in range(LANES):
-            spectra[lane, i, 0], spectra[lane, i, 1] = row[1, lane], row[0, lane]
 
 
 @compiled
@@ -162,7 +118,7 @@ def _norm_conv_pool(sound, gamma, beta, slope, matrix, out):
     _moments(sound, moments)
     columns = tiles * TILE
     room = -(-(ROWS + window) * width // DEEP) * DEEP
-    parts, block = aligned(PARTS * room), np.empty((ROWS, columns), sound.dtype)
+    parts, block = aligned(PARTS * room, matrix), np.empty((ROWS, columns), sound.dtype)
     open_tiles()
     for start in range(0, steps, ROWS):
         count = min(ROWS, steps - start)
@@ -176,7 +132,8 @@ def _norm_conv_pool(sound, gamma, beta, slope, matrix, out):
                 _product(block, c, parts, a, matrix, b, len(matrix), sound, (0, 0, 0))
         for j in range(count // 3):
             for i in range(0, out.shape[1], LANES):
-                _largest(out, (start // 3 + j) * out.shape[1] + i, block, 3 * j * columns + i, columns)
+                at = 3 * j * columns + i
+                largest(out, None, (start // 3 + j) * out.shape[1] + i, block, at, at + columns, at + 2 * columns)
     close_tiles()
 
 

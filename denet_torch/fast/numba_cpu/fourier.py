@@ -17,6 +17,7 @@ from .threads import LANES
 
 LEAST = 16  # steps of a transform
 NEAR = 64  # rows that fit into a core's first cache
+SIDE = 8  # of the squares in which `scatter` transposes
 ROOM = 2.5  # least steps of a transform over those of a filter
 
 
@@ -48,6 +49,32 @@ def turns(size: int, dtype: np.dtype) -> np.ndarray:
     return np.concatenate(found).astype(dtype)
 
 
+Complex = tuple[ir.Value, ir.Value]
+
+
+def _turned_by(builder: ir.IRBuilder, value: Complex, cos: ir.Value, sin: ir.Value) -> Complex:
+    re, im = value
+    bits = {ir.FloatType(): 32, ir.DoubleType(): 64}[re.type.element]
+    fma_type = ir.FunctionType(re.type, [re.type] * 3)
+    fma = cgutils.get_or_insert_function(builder.module, fma_type, f"llvm.fma.v{LANES}f{bits}")
+    turned = builder.call(fma, [re, cos, builder.fneg(builder.fmul(im, sin))])
+    return turned, builder.call(fma, [re, sin, builder.fmul(im, cos)])
+
+
+def _of_four(builder: ir.IRBuilder, values: list[Complex]) -> list[Complex]:
+    """The transform of four values."""
+    add, subtract = builder.fadd, builder.fsub
+    (a_re, a_im), (b_re, b_im), (c_re, c_im), (d_re, d_im) = values
+    e_re, e_im, f_re, f_im = add(a_re, c_re), add(a_im, c_im), subtract(a_re, c_re), subtract(a_im, c_im)
+    g_re, g_im, h_re, h_im = add(b_re, d_re), add(b_im, d_im), subtract(b_re, d_re), subtract(b_im, d_im)
+    return [
+        (add(e_re, g_re), add(e_im, g_im)),
+        (subtract(f_re, h_im), add(f_im, h_re)),
+        (subtract(e_re, g_re), subtract(e_im, g_im)),
+        (add(f_re, h_im), subtract(f_im, h_re)),
+    ]
+
+
 def four(scaled: bool):
     """A compiled f(y, x, factors, turns, i, apart, at): transforms of four rows of x, i and those `apart` behind it, in y's.
 
@@ -63,9 +90,6 @@ def four(scaled: bool):
             number = context.get_data_type(signature.args[0].dtype)
             bytes_each = context.get_abi_sizeof(number)
             vector = ir.VectorType(number, LANES)
-            fma_type = ir.FunctionType(vector, [vector] * 3)
-            fma = cgutils.get_or_insert_function(builder.module, fma_type, f"llvm.fma.v{LANES}f{8 * bytes_each}")
-            add, subtract, multiply = builder.fadd, builder.fsub, builder.fmul
             spread = signature.args[2].ndim == 2
 
             def number_of(value):
@@ -91,21 +115,12 @@ def four(scaled: bool):
                     re, im = (builder.load(vector_at(x, n, part), align=bytes_each) for part in range(2))
                     factor = number_at(factors, rows[n]) if scaled else None
                 if scaled:
-                    re, im = multiply(re, factor), multiply(im, factor)
+                    re, im = builder.fmul(re, factor), builder.fmul(im, factor)
                 elif n:
                     cos, sin = (number_at(turns, builder.add(at, number_of(2 * n - 2 + part))) for part in range(2))
-                    turned = builder.call(fma, [re, cos, builder.fneg(multiply(im, sin))])
-                    re, im = turned, builder.call(fma, [re, sin, multiply(im, cos)])
+                    re, im = _turned_by(builder, (re, im), cos, sin)
                 values.append((re, im))
-            (a_re, a_im), (b_re, b_im), (c_re, c_im), (d_re, d_im) = values
-            e_re, e_im, f_re, f_im = add(a_re, c_re), add(a_im, c_im), subtract(a_re, c_re), subtract(a_im, c_im)
-            g_re, g_im, h_re, h_im = add(b_re, d_re), add(b_im, d_im), subtract(b_re, d_re), subtract(b_im, d_im)
-            results = [
-                (add(e_re, g_re), add(e_im, g_im)),
-                (subtract(f_re, h_im), add(f_im, h_re)),
-                (subtract(e_re, g_re), subtract(e_im, g_im)),
-                (add(f_re, h_im), subtract(f_im, h_re)),
-            ]
+            results = _of_four(builder, values)
             for n, parts in enumerate(results):
                 for part, value in enumerate(parts):
                     builder.store(value, vector_at(y, n, part), align=bytes_each)
@@ -120,13 +135,67 @@ _turn_four, _scale_four = four(scaled=False), four(scaled=True)
 
 
 @intrinsic
+def _turn_sixteen(_, x, turns, i, apart, first, second, between):
+    """Two stages of the rows of x from i on that lie `apart`: what `_turn_four` makes of four times four of them by `turns` from
+    `first` on, then, four times as far apart, from `second`, second + between, ... on. They stay in registers between the two."""
+
+    def generate(context, builder, signature, arguments):
+        x, turns = (context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in range(2))
+        i, apart, first, second, between = arguments[2:]
+        number = context.get_data_type(signature.args[0].dtype)
+        bytes_each, vector = context.get_abi_sizeof(number), ir.VectorType(number, LANES)
+
+        def size(value):
+            return ir.Constant(ir.IntType(64), value)
+
+        def vector_at(n, part):
+            place = builder.mul(builder.add(i, builder.mul(apart, size(n))), size(2 * LANES))
+            return builder.bitcast(builder.gep(x, [builder.add(place, size(part * LANES))]), vector.as_pointer())
+
+        def turned(values, at):
+            found = values[:1]
+            for n in range(1, 4):
+                places = (builder.gep(turns, [builder.add(at, size(2 * n - 2 + part))]) for part in range(2))
+                cos, sin = (everywhere(builder, builder.load(place), LANES) for place in places)
+                found.append(_turned_by(builder, values[n], cos, sin))
+            return _of_four(builder, found)
+
+        values = [tuple(builder.load(vector_at(n, part), align=bytes_each) for part in range(2)) for n in range(16)]
+        for n in range(0, 16, 4):
+            values[n : n + 4] = turned(values[n : n + 4], first)
+        for n in range(4):
+            values[n::4] = turned(values[n::4], builder.add(second, builder.mul(between, size(n))))
+        for n, parts in enumerate(values):
+            for part, value in enumerate(parts):
+                builder.store(value, vector_at(n, part), align=bytes_each)
+        return context.get_dummy_value()
+
+    return types.void(x, turns, i, apart, first, second, between), generate
+
+
+def _transposed(builder: ir.IRBuilder, rows: list[ir.Value], lanes: int) -> list[ir.Value]:
+    """Squares of len(rows) numbers, which lie side by side in vectors of `lanes`, transposed each in its place."""
+    lane, rows, apart = ir.IntType(32), list(rows), 1
+    while apart < len(rows):  # swap what lies beside the diagonal of squares of twice so many rows
+        for n in range(len(rows)):
+            if not n & apart:
+                first, second = rows[n], rows[n + apart]
+                upper = [i if not i & apart else lanes + i - apart for i in range(lanes)]
+                lower = [i + apart if not i & apart else lanes + i for i in range(lanes)]
+                masks = (ir.Constant(ir.VectorType(lane, lanes), mask) for mask in (upper, lower))
+                rows[n], rows[n + apart] = (builder.shuffle_vector(first, second, mask) for mask in masks)
+        apart *= 2
+    return rows
+
+
+@intrinsic
 def gather_vectors(_, z, across, column, x, places, shift, order):
     """Vector order[i] * across + column of z is x[places[lane] + shift + i] of each lane, for i < LANES."""
 
     def generate(context, builder, signature, arguments):
         z, x, places, order = (context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in (0, 3, 4, 6))
         across, column, shift = arguments[1], arguments[2], arguments[5]
-        number, lane = context.get_data_type(signature.args[0].dtype), ir.IntType(32)
+        number = context.get_data_type(signature.args[0].dtype)
         bytes_each, vector = context.get_abi_sizeof(number), ir.VectorType(number, LANES)
 
         def number_at(array, n):
@@ -136,23 +205,50 @@ def gather_vectors(_, z, across, column, x, places, shift, order):
         for n in range(LANES):
             place = builder.gep(x, [builder.add(number_at(places, n), shift)])
             rows.append(builder.load(builder.bitcast(place, vector.as_pointer()), align=bytes_each))
-        apart = 1
-        while apart < LANES:  # swap what lies beside the diagonal of squares of twice so many rows
-            for n in range(LANES):
-                if not n & apart:
-                    first, second = rows[n], rows[n + apart]
-                    upper = [i if not i & apart else LANES + i - apart for i in range(LANES)]
-                    lower = [i + apart if not i & apart else LANES + i for i in range(LANES)]
-                    masks = (ir.Constant(ir.VectorType(lane, LANES), mask) for mask in (upper, lower))
-                    rows[n], rows[n + apart] = (builder.shuffle_vector(first, second, mask) for mask in masks)
-            apart *= 2
-        for n, row in enumerate(rows):
+        for n, row in enumerate(_transposed(builder, rows, LANES)):
             place = builder.add(builder.mul(number_at(order, n), across), column)
             place = builder.gep(z, [builder.mul(place, ir.Constant(ir.IntType(64), LANES))])
             builder.store(row, builder.bitcast(place, vector.as_pointer()), align=bytes_each)
         return context.get_dummy_value()
 
     return types.void(z, across, column, x, places, shift, order), generate
+
+
+@intrinsic
+def _scatter_vectors(_, y, places, counts, x, rows, n, shift):
+    """y[places[lane] + i] = x[rows[i] + shift + lane] for n <= i < n + SIDE and each lane of which counts[lane] is no less than
+    n + SIDE."""
+
+    def generate(context, builder, signature, arguments):
+        arrays = (context.make_array(signature.args[k])(context, builder, arguments[k]).data for k in range(5))
+        (y, places, counts, x, rows), (n, shift) = arrays, arguments[5:]
+        number, index = context.get_data_type(signature.args[0].dtype), ir.IntType(64)
+        bytes_each, row = context.get_abi_sizeof(number), ir.VectorType(number, LANES)
+        piece, read = ir.VectorType(number, SIDE), []
+        for i in range(SIDE):
+            place = builder.add(builder.load(builder.gep(rows, [builder.add(n, index(i))])), shift)
+            read.append(builder.load(builder.bitcast(builder.gep(x, [place]), row.as_pointer()), align=bytes_each))
+        read, end = _transposed(builder, read, LANES), builder.add(n, index(SIDE))
+        for lane in range(LANES):
+            of_lane = ir.Constant(ir.VectorType(ir.IntType(32), SIDE), [lane // SIDE * SIDE + i for i in range(SIDE)])
+            values = builder.shuffle_vector(read[lane % SIDE], read[lane % SIDE], of_lane)
+            count = builder.load(builder.gep(counts, [index(lane)]))
+            with builder.if_then(builder.icmp_signed(">=", count, end)):
+                place = builder.gep(y, [builder.add(builder.load(builder.gep(places, [index(lane)])), n)])
+                builder.store(values, builder.bitcast(place, piece.as_pointer()), align=bytes_each)
+        return context.get_dummy_value()
+
+    return types.void(y, places, counts, x, rows, n, shift), generate
+
+
+@compiled
+def scatter(y, places, counts, x, rows, shift):
+    """y[places[lane] + i] = x[rows[i] + shift + lane] for each lane and i < counts[lane]. Arrays are counted as they lie."""
+    for n in range(0, len(rows) - SIDE + 1, SIDE):
+        _scatter_vectors(y, places, counts, x, rows, n, shift)
+    for lane in range(LANES):
+        for i in range(min(counts[lane], len(rows)) // SIDE * SIDE, counts[lane]):
+            y[places[lane] + i] = x[rows[i] + shift + lane]
 
 
 @compiled
@@ -210,6 +306,11 @@ def _stages(x, turns, first, last, apart, stop):
 @compiled
 def transform(x, turns):
     """sum over n of x[n] exp(2 pi i k n / size) in row k of x, whose rows n lie in `order` before."""
+    if len(x) == 16:
+        width = x.size // (16 * 2 * LANES)
+        for w in range(width):
+            _turn_sixteen(x, turns, w, width, 0, 6, 6)
+        return
     near = min(NEAR, len(x))
     for first in range(0, len(x), near):
         _stages(x, turns, first, first + near, 1, near)
@@ -217,13 +318,30 @@ def transform(x, turns):
 
 
 @compiled
+def spaced(row):
+    """Where `filtered` leaves a row: rows that are read together do not share a place in a core's cache."""
+    return row + row // NEAR
+
+
+@compiled
 def filtered(y, x, response, turns):
-    """`transform` of x (size, 2, LANES) times `response` (size,), in y; or of one signal x (size, 2) times those of as many
-    filters (size, LANES). Rows of x and `response` lie in `order`.
+    """`transform` of x (size, 2, LANES) times `response` (size,), in the rows `spaced` of y; or of one signal x (size, 2) times
+    those of as many filters (size, LANES). Rows of x and `response` lie in `order`.
     """
-    near = min(NEAR, len(y))
-    for first in range(0, len(y), near):
-        for i in range(first, first + near, 4):
-            _scale_four(y, x, response, turns, i, 1, 0)
-        _stages(y, turns, first, first + near, 4, near)
-    _stages(y, turns, 0, len(y), near, len(y))
+    size = len(x)
+    near, apart = min(NEAR, size), min(NEAR, size)
+    for first in range(0, size, near):
+        rows = y[spaced(first) :]
+        for i in range(0, near, 4):
+            _scale_four(rows, x[first:], response[first:], turns, i, 1, 0)
+        _stages(rows, turns, 0, near, 4, near)
+    while apart < size:
+        two, wide = 4 * apart < size, spaced(apart)
+        for start in range(0, size, 16 * apart if two else 4 * apart):
+            for i in range(apart):
+                at, first = spaced(start) + spaced(i), 2 * (apart - 1) + 6 * i
+                if two:
+                    _turn_sixteen(y, turns, at, wide, first, 2 * (4 * apart - 1) + 6 * i, 6 * apart)
+                else:
+                    _turn_four(y, y, turns, turns, at, wide, first)
+        apart *= 16 if two else 4

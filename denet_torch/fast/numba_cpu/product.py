@@ -7,6 +7,7 @@ do, at the rate that they have for others, so that no windows are copied.
 from collections.abc import Callable
 
 import numba
+import numpy as np
 import torch.nn.functional as F
 from llvmlite import binding, ir
 from numba.core import cgutils, types
@@ -21,6 +22,7 @@ FEATURES = binding.get_host_cpu_features()
 BFLOAT16 = FEATURES.get("avx512bf16", False)  # else bfloat16 would have to be emulated
 VECTOR_BYTES = 64 if FEATURES.get("avx512f", False) else 32 if FEATURES.get("avx", False) else 16
 ROWS = 10 if FEATURES.get("avx512f", False) or FEATURES.get("neon", False) else 5  # of a tile: its sums fill the registers
+LINE = 64  # bytes, of a core's cache
 COLUMNS, DEEP = 256, 16  # of a kernel in one go: well within a core's cache
 
 
@@ -31,6 +33,14 @@ def compiled(function: Callable, **how) -> Callable:
         return numba.njit(cache=True, **how)(function)
     except RuntimeError:
         return numba.njit(**how)(function)
+
+
+@compiled
+def aligned(count, like):
+    """So many zeros of the type of `like` from the beginning of a cache line on: what lies in two lines takes longer."""
+    numbers = np.zeros(count + LINE // like.itemsize, like.dtype)
+    start = -numbers.ctypes.data % LINE // like.itemsize
+    return numbers[start : start + count]
 
 
 def everywhere(builder: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:

@@ -6,16 +6,19 @@ rounded in one is of the size of the other. The short filters of many channels a
 short blocks; their gradients are plain products. What the pool throws away is never written.
 """
 
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 from torch import Tensor
 
 from ..operators import once
-from .fourier import complex_sums, filtered, gather, order, size_for, transform, turns
-from .product import compiled, product
+from .fourier import complex_sums, filtered, gather, order, scatter, size_for, spaced, transform, turns
+from .product import aligned, compiled, product
 from .threads import LANES, share_out
 
 CHUNKS = 16  # gradients of weights of so many are added up, then those of all
@@ -37,6 +40,15 @@ def responses(half: Tensor, size: int) -> Tensor:
     return (spectrum / size).to(half.dtype)
 
 
+def sinc_plan(half: Tensor, size: int, pools: int) -> tuple:
+    """What `_sinc_pool` is told of filters: spectra (groups, size, LANES), in each group as many filters as there are lanes,
+    filled up with zeros; how many filters there are, taps of half of one, and so on."""
+    rows = order(size)
+    response = F.pad(responses(half, size)[:, rows], (0, 0, 0, -len(half) % LANES))
+    response = response.unflatten(0, (-1, LANES)).transpose(1, 2).contiguous().numpy()
+    return response, len(half), half.shape[1], pools, rows, turns(size, response.dtype)
+
+
 class SincPool(torch.autograd.Function):
     """`sincnet.sinc_pool`."""
 
@@ -46,10 +58,7 @@ class SincPool(torch.autograd.Function):
         size, pools, pairs = plan(samples, taps)
         steps = (samples - 2 * (taps - 1)) // 3
         y, code = x.new_empty(len(x), len(half), steps), torch.empty(len(x), len(half), steps, dtype=torch.int8)
-        rows = order(size)
-        response = responses(half, size)[:, rows].contiguous()
-        of_blocks = taps, pools, rows, turns(size, response.numpy().dtype)
-        share_out(_sinc_pool, len(x), max(1, LANES // pairs), x.contiguous(), response, *of_blocks, y, code)
+        share_out(_sinc_pool, len(x), max(1, LANES // pairs), x.contiguous(), *sinc_plan(half, size, pools), y, code)
         ctx.save_for_backward(x, half, code)
         return y
 
@@ -93,52 +102,106 @@ def _turned(spectrum, order, y):
         y[i, 0], y[i, 1] = spectrum[order[i], 1], spectrum[order[i], 0]
 
 
-@compiled
-def _pool(ones, twos, threes, magnitudes, out, places):
-    """The largest of three, or of their magnitudes, in `out`. If wanted, in `places` which it was: of what is negative, if
-    magnitudes are compared, that and 4; 8 of 0, whose magnitude has no slope."""
-    for j in range(len(out)):
-        a, b, c = ones[j], twos[j], threes[j]
-        second = (abs(b) > abs(a) if magnitudes else b > a) or b != b  # NaN stays NaN
-        a = b if second else a
-        third = (abs(c) > abs(a) if magnitudes else c > a) or c != c
-        a = c if third else a
-        out[j] = abs(a) if magnitudes else a
-        if places is not None:
-            place = np.int8(2) if third else np.int8(1) if second else np.int8(0)
-            place += np.int8(4) if magnitudes and a < 0 else np.int8(0)
-            places[j] = np.int8(8) if magnitudes and a == 0 else place
+def largest_of_three(magnitudes: bool):
+    """A compiled f(y, places, to, x, one, two, three): LANES numbers of y from `to` on are the largest, or largest magnitudes, of
+    those of x from `one`, `two` and `three` on, counted as they lie. NaN stays NaN.
+
+    Unless `places` is None, it keeps which of the three it was: of what is negative, if magnitudes are compared, that and 4; 8 of
+    0, whose magnitude has no slope.
+    """
+
+    @intrinsic
+    def pool(_, y, places, to, x, one, two, three):
+        def generate(context, builder, signature, arguments):
+            y, x = (context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in (0, 3))
+            to, kept = arguments[2], signature.args[1] != types.none
+            number = context.get_data_type(signature.args[0].dtype)
+            bytes_each, vector = context.get_abi_sizeof(number), ir.VectorType(number, LANES)
+            zero, codes = ir.Constant(vector, None), ir.VectorType(ir.IntType(8), LANES)
+            of_one = ir.FunctionType(vector, [vector])
+            magnitude = cgutils.get_or_insert_function(builder.module, of_one, f"llvm.fabs.v{LANES}f{8 * bytes_each}")
+
+            def vector_at(array, place, kind=vector):
+                return builder.bitcast(builder.gep(array, [place]), kind.as_pointer())
+
+            def code(value):
+                return ir.Constant(codes, [value] * LANES)
+
+            best = largest = place = None
+            for n, start in enumerate(arguments[4:]):
+                value = builder.load(vector_at(x, start), align=bytes_each)
+                size = builder.call(magnitude, [value]) if magnitudes else value
+                if n:
+                    above, none = builder.fcmp_ordered(">", size, largest), builder.fcmp_unordered("uno", size, size)
+                    taken = builder.or_(above, none)
+                    size, value = builder.select(taken, size, largest), builder.select(taken, value, best)
+                best, largest, place = value, size, builder.select(taken, code(n), place) if n else code(0)
+            builder.store(largest, vector_at(y, to), align=bytes_each)
+            if kept:
+                if magnitudes:
+                    negative = builder.fcmp_ordered("<", best, zero)
+                    place = builder.add(place, builder.select(negative, code(4), code(0)))
+                    place = builder.select(builder.fcmp_ordered("==", best, zero), code(8), place)
+                places = context.make_array(signature.args[1])(context, builder, arguments[1]).data
+                builder.store(place, vector_at(places, to, codes), align=1)
+            return context.get_dummy_value()
+
+        return types.void(y, places, to, x, one, two, three), generate
+
+    return pool
+
+
+largest, largest_magnitude = largest_of_three(magnitudes=False), largest_of_three(magnitudes=True)
 
 
 @compiled
-def _sinc_pool(first, last, x, response, taps, pools, order, turns, y, code):
-    size, steps = response.shape[1], y.shape[2]
+def spectra_of(z, order, spectra):
+    """What `_signals` finds, in z, one spectrum (size, 2) after the other: parts change places again, rows lie in `order`."""
+    for i in range(len(z)):
+        row = z[order[i]]
+        for lane in range(LANES):
+            spectra[lane, i, 0], spectra[lane, i, 1] = row[1, lane], row[0, lane]
+
+
+@compiled
+def pooled_rows(pools, row):
+    """Where the lanes of what follow each other behind a pool lie: `pools` rows, of both parts of a signal."""
+    rows = np.empty(2 * pools, np.int64)
+    for i in range(2 * pools):
+        rows[i] = i % pools * row + i // pools * LANES
+    return rows
+
+
+@compiled
+def _sinc_pool(first, last, x, response, count, taps, pools, order, turns, y, code):
+    size, steps, row = response.shape[1], y.shape[2], 2 * LANES
     pairs = -(-steps // (2 * pools))
-    spectrum, z = np.empty((size, 2, LANES), x.dtype), np.empty((size, 2, LANES), x.dtype)
-    bands, best = z.reshape((size, 2 * LANES)), np.empty((pools, 2 * LANES), x.dtype)
-    places = np.empty((pools, 2 * LANES), np.int8)
-    for signal in range(0, (last - first) * pairs, LANES):
-        _signals(x, first, signal, 3 * pools, pairs, order, turns, z)
-        _turned(z, order, spectrum)
-        for f in range(len(response)):
-            filtered(z, spectrum, response[f], turns)
+    spectra, signals = np.empty((LANES, size, 2), x.dtype), aligned(size * 2 * LANES, x).reshape((size, 2, LANES))
+    bands, best = aligned(spaced(size) * row, x), aligned(pools * row, x)
+    decided = np.empty(pools * row, np.int8)
+    places, counts, rows = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64), pooled_rows(pools, row)
+    for signal in range((last - first) * pairs):
+        chunk, start = first + signal // pairs, 2 * pools * (signal % pairs)
+        if signal % LANES == 0:
+            _signals(x, first, signal, 3 * pools, pairs, order, turns, signals)
+            spectra_of(signals, order, spectra)
+        for group in range(len(response)):
+            filtered(bands.reshape((spaced(size), row)), spectra[signal % LANES], response[group], turns)
             for j in range(pools):
-                row = taps - 1 + 3 * j
-                if code is None:
-                    _pool(bands[row], bands[row + 1], bands[row + 2], True, best[j], None)
-                else:
-                    _pool(bands[row], bands[row + 1], bands[row + 2], True, best[j], places[j])
-            for lane in range(min(LANES, (last - first) * pairs - signal)):
-                chunk, pair = first + (signal + lane) // pairs, (signal + lane) % pairs
-                for part in range(2):
-                    start, column = (2 * pair + part) * pools, part * LANES + lane
-                    out = y[chunk, f, start : start + pools]
-                    for j in range(len(out)):
-                        out[j] = best[j, column]
-                    if code is not None:
-                        decided = code[chunk, f, start : start + pools]
-                        for j in range(len(out)):
-                            decided[j] = places[j, column]
+                at = taps - 1 + 3 * j
+                one, two, three = spaced(at) * row, spaced(at + 1) * row, spaced(at + 2) * row
+                for i in range(0, row, LANES):
+                    if code is None:
+                        largest_magnitude(best, None, j * row + i, bands, one + i, two + i, three + i)
+                    else:
+                        largest_magnitude(best, decided, j * row + i, bands, one + i, two + i, three + i)
+            for lane in range(LANES):
+                f = group * LANES + lane
+                places[lane] = (chunk * count + f) * steps + start
+                counts[lane] = min(2 * pools, steps - start) if f < count else 0
+            scatter(y.reshape(y.size), places, counts, best, rows, 0)
+            if code is not None:
+                scatter(code.reshape(code.size), places, counts, decided, rows, 0)
 
 
 @compiled_sums
@@ -159,8 +222,7 @@ def _sinc_pool_back(first, last, x, response, taps, pools, order, turns, grad, c
     steps = grad.shape[2]
     pairs = -(-steps // (2 * pools))
     total = np.zeros((count, size), x.dtype)
-    sound, z = np.empty((size, 2, LANES), x.dtype), np.empty((size, 2, LANES), x.dtype)
-    to_sound = np.empty((size, 2, LANES), x.dtype)
+    sound, z, to_sound = [aligned(size * 2 * LANES, x).reshape((size, 2, LANES)) for _ in range(3)]
     used = 3 * steps + 2 * (taps - 1)  # behind them nothing has a gradient, not even one of rounding
     flat = (size, 2 * LANES)
     for signal in range(0, (last - first) * pairs, LANES):
@@ -218,9 +280,16 @@ def conv_plan(weight: Tensor, bias: Tensor) -> tuple:
     """What `_conv_pool` is told of a convolution: spectra of its weights (half, 2, out, in), bias, pools in a block and so on."""
     taps = weight.shape[2]
     size = size_for(taps)
-    spectrum = torch.view_as_real(torch.fft.rfft(weight.double(), n=size) / size)  # (out, in, half, 2)
-    spectra = spectrum.permute(2, 3, 0, 1).to(weight.dtype).contiguous().numpy()
+    spectra = (weight.double() @ waves(size)[:taps]).to(weight.dtype)  # (out, in, half * 2)
+    spectra = spectra.permute(2, 0, 1).unflatten(0, (-1, 2)).contiguous().numpy()
     return spectra, bias.numpy(), (size - taps + 1) // 3, order(size), turns(size, spectra.dtype)
+
+
+@cache
+def waves(size: int) -> Tensor:
+    """Real and imaginary part of exp(-2 pi i t k / size) / size: (size, (size / 2 + 1) * 2), for steps t and frequencies k."""
+    exponentials = np.exp(-2j * np.pi * np.outer(np.arange(size), np.arange(size // 2 + 1)) / size) / size
+    return torch.from_numpy(exponentials.view(np.float64))
 
 
 def needed(steps: int, taps: int) -> int:
@@ -233,42 +302,46 @@ def needed(steps: int, taps: int) -> int:
 @compiled
 def _conv_pool(first, last, x, spectra, bias, pools, order, turns, y, code):
     half, _, count, channels = spectra.shape
-    size, steps, length = 2 * (half - 1), y.shape[2], x.shape[2]
+    size, length, steps = 2 * (half - 1), x.shape[2], y.shape[2]
     pairs, both = -(-steps // (2 * pools)), 2 * LANES
-    chunks, starts, places = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
-    sound = np.empty((size, channels, 2, LANES), x.dtype)
-    products = np.empty((2, count, 2, LANES), x.dtype)  # with real and imaginary parts of a frequency's weights
-    bands = np.empty((size, count, 2, LANES), x.dtype)
-    best, decided = np.empty((pools, count, 2, LANES), x.dtype), np.empty((pools, count, 2, LANES), np.int8)
+    places, targets, counts = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
+    rows = pooled_rows(pools, count * both)
+    sound = aligned(size * channels * both, x).reshape((size, channels, 2, LANES))
+    products = aligned(2 * count * both, x).reshape((2, count, 2, LANES))  # with parts of a frequency's weights
+    bands = aligned(size * count * both, x).reshape((size, count, 2, LANES))
+    row = count * both
+    best, decided = aligned(pools * row, x), np.empty(pools * row, np.int8)
     for signal in range(0, (last - first) * pairs, LANES):
-        lanes = min(LANES, (last - first) * pairs - signal)
-        for lane in range(lanes):
-            chunks[lane], pair = first + (signal + lane) // pairs, (signal + lane) % pairs
-            starts[lane], places[lane] = 2 * pools * pair, chunks[lane] * channels * length + 6 * pools * pair
+        counts[:] = 0  # lanes without a signal keep the place of another, and are not written
+        for lane in range(min(LANES, (last - first) * pairs - signal)):
+            chunk, start = first + (signal + lane) // pairs, 2 * pools * ((signal + lane) % pairs)
+            places[lane], targets[lane] = chunk * channels * length + 3 * start, chunk * count * steps + start
+            counts[lane] = min(2 * pools, steps - start)
         for c in range(channels):
             for part in range(2):
                 gather(sound, c, part, x.reshape(x.size), places, c * length + 3 * pools * part, order)
         transform(sound, turns)
         for k in range(size):
             a, b = (min(k, size - k) * 2 * count * channels, channels, 0, 1), (k * channels * both, both)
-            _multiply(products, (0, both), spectra, a, sound, b, (2 * count, both, 1, channels), products)
-            complex_sums(bands[order[k]], products, 1 if k < half else -1)
+            if k % (half - 1) == 0:  # the first and the last of weights that are real are real
+                _multiply(bands, (order[k] * count * both, both), spectra, a, sound, b, (count, both, 1, channels), bands)
+            else:
+                _multiply(products, (0, both), spectra, a, sound, b, (2 * count, both, 1, channels), products)
+                complex_sums(bands[order[k]], products, 1 if k < half else -1)
+        for f in range(count):
+            bands[0, f] += bias[f]  # of frequency 0, which is in every step
         transform(bands, turns)
         for j in range(pools):
-            ones, twos = bands[(size - 3 * j) % size].ravel(), bands[size - 3 * j - 1].ravel()
-            threes, out = bands[size - 3 * j - 2].ravel(), best[j].ravel()
-            if code is None:
-                _pool(ones, twos, threes, False, out, None)
-            else:
-                _pool(ones, twos, threes, False, out, decided[j].ravel())
+            one, two, three = (size - 3 * j) % size * row, (size - 3 * j - 1) * row, (size - 3 * j - 2) * row
+            for i in range(0, row, LANES):
+                if code is None:
+                    largest(best, None, j * row + i, bands, one + i, two + i, three + i)
+                else:
+                    largest(best, decided, j * row + i, bands, one + i, two + i, three + i)
         for f in range(count):
-            for lane in range(lanes):
-                chunk, start = chunks[lane], starts[lane]
-                for part in range(2):
-                    for j in range(min(pools, steps - start - pools * part)):
-                        y[chunk, f, start + pools * part + j] = best[j, f, part, lane] + bias[f]
-                        if code is not None:
-                            code[chunk, f, start + pools * part + j] = decided[j, f, part, lane]
+            scatter(y.reshape(y.size), targets + f * steps, counts, best, rows, f * both)
+            if code is not None:
+                scatter(code.reshape(code.size), targets + f * steps, counts, decided, rows, f * both)
 
 
 @compiled
@@ -279,9 +352,9 @@ def _conv_pool_back(first, last, x, turned, grad, code, to_x):
     columns = length + -length % LANES
     margin = taps - 1  # zeros before and behind the gradients
     row = columns + margin + LANES
-    total = np.zeros((taps, count, width), x.dtype)
-    unpooled = np.zeros((count, row), x.dtype)
-    by_step, out = np.zeros((length, width), x.dtype), np.empty((channels, columns), x.dtype)
+    total, unpooled = aligned(taps * count * width, x).reshape((taps, count, width)), np.zeros((count, row), x.dtype)
+    by_step = aligned(length * width, x).reshape((length, width))
+    out = aligned(channels * columns, x).reshape((channels, columns))
     for chunk in range(first, last):
         unpooled[:] = 0
         for f in range(count):
@@ -375,9 +448,7 @@ def conv_layers(x: Tensor, half: Tensor, slope: float, *weights: Tensor) -> Tens
     """`sincnet.conv_layers` without gradients: what the pools decide is not kept."""
     gamma, beta, *others = (weight.detach().contiguous().numpy() for weight in weights)
     size, pools, _ = plan(x.shape[1], half.shape[1])
-    rows = order(size)
-    response = responses(half.detach(), size)[:, rows].contiguous().numpy()
-    stages = [(_sinc_pool, (response, half.shape[1], pools, rows, turns(size, response.dtype)), gamma, beta)]
+    stages = [(_sinc_pool, sinc_plan(half.detach(), size, pools), gamma, beta)]
     lengths = []  # of channels, for the next convolution
     for weight, bias, gamma, beta in zip(*[iter(others)] * 4, strict=True):
         lengths.append(needed(gamma.shape[1], weight.shape[2]))

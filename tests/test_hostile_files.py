@@ -3,6 +3,7 @@
 The seed is printed and drawn anew each time; DENET_SEED sets it.
 """
 
+import copy
 import hashlib
 import io
 import json
@@ -82,6 +83,22 @@ def test_checkpoints_with_wrong_fields(rng, tmp_path):
         with pytest.raises(TrainingError, match=f"^{path}: is no checkpoint of this run") as caught:
             checkpoints.load(path, state)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < len(str(path)) + 300
+
+
+@pytest.mark.parametrize("of_optimizer", [False, True])
+def test_checkpoints_with_negative_variances(tmp_path, of_optimizer):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    state, path = {"model": model, "optimizer": optimizer}, tmp_path / "c.ckpt"
+    saved = {name: copy.deepcopy(item.state_dict()) for name, item in state.items()}
+    torch.save(saved, path)
+    checkpoints.load(path, state)
+    (saved["optimizer"]["state"][3]["exp_avg_sq"] if of_optimizer else saved["model"]["1.running_var"])[1] = -1e-9
+    torch.save(saved, path)
+    with pytest.raises(TrainingError, match=f"^{path}: is no checkpoint of this run .* holds negative numbers"):
+        checkpoints.load(path, state)
 
 
 def test_configurations(rng, tmp_path):

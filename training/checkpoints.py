@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from denet_torch.architecture import is_variance
 from denet_torch.files import reason
 from denet_torch.pickles import check_archive
 from denet_torch.schema import Decoding, shown
@@ -24,6 +25,7 @@ from denet_torch.schema import Decoding, shown
 from .config import TrainingError
 
 PARTIAL = ".partial.ckpt"
+SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")  # means that optimizers keep, of which roots are taken
 
 
 class TrainingState:
@@ -117,6 +119,8 @@ def _check_alike(name: str, saved: Any, own: Any) -> None:
             raise ValueError(f"{name} is not {tuple(own.shape)} as in this run")
         if saved.layout != torch.strided or not bool(saved.isfinite().all()):
             raise ValueError(f"{name} holds values that are not finite numbers")
+        if (is_variance(name) or name.split()[0] in SQUARES) and bool((saved < 0).any()):
+            raise ValueError(f"{name} holds negative numbers, which no variance is")
     elif isinstance(own, dict):
         if not isinstance(saved, dict) or saved.keys() != own.keys():
             raise ValueError(f"{name} has other entries than in this run")

@@ -65,7 +65,7 @@ FAULTS = [  # one past the end, each: module, function, text, replacement; what 
     ("sincnet", "_correlate", "for i in range(len(z))", "for i in range(len(z) + 1)", "sinc_parts"),
     ("sincnet", "_sinc_pool", "if f < count", "if f < count + 1", "sinc_pool"),
     ("sincnet", "_sinc_pool_back", "min(pools, steps - start)", "min(pools, steps - start + 1)", "sinc_pool"),
-    ("sincnet", "_conv_pool", "range(count)", "range(count + 1)", "conv_pool"),
+    ("sincnet", "_conv_pool", "min(2 * pools, steps - start)", "min(2 * pools, steps - start) + 1", "conv_pool"),
     ("sincnet", "_conv_pool_back", "for step in range(steps)", "for step in range(steps + 1)", "conv_pool"),
     ("sincnet", "_norm", "for r in range(rows)", "for r in range(rows + 1)", "norm"),
     ("sincnet", "_norm_back", "for r in range(rows)", "for r in range(rows + 1)", "norm"),

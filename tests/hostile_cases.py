@@ -826,14 +826,15 @@ def large_tables(rng: random.Random, folder: Path, good: Good) -> Case:
 
 
 def tensorflow(rng: random.Random, folder: Path, good: Good) -> Case:
-    """A checkpoint of TensorFlow, by bytes: denet convert."""
+    """A checkpoint of TensorFlow, by bytes, also with right checksums: denet convert."""
     if not (good / "run.index").exists():
         arrays = {weights.keras_name(n): weights.transposed(n, t) for n, t in draw_tensors(SMALL).items()}
         weights.write_checkpoint(arrays, good / "run")
     for name in ("run.index", "run.data-00000-of-00001"):
         shutil.copy(good / name, folder / name)
     path = folder / rng.choice(["run.index", "run.index", "run.data-00000-of-00001"])
-    path.write_bytes(raw(rng, path.read_bytes()))
+    forge = path.suffix == ".index" and rng.random() < 0.5
+    path.write_bytes(weights.forged(rng, path.read_bytes()) if forge else raw(rng, path.read_bytes()))
     target = folder / "target.safetensors"
     return Case(["convert", str(folder / "run.index"), str(target)], [folder / "run.index", path], loads(target), reads=path)
 

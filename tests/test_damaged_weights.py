@@ -13,6 +13,8 @@ import os
 import pickle
 import random
 import resource
+import struct
+import sys
 import time
 import zipfile
 from collections import Counter
@@ -26,8 +28,8 @@ import safetensors.numpy
 from weight_cases import SMALL, draw_tensors, same, whole_files
 
 from denet_torch.architecture import keras_name, transposed
-from tools.weights import Weights, WeightsError, hdf5, npz, safetensors_file
-from tools.weights.convert import convert
+from tools.weights import Weights, WeightsError, hdf5, npz, safetensors_file, tensorflow_files
+from tools.weights.convert import convert, read
 
 HDF5 = (".h5", ".weights.h5")
 COUNTS = {  # 2,000 in all; those of .pt and of checkpoints, which load PyTorch and TensorFlow, apart
@@ -455,14 +457,33 @@ def write_checkpoint(arrays: dict, prefix: Path) -> None:
     root.write(str(prefix))
 
 
+def forged(rng: random.Random, index: bytes) -> bytes:
+    """A checkpoint's index, other bytes in its first block and the checksum right: by some of these TensorFlow ends its process.
+
+    Behind a block lie its type, a byte, and its checksum; then the next block, where a number at the footer's start says.
+    """
+    from tensorboard.summary.writer.record_writer import masked_crc32c
+
+    footer, next_block, bits = index[-48:], 0, 0
+    for byte in footer:  # seven bits of the number each, the last one without the eighth
+        next_block, bits = next_block | (byte & 127) << bits, bits + 7
+        if byte < 128:
+            break
+    block = bytearray(index[: next_block - 4])
+    for _ in range(rng.choice([1, 1, 2, 5, 20])):
+        place = rng.randrange(len(block) - 1)
+        block[place] = rng.choice([0, 255, block[place] | 128, rng.randrange(256)])
+    return bytes(block) + struct.pack("<I", masked_crc32c(bytes(block))) + index[next_block:]
+
+
 def run_checkpoints(folder: Path, count: int) -> tuple[Counter, int]:
-    """`run_corpus` for TensorFlow checkpoints, of which the index, the data or a weight is damaged."""
+    """`run_corpus` for TensorFlow checkpoints, of which the index, the data or a weight is damaged, or the index forged."""
     tensors, found = draw_tensors(SMALL), Counter()
     index, data = folder / "run.index", folder / "run.data-00000-of-00001"
     edits = {"shape": wrong_shape, "dtype": wrong_type, "not finite": not_finite, "extra": extra_weight}
     for seed in range(2 * count):
         rng = random.Random(f"checkpoint {seed}")
-        how = rng.choice(["cut", "flip", "no data", "missing", *edits])
+        how = rng.choice(["cut", "flip", "forged", "forged", "no data", "missing", *edits])
         arrays = {keras_name(name): transposed(name, tensor) for name, tensor in tensors.items()}
         if how == "missing":
             del arrays[drawn_name(rng, arrays)]
@@ -472,6 +493,8 @@ def run_checkpoints(folder: Path, count: int) -> tuple[Counter, int]:
         victim = rng.choice([index, data])
         if how == "no data":
             data.unlink()
+        elif how == "forged":
+            index.write_bytes(forged(rng, index.read_bytes()))
         elif how in ("cut", "flip"):
             contents = victim.read_bytes()
             cut = contents[: rng.randrange(len(contents))]
@@ -532,6 +555,15 @@ def test_a_damaged_attention_file_is_named(tmp_path, bases):
     (tmp_path / "attention.npz").write_bytes(bases[".npz"][:-1])
     with pytest.raises(WeightsError, match=f"^{tmp_path / 'attention.npz'}: "):
         convert(tmp_path / "a.h5", tmp_path / "b.safetensors", str(tmp_path / "attention.npz"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the child process is a fork")
+def test_a_crash_of_tensorflow_is_an_error(tmp_path, monkeypatch):
+    arrays = {keras_name(name): transposed(name, tensor) for name, tensor in draw_tensors(SMALL).items()}
+    write_checkpoint(arrays, tmp_path / "run")
+    monkeypatch.setattr(tensorflow_files, "_places", lambda *_: os.abort())
+    with pytest.raises(WeightsError, match=f"^{tmp_path / 'run.index'}: cannot be read as a TensorFlow checkpoint"):
+        read(tmp_path / "run.index")
 
 
 def test_a_crash_of_the_hdf5_library_is_an_error(tmp_path, bases, monkeypatch):

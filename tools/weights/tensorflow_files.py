@@ -4,7 +4,10 @@ Of `reference_tf`, of the original in TensorFlow 1, or in tf.keras. Only variabl
 or run.
 """
 
+import faulthandler
 import math
+import multiprocessing
+import os
 from pathlib import Path
 
 from denet_torch.architecture import ATTENTION, NAMES, PORT_NAMES, transposed
@@ -14,6 +17,7 @@ from .architecture import check_types
 from .files import MAX_RATIO, existing, line
 from .keras_layers import LEAVES, assign, in_order, leaf_of
 
+PATIENCE = 300  # s that a busy machine may take to load TensorFlow, or to read a weight
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 NO_WEIGHTS = ("optimizer", "save_counter", "keras_api")  # what may lie beside a model's layers
 STATE = ("biased_mean", "biased_variance", "local_step")  # training state of a BatchNorm
@@ -68,24 +72,52 @@ def read_frozen(path: Path) -> Weights:
 
 
 def _read(path: Path, index: Path) -> Weights:
-    import tensorflow as tf
-
+    """Weights of a checkpoint, which TensorFlow sees in a child process alone: some damaged ones end its process."""
     prefix = index.with_suffix("")
     size = sum(part.stat().st_size for part in index.parent.iterdir() if part.name.startswith(f"{prefix.name}.data-"))
     weights = Weights(path, {}, {})
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_report, args=(path, str(prefix), size, sender), daemon=True)
+    child.start()
+    sender.close()
     try:
-        reader = tf.train.load_checkpoint(str(prefix))
-        kinds, shapes = reader.get_variable_to_dtype_map(), reader.get_variable_to_shape_map()
-        for name, origin in _places(path, shapes).items():
-            if math.prod(shapes[origin]) * kinds[origin].size > size:
-                raise WeightsError(f"{path}: {origin} is {tuple(shapes[origin])}, more than the file holds")
-            weights.tensors[name], weights.origin[name] = transposed(name, reader.get_tensor(origin)), origin
-    except (tf.errors.OpError, ValueError, RuntimeError, TypeError, IndexError, OverflowError) as error:
-        if isinstance(error, WeightsError):
-            raise
-        raise WeightsError(f"{path}: cannot be read as a TensorFlow checkpoint ({line(error)})") from None
+        while (answer := receiver.recv() if receiver.poll(PATIENCE) else EOFError()) is not None:
+            if isinstance(answer, Exception):
+                raise answer
+            name, weights.origin[name], weights.tensors[name] = answer
+    except EOFError:  # TensorFlow has ended it
+        raise WeightsError(f"{path}: cannot be read as a TensorFlow checkpoint (its index is damaged)") from None
+    finally:
+        child.kill()
+        child.join()
+        receiver.close()
     check_types(weights)
     return weights
+
+
+def _report(path: Path, prefix: str, size: int, sender) -> None:
+    """Send (name, origin, array) of each weight, then None; or the error, once."""
+    faulthandler.disable()  # a crash here is an answer, not an accident
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what TensorFlow says before it ends the process
+    try:
+        import tensorflow as tf
+
+        try:
+            reader = tf.train.load_checkpoint(prefix)
+            kinds, shapes = reader.get_variable_to_dtype_map(), reader.get_variable_to_shape_map()
+            for name, origin in _places(path, shapes).items():
+                if math.prod(shapes[origin]) * kinds[origin].size > size:
+                    raise WeightsError(f"{path}: {origin} is {tuple(shapes[origin])}, more than the file holds")
+                sender.send((name, origin, transposed(name, reader.get_tensor(origin))))
+            sender.send(None)
+        except (tf.errors.OpError, ValueError, RuntimeError, TypeError, IndexError, OverflowError) as error:
+            if isinstance(error, WeightsError):
+                raise
+            raise WeightsError(f"{path}: cannot be read as a TensorFlow checkpoint ({line(error)})") from None
+    except (WeightsError, ImportError) as error:
+        sender.send(error)
 
 
 def _places(path: Path, origins: dict) -> dict[str, str]:

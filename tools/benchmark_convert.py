@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import denet_program
-from denet_torch.architecture import shapes
+from denet_torch.architecture import is_variance, shapes
 from tools.weights.keras_h5 import write_keras_h5
 from tools.weights.npz import write_npz
 
@@ -73,6 +73,7 @@ def write_sources(folder: Path) -> None:
     config = DEFAULTS["denet"] | {"input_shape": [10, 400, 1], "n_classes": 2}
     rng = np.random.default_rng(0)
     tensors = {name: rng.standard_normal(shape, dtype="float32") for name, shape in shapes(config).items()}
+    tensors |= {name: np.abs(tensor) for name, tensor in tensors.items() if is_variance(name)}
     write_keras_h5(tensors, config, folder / "a.h5")
     write_npz(tensors, config, folder / "a.npz")
 

@@ -21,6 +21,7 @@ except ImportError:  # Windows
 
 PARTIAL = ".partial-"  # what the names of unfinished files begin with
 MAX_MESSAGE = 300  # characters
+SHORTEST, SHORTEST_PATH = 60, 120  # characters that are left of a word that is cut, and of the path that a message is about
 MAX_NAME = 255  # bytes of a file's
 MAX_DIRECTORY = 4 << 20  # bytes of an archive's list of members: some 40,000
 DTYPES = {"float64": "F64", "float32": "F32"}  # safetensors' names
@@ -247,12 +248,26 @@ def reason(error: BaseException, length: int = 160) -> str:
 
 
 def printable(text: str, length: int | None = None) -> str:
-    """`text` as it can go to a terminal: in one line, control characters and halves of characters escaped, cut in the middle.
+    """`text` as it can go to a terminal: in one line, control characters and halves of characters escaped, cut to `length`.
 
-    Names come from files, and a terminal obeys what is hidden in them.
+    Names come from files, and a terminal obeys what is hidden in them. The longest words, which are paths and names, are cut
+    first, in their middle, so that the others say what is the matter.
     """
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-    if length is not None and len(text) > length:
-        text = f"{text[: length // 2 - 2]}...{text[len(text) - (length - length // 2 - 2) :]}"
-    return text
+    if length is None or len(text) <= length:
+        return text
+    words = " ".join(word if len(word) <= length else _cut(word, length) for word in text.split(" "))
+    words = (words if len(words) <= 10 * length else _cut(words, 10 * length)).split(" ")
+    path = next((n for n, word in enumerate(words) if os.sep in word), None)
+    while (excess := sum(map(len, words)) + len(words) - 1 - length) > 0:
+        room = [len(word) - (SHORTEST_PATH if n == path else SHORTEST) for n, word in enumerate(words)]
+        if max(room) <= 0:
+            return _cut(" ".join(words), length)
+        longest = room.index(max(room))
+        words[longest] = _cut(words[longest], len(words[longest]) - min(excess, max(room) // 2 + 1))
+    return " ".join(words)
+
+
+def _cut(text: str, length: int) -> str:
+    return f"{text[: length // 2 - 2]}...{text[len(text) - (length - length // 2 - 2) :]}"

@@ -215,6 +215,12 @@ def test_nothing_printable_obeys():
     for text in ("\x1b[2J", "a\nerror: b", "\u202etxt", "\ud800"):
         assert files.printable(text).isprintable()
     assert 290 < len(files.printable("x" * 10_000, 300)) <= 300
+    folder, name = "/home/" + "folder/" * 40, "n" * 10_000_000
+    began = time.process_time()
+    said = files.printable(f"{folder}a.npz: {name} of {name * 2} is no weight", 300)
+    assert said.startswith("/home/folder/") and "/a.npz: nnn" in said and said.endswith("nnn is no weight") and len(said) <= 300
+    assert len(files.printable("abc " * 1_000_000, 300)) <= 300 and len(files.printable(f"{'a' * 99} " * 50_000, 300)) <= 300
+    assert time.process_time() - began < 5
 
 
 def test_commands_say_one_line_that_a_terminal_does_not_obey(capsys):

@@ -75,7 +75,11 @@ CASES = {
         "a part of a kernel": lambda: [drawn(10, 1024), drawn(1024, 3 * 2048).split(2048, dim=1)[1]],
         "a kernel that lies transposed": lambda: [drawn(9, 64), drawn(33, 64).T],
     },
-    "linear": {"usual": lambda: [drawn(75, 2100), drawn(1024, 2100, scale=0.02), drawn(1024)]},
+    "linear": {
+        "for evaluation": lambda: [drawn(75, 2100), drawn(1024, 2100, scale=0.02), drawn(1024)],
+        "usual": lambda: [drawn(75, 2100), drawn(1024, 2100, scale=0.02), drawn(1024)],
+        "few": lambda: [drawn(3, 65), drawn(10, 65), drawn(10)],
+    },
     "norm": {
         "channels": lambda: [drawn(5, 10, 33), drawn(10, 33), drawn(10, 33), 0.2],
         "chunks": lambda: [drawn(6, 101), drawn(101), drawn(101)],
@@ -112,7 +116,7 @@ def arguments(name: str, case: str, dtype: torch.dtype = torch.float64, gradient
     made = CASES[name][case]()
     tensors = [t.to(dtype) if isinstance(t, Tensor) else t for t in made]
     first = name in ("convolve_waveform",)  # nobody wants gradients of a waveform, and the fast path has none
-    gradients = gradients and name not in ("conv_layers", "linear")  # whose fast paths are for evaluation
+    gradients = gradients and name != "conv_layers" and case != "for evaluation"  # some fast paths are for that alone
     return [
         t.requires_grad_(gradients and not (first and i == 0)) if isinstance(t, Tensor) and t.is_leaf else t
         for i, t in enumerate(tensors)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .gru import gru_steps
-from .product import fits, multiply
+from .product import fits, linear, multiply
 
 
 def gru_not_for(inputs: Tensor, recurrent_kernel: Tensor) -> str | None:
@@ -14,7 +14,7 @@ def gru_not_for(inputs: Tensor, recurrent_kernel: Tensor) -> str | None:
 
 
 def multiply_not_for(x: Tensor, kernel: Tensor) -> str | None:
-    if not fits(x):
+    if not (fits(x) and fits(kernel)):
         return "not float32 on a CPU with oneDNN"
     if torch.is_autocast_enabled("cpu"):
         return "autocast chooses the type of a plain product"
@@ -23,4 +23,12 @@ def multiply_not_for(x: Tensor, kernel: Tensor) -> str | None:
     return None
 
 
-OPERATIONS = {"gru_steps": (gru_not_for, gru_steps), "multiply": (multiply_not_for, multiply)}
+def linear_not_for(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
+    return multiply_not_for(x, weight)
+
+
+OPERATIONS = {
+    "gru_steps": (gru_not_for, gru_steps),
+    "multiply": (multiply_not_for, multiply),
+    "linear": (linear_not_for, linear),
+}

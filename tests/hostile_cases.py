@@ -38,6 +38,7 @@ from denet_torch.schema import Detection
 from tools.weights.sincnet_pkl import original_parts
 from tools.weights.torch_files import write_pt
 from training.synthetic import make_dataset
+from training.text_tables import Lines
 
 CELLS = [  # of tables, and values of settings
     "", " ", "nan", "NaN", "inf", "-inf", "1e308", "1e999", "-1", "-1e9", "0", "1e-320", "9" * 30, "9" * 5000, "0x10", "1,5",
@@ -699,6 +700,16 @@ def hostile_xml(rng: random.Random, data: bytes) -> bytes:
     return text.encode(errors="replace")
 
 
+def names_no_folders(listed: Path) -> None:
+    """A list may name all that there is on a machine, to be searched: not here. Lines are those that are read, without a mark of
+    their encoding, for one."""
+    with contextlib.suppress(ValueError, OSError):  # what is no list
+        lines = [line.strip().replace("\0", "x") for line in Lines(listed)]
+        folders = [line for line in lines if os.path.isdir(line) or os.path.isdir(listed.parent / line.replace("\\", "/"))]
+        if any(folders):
+            listed.write_text("\n".join(line for line in lines if line not in folders), errors="replace")
+
+
 def results(rng: random.Random, folder: Path, good: Good) -> Case:
     """What denet detect wrote, damaged: evaluate, report, compare; and lists of recordings: detect."""
     out = folder / "found"
@@ -711,8 +722,7 @@ def results(rng: random.Random, folder: Path, good: Good) -> Case:
     listed = folder / "list.txt"
     if rng.random() < 0.2:
         listed.write_bytes(text(rng, f"{good / 'sounds' / 'a.wav'}\n{good / 'sounds' / 'told.wav'}\n".encode()))
-        lines = listed.read_bytes().split(b"\n")  # a list may name all that there is, to be searched: not here
-        listed.write_bytes(b"\n".join(line for line in lines if not os.path.isdir(line.strip().replace(b"\0", b"x"))))
+        names_no_folders(listed)
         words = ["detect", str(listed), "--weights", str(good.model), "--output", str(folder / "out")]
         return Case(words, [listed], several=True)
     return Case(

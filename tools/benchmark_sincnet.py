@@ -33,11 +33,11 @@ import denet_program
 from denet_torch import SincNet
 from denet_torch.memory import keep_freed_memory
 from denet_torch.sincnet import POOL
+from tools.benchmark_runs import TURN
 from tools.weights.sincnet_pkl import original_parts
 
 CONTENDERS = ("original", "original, memory kept", "port")
 CLASSES, RATE = 10, 16000
-TURN = 0.2  # s, as in tools.benchmark_runs
 PRODUCT = 2048  # rows and columns of the matrices
 RMSPROP = {"lr": 1e-3, "alpha": 0.95, "eps": 1e-8}
 

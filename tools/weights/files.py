@@ -2,8 +2,12 @@
 
 import gzip
 import json
+import multiprocessing
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from denet_torch.files import open_zip
@@ -14,6 +18,24 @@ GZIP = b"\x1f\x8b"
 MAX_MEMBERS = 10_000  # of an archive
 MAX_JSON = 1 << 20  # bytes; each bracket becomes a list of sixty
 MAX_RATIO = 4  # weights are noise, which hardly packs: what unpacks to more is no weight file
+
+
+@contextmanager
+def child_process(report: Callable, *arguments) -> Iterator[Connection]:
+    """What report(*arguments, sender) sends, in a child process, for libraries that some files end. It is killed at the end."""
+    # fork shares the arguments with the child for nothing; where there is none (Windows) they are sent
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=report, args=(*arguments, sender), daemon=True)
+    child.start()
+    sender.close()
+    try:
+        yield receiver
+    finally:
+        child.kill()
+        child.join()
+        receiver.close()
 
 
 def line(error: BaseException) -> str:

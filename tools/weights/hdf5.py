@@ -8,7 +8,6 @@ file, external storage, filters (which may load plug-ins) and anything else that
 import faulthandler
 import io
 import math
-import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import h5py
 import numpy as np
 
 from . import WeightsError
-from .files import line
+from .files import child_process, line
 
 SECONDS = 2  # of computing; the structure of a whole model takes 0.01 s
 PATIENCE = 30  # s that a busy machine may take over them
@@ -41,21 +40,11 @@ def read_tree(path: Path, data: bytes) -> Tree:
     """The groups, attributes and datasets of the HDF5 file `data`. Raises WeightsError naming `path`."""
     if not data.startswith(b"\x89HDF\r\n\x1a\n"):
         raise WeightsError(f"{path}: is not an HDF5 file")
-    # fork shares `data` with the child for nothing; where there is none (Windows) it is sent
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_report, args=(data, sender), daemon=True)
-    child.start()
-    sender.close()
-    try:
-        answer = receiver.recv() if receiver.poll(PATIENCE) else "its structure is damaged"
-    except EOFError:  # the library crashed
-        answer = "its structure is damaged"
-    finally:
-        child.kill()
-        child.join()
-        receiver.close()
+    with child_process(_report, data) as receiver:
+        try:
+            answer = receiver.recv() if receiver.poll(PATIENCE) else "its structure is damaged"
+        except EOFError:  # the library crashed
+            answer = "its structure is damaged"
     if isinstance(answer, str):
         raise WeightsError(f"{path}: cannot be read as HDF5 ({answer})")
     places, attributes = answer

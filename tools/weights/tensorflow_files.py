@@ -6,7 +6,6 @@ or run.
 
 import faulthandler
 import math
-import multiprocessing
 import os
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from denet_torch.architecture import ATTENTION, NAMES, PORT_NAMES, transposed
 
 from . import Weights, WeightsError
 from .architecture import check_types
-from .files import MAX_RATIO, existing, line
+from .files import MAX_RATIO, child_process, existing, line
 from .keras_layers import LEAVES, assign, in_order, leaf_of
 
 PATIENCE = 300  # s that a busy machine may take to load TensorFlow, or to read a weight
@@ -76,23 +75,14 @@ def _read(path: Path, index: Path) -> Weights:
     prefix = index.with_suffix("")
     size = sum(part.stat().st_size for part in index.parent.iterdir() if part.name.startswith(f"{prefix.name}.data-"))
     weights = Weights(path, {}, {})
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_report, args=(path, str(prefix), size, sender), daemon=True)
-    child.start()
-    sender.close()
-    try:
-        while (answer := receiver.recv() if receiver.poll(PATIENCE) else EOFError()) is not None:
-            if isinstance(answer, Exception):
-                raise answer
-            name, weights.origin[name], weights.tensors[name] = answer
-    except EOFError:  # TensorFlow has ended it
-        raise WeightsError(f"{path}: cannot be read as a TensorFlow checkpoint (its index is damaged)") from None
-    finally:
-        child.kill()
-        child.join()
-        receiver.close()
+    with child_process(_report, path, str(prefix), size) as receiver:
+        try:
+            while (answer := receiver.recv() if receiver.poll(PATIENCE) else EOFError()) is not None:
+                if isinstance(answer, Exception):
+                    raise answer
+                name, weights.origin[name], weights.tensors[name] = answer
+        except EOFError:  # TensorFlow has ended it
+            raise WeightsError(f"{path}: cannot be read as a TensorFlow checkpoint (its index is damaged)") from None
     check_types(weights)
     return weights
 

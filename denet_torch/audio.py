@@ -37,10 +37,10 @@ except (ImportError, OSError):  # its compiled part does not load beside another
 from . import recorder
 from .files import walk
 
-# The resampling kernel has one filter for each output phase, numerator x denominator in size. Rates that
-# share no divisor (47,999 Hz, say) would need gigabytes; the closest ratio with a denominator up to this
-# one is off by at most 6e-8, 0.2 ms in an hour.
-MAX_DENOMINATOR = 4096
+# Of a ratio of rates in lowest terms, numerator x denominator: as many numbers have the filters of a `Resampler`. From 11.025 to
+# 250 kHz it is 4.41 million; of rates that share no divisor (47,999 Hz, say) it would be gigabytes.
+MAX_FILTERS = 5_000_000
+CROSSINGS, ROLLOFF = 6, 0.99  # torchaudio's: of zero, on each side of a filter; its cut over half of the lower rate
 RATES = (100, 100_000_000)  # Hz, of a recording
 MAX_PACKED = 20_000  # samples in a byte: FLAC packs silence to a third of that
 MAX_PACKED_MP3 = 48  # 1152 samples in a frame of 24 bytes
@@ -111,6 +111,7 @@ def probe(path: str | Path, time_expansion: float = 1, values: bool = False) -> 
 class Part:
     """A part of a recording before it is resampled: `samples` (n,) float32 at the recording's own rate, which is to the wanted
     one as `ratio`. Where these differ, the part is what `resampler(*ratio)` makes of them, `count` outputs from `skipped` on.
+    Between rates that have no `Resampler` (MAX_FILTERS) the samples are the part, resampled already.
     """
 
     samples: np.ndarray
@@ -211,8 +212,12 @@ def resample(
     orig, new = _ratio(true_rate(from_rate, time_expansion), to_rate)
     if orig == new:
         return waveform.float()
-    resampling, frames = resampler(orig, new), waveform.shape[-1]
+    frames = waveform.shape[-1]
     length = -(-frames * new // orig)
+    if orig * new > MAX_FILTERS:
+        width = _width(orig, new)
+        return _one_by_one(torch.nn.functional.pad(waveform.float(), (width, width + 1)), -width, range(length), orig, new)
+    resampling = resampler(orig, new)
     padding = resampling.padded(length) - frames - resampling.width
     padded = torch.nn.functional.pad(waveform.float(), (resampling.width, padding))
     return resampling(padded)[..., :length]
@@ -256,9 +261,7 @@ def _is_audio(path: Path) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def _ratio(from_rate: int, to_rate: int) -> tuple[int, int]:
-    exact = Fraction(to_rate, from_rate)
-    # The more outputs an input has, the fewer inputs in a block: the kernel is never larger than for a ratio near 1.
-    ratio = exact.limit_denominator(int(MAX_DENOMINATOR / max(1, exact) ** 0.5) or 1)
+    ratio = Fraction(to_rate, from_rate)
     return ratio.denominator, ratio.numerator
 
 
@@ -297,6 +300,31 @@ class Resampler:
         own, shared = self._filters
         outputs = blocks[..., :-1, :] @ own + blocks[..., 1:, : 2 * self.width] @ shared
         return outputs.flatten(-2)
+
+
+def _width(orig: int, new: int) -> int:
+    """Samples on either side of an output that its filter takes."""
+    return math.ceil(CROSSINGS / (ROLLOFF * min(1, new / orig)))
+
+
+def _one_by_one(samples: torch.Tensor, first: int, outputs: range, orig: int, new: int) -> torch.Tensor:
+    """The `outputs` (a range of their numbers) of a recording whose samples from number `first` on are (..., frames); each by a
+    filter that is computed for it, torchaudio's. Some ten times slower than a `Resampler`, in little memory for any rates.
+    """
+    scale, width = ROLLOFF * min(1, new / orig), _width(orig, new)
+    taps = torch.arange(-width, width + 1)
+    made = samples.new_empty(*samples.shape[:-1], len(outputs))
+    at_once = max(1, 2**18 // len(taps))
+    for begin in range(0, len(outputs), at_once):
+        numbers = outputs[begin : begin + at_once]
+        places = torch.arange(numbers.start, numbers.stop) * orig
+        nearest = places // new
+        times = (taps - (places - nearest * new).double()[:, None] / new) * scale
+        times = times.clamp(-CROSSINGS, CROSSINGS)
+        filters = torch.sinc(times) * (times * (math.pi / 2 / CROSSINGS)).cos() ** 2 * scale
+        part = samples[..., nearest[:, None] + (taps - first)]  # (..., outputs, taps)
+        made[..., begin : begin + len(numbers)] = (part * filters.to(part.device)).sum(-1)
+    return made
 
 
 @functools.lru_cache(maxsize=16)
@@ -447,12 +475,24 @@ def _part(
         samples = np.empty(stop - start, np.float32)
         _samples(file, info, start, stop, samples)
         return Part(samples, len(samples))
+    if orig * new > MAX_FILTERS:
+        width = _width(orig, new)
+        first = start * orig // new - width
+        samples = _silence_around(file, info, first, (stop - 1) * orig // new + width + 1)
+        made = _one_by_one(torch.from_numpy(samples), first, range(start, stop), orig, new)
+        return Part(made.numpy(), stop - start)
     resampling = resampler(orig, new)
     # From the start of a block, so that a sample is summed in the same order whichever part it is in.
     block, skipped = divmod(start, resampling.outputs)
     first = block * resampling.block - resampling.width
-    padded = np.empty(resampling.padded(skipped + stop - start), np.float32)
-    begin, end = max(0, first), min(info.frames, first + len(padded))
-    padded[: begin - first] = padded[end - first :] = 0
-    _samples(file, info, begin, end, padded[begin - first : end - first])
-    return Part(padded, stop - start, skipped, (orig, new))
+    samples = _silence_around(file, info, first, first + resampling.padded(skipped + stop - start))
+    return Part(samples, stop - start, skipped, (orig, new))
+
+
+def _silence_around(file: soundfile.SoundFile, info: AudioInfo, start: int, stop: int) -> np.ndarray:
+    """Samples [start, stop), (stop - start,) float32; zeros before the recording and after it."""
+    padded = np.empty(stop - start, np.float32)
+    begin, end = max(0, start), min(info.frames, stop)
+    padded[: begin - start] = padded[end - start :] = 0
+    _samples(file, info, begin, end, padded[begin - start : end - start])
+    return padded

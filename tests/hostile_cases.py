@@ -613,7 +613,8 @@ def recordings(rng: random.Random, folder: Path, good: Good) -> Case:
         samples, rate = soundfile.read(whole)
         samples[rng.randrange(len(samples))] = rng.choice([np.nan, np.inf, 3e38, 1e9, 32767, -1e-40])
         buffer = io.BytesIO()
-        soundfile.write(buffer, samples, rng.choice([rate, 1, 99, 2**31 - 1, 1_999_993]), "FLOAT", format="WAV")
+        rate = rng.choice([rate, 1, 99, 2**31 - 1, 1_999_993, rng.randrange(100, 500_000)])
+        soundfile.write(buffer, samples, rate, "FLOAT", format="WAV")
         data = buffer.getvalue()
     else:
         data = raw(rng, data, head=120)

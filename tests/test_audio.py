@@ -71,7 +71,7 @@ def test_parts_are_cut_at_both_ends(recording):
 @given(
     start=st.integers(0, 2500),
     frames=st.integers(0, 2000),
-    rate=st.sampled_from([16_000, 44_100, 96_000, 384_000]),
+    rate=st.sampled_from([16_000, 44_100, 96_000, 384_000, 159_920, 375_125]),  # the last two: one by one
 )
 def test_a_part_is_that_part_of_the_whole(recording, start, frames, rate):
     whole, _ = soundfile.read(recording, dtype="float64")
@@ -104,6 +104,18 @@ def test_resampling_keeps_what_the_new_rate_holds_and_nothing_else():
     expected = np.sin(2 * np.pi * 3000 * np.arange(16_000) / 16_000)
     np.testing.assert_allclose(low[100:-100], expected[100:-100], atol=5e-3)
     assert np.abs(high[100:-100]).max() < 5e-3
+
+
+@pytest.mark.parametrize(("own", "rate"), [(47_999, 48_000), (10_001, 10_000), (44_101, 16_000)])
+def test_rates_without_a_common_divisor_keep_the_time(tmp_path, own, rate):
+    path, seconds = tmp_path / "long.wav", 100
+    time = np.arange(seconds * own) / own
+    soundfile.write(path, 0.9 * np.sin(2 * np.pi * 1000 * time), own, "FLOAT")
+    first = (seconds - 1) * rate
+    part = audio.read(path, first, 1000, rate=rate)
+    expected = 0.9 * np.sin(2 * np.pi * 1000 * (first + np.arange(1000)) / rate)
+    np.testing.assert_allclose(part, expected, atol=5e-3)  # a ratio of 1 for 1.00002 would be half a period off
+    assert len(audio.read(path, rate=rate)) == seconds * rate == audio.resampled_length(seconds * own, own, rate)
 
 
 def test_time_expansion_multiplies_the_rate(recording):

@@ -119,8 +119,9 @@ def class_probabilities(events: pd.DataFrame, probabilities: np.ndarray, frame: 
 
     `probabilities` (frames, n_classes) of frames of `frame` seconds, `labels` the names of all classes, the background first.
     """
+    # Times are to the microsecond, so that an offset may lie so much behind the end of its last frame.
     means = [
-        probabilities[round(event.onset / frame) : math.ceil(event.offset / frame - 1e-6), 1:].mean(axis=0)
+        probabilities[round(event.onset / frame) : math.ceil((event.offset - 1e-6) / frame), 1:].mean(axis=0)
         for event in events.itertuples()
     ]
     columns = [f"p {label}" for label in labels[1:]]

@@ -107,6 +107,13 @@ def test_class_probabilities_are_means_over_an_events_frames():
     assert list(found) == ["p x", "p y"]
     np.testing.assert_allclose(found, [[0.4, 0.3], [0.1, 0.8]], atol=1e-6)
     assert measures.class_probabilities(rows[:0], probabilities, 0.05, ["background", "x"]).shape == (0, 1)
+    # Frames that are no whole microseconds: the offset of one in two is rounded up, and had the frame behind it too.
+    frame, probabilities = 220 / 44100, np.eye(300)[:, :2]
+    for first in range(300):
+        probabilities[:] = [1, 0]
+        probabilities[first, 1] = 1
+        rows = pd.DataFrame({"onset": [round(first * frame, 6)], "offset": [round((first + 1) * frame, 6)]})
+        assert measures.class_probabilities(rows, probabilities, frame, ["background", "x"]).iat[0, 0] == 1
 
 
 @pytest.mark.parametrize("windows", [1.0, 1.5, 2.0, 30.5, 1000.0, 250_000.0])

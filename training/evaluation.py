@@ -78,7 +78,8 @@ def predict(
             found = mean_probabilities(model, lambda first, last, x=waveforms: x[first:last], item["frames"])
         probabilities[: item["frames"]] = torch.from_numpy(found)
         probabilities[item["frames"] :, BACKGROUND] = 1
-        facts = (item["labels"], item["recording"], item["start"], bool(item["failed"]))
+        start = torch.tensor(item["start"], dtype=torch.float64)  # in float32 an hour's last times would be 0.1 ms off
+        facts = (item["labels"], item["recording"], start, bool(item["failed"]))
         parts.append([probabilities, *map(torch.as_tensor, facts)])
         check()
     columns = [torch.stack(column) for column in zip(*parts, strict=True)]
@@ -92,7 +93,7 @@ def predict(
     frame = stretches.samples / stretches.rate
     frames = labels.shape[1]
     # (stretches, frames) -> (stretches * frames,)
-    start = (start[:, None] + frame * torch.arange(frames)).flatten().numpy()
+    start = (start.numpy()[:, None] + frame * np.arange(frames)).ravel()
     return Predictions(
         probabilities.flatten(0, 1), labels.flatten(), recording.repeat_interleave(frames).numpy(), start, frame
     )

@@ -72,6 +72,50 @@ def test_results_of_many_folders_and_corrected_tables(tmp_path, capsys):
     assert table.calls.astype(int).sum() == 2 and set(table[table.calls == "1"].site) == {"SITE"}
 
 
+def test_a_recording_that_ends_with_the_hour_has_nothing_of_the_next():
+    """It had 0 calls in 0 s, and the page a 0 where nothing was recorded."""
+    began = pd.to_datetime(["2023-06-01 20:00:00", "2023-06-01 22:30:00", "2023-06-01 23:59:00"])
+    effort = season._effort(pd.DataFrame({"site": "a", "began": began, "duration": [3600.0, 1800.0, 61.0]}))
+    found = {tuple(row) for row in effort.itertuples(index=False)}
+    day = "2023-06-01"
+    assert found == {("a", day, "20", 3600.0), ("a", day, "22", 1800.0), ("a", day, "23", 60.0), ("a", day, "0", 1.0)}
+
+
+def test_recordings_of_two_recorders_with_one_name_are_two(tmp_path, capsys):
+    """Recorders of one schedule write the same names: the time of the second one was left out, its calls were not."""
+    for site in ("cave", "hill"):
+        results(tmp_path / site, [(site, "2023-06-01 21:00:00", 600, [(10, "pip")])])
+    assert main(["report", str(tmp_path), str(tmp_path / "hill")]) == 0
+    assert "1 recording of the same name" in capsys.readouterr().err
+    table = pd.read_csv(tmp_path / "summary.csv")
+    assert table.site.tolist() == ["cave", "hill"] and table.calls.tolist() == [1, 1] and table.recorded_s.tolist() == [600, 600]
+    (tmp_path / "corrected.csv").write_text("file,onset,offset,label\nin/0.wav,1,2,pip\n")
+    assert main(["report", str(tmp_path), str(tmp_path / "corrected.csv")]) == 2
+    assert "in/0.wav may be the recording of two folders" in capsys.readouterr().err
+
+
+def test_corrected_calls_have_the_times_and_sites_of_their_recordings(tmp_path):
+    """They were looked for in the recordings, which may lie elsewhere by now; and programs' tables of slowed-down ones were
+    taken for true: a call of 700 s was placed 2 hours late."""
+    folder = results(tmp_path / "found", DETECTED[:1])
+    recordings = pd.read_csv(folder / "recordings.csv")
+    recordings.assign(time_expansion=10).to_csv(folder / "recordings.csv", index=False)
+    other = results(tmp_path / "other", DETECTED[1:2])
+    for name in ("events.csv", "recordings.csv"):
+        (other / name).write_text((other / name).read_text().replace("in/0.wav", "in/late.wav"))
+    slow = "onset_s,offset_s,label,notated_path\n100,101,pip,0.wav\n7000,7001,pip,0.wav\n"
+    slow += "5,6,trill,late.wav\n9,10,pip,SITE_20230603_210000.wav\n"
+    (tmp_path / "slow.csv").write_text(slow)
+    (tmp_path / "true.csv").write_text("file,onset,offset,label\nin/0.wav,10,10.1,pip\nin/0.wav,700,700.1,pip\n")
+    calls, _ = season.read([folder, other, tmp_path / "slow.csv"])
+    assert calls.file.tolist() == ["in/0.wav", "in/0.wav", "SITE_20230603_210000.wav", "in/late.wav"]
+    expected = ["2023-06-01 21:50:10", "2023-06-01 22:01:40", "2023-06-03 21:00:00.9", "2023-06-02 03:00:05"]
+    assert calls.clock.tolist() == list(pd.to_datetime(expected, format="mixed"))
+    assert calls.site.tolist() == ["cave", "cave", "SITE", "cave"]
+    calls, _ = season.read([folder, other, tmp_path / "true.csv"])
+    assert calls.clock.tolist() == list(pd.to_datetime(expected[:2]))
+
+
 def test_no_calls_and_no_results(tmp_path, capsys):
     silent = results(tmp_path / "silent", [("cave", "2023-06-01 21:50:00", 60, [])])
     assert main(["report", str(silent)]) == 0

@@ -9,13 +9,15 @@ import pandas as pd
 
 from denet_torch.recorder import EARLIEST
 from tools.detect_report import write_tables_page
-from tools.event_formats import read_events, write_csv
+from tools.event_formats import match_files, read_events, write_csv
 from training import dates
-from training.options import counted
+from training.options import counted, tell
 from training.text_tables import read_csv
 
 KEYS = ["site", "night", "hour"]
 TEXTS = ("file", "label", "clock", "began", "site")
+NUMBERS = ("onset", "duration", "time_expansion")
+RECORDING = ["file", "duration", "began", "site", "time_expansion"]
 LATEST = 1e7  # s in a recording: four months
 HOURS = [*range(12, 24), *range(12)]  # of a night, from noon to noon
 
@@ -24,29 +26,54 @@ def read(paths: Iterable[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Events (file, onset, label, clock, site) and recordings (file, duration, began, site) of results of denet detect.
 
     A path is a folder with such results in it or below it, or a table of events, corrected ones for instance, which stand for all
-    events of the recordings that the folders name. Raises ValueError where there are none.
+    events of the recordings that the folders name. Recordings of two folders are different ones, also where both have the same
+    name: it may be of two recorders. Raises ValueError where there are none.
     """
-    events, recordings, tables = [], [], []
+    found, tables = [], []
     for path in paths:
-        found = sorted(file for file in path.rglob("events.csv") if (file.parent / "recordings.csv").exists())
-        if path.is_dir() and not found:
+        here = sorted(file for file in path.rglob("events.csv") if (file.parent / "recordings.csv").exists())
+        if path.is_dir() and not here:
             raise ValueError(f"{path}: no events.csv with its recordings.csv here; denet detect writes them")
-        for file in found:
-            events.append(_table(file, ["file", "onset", "label"]))
-            recordings.append(_table(file.parent / "recordings.csv", ["file", "duration"]))
+        found += here
         if not path.is_dir():
-            tables.append(read_events(path))
-    whole = pd.concat(recordings or [pd.DataFrame(columns=["file", "duration"])], ignore_index=True)
-    whole = _dated(whole.drop_duplicates("file"), "began", 0)
+            tables.append(path)
+    events, recordings = [], []
+    for file in {file.resolve(): file for file in found}.values():
+        own = _table(file.parent / "recordings.csv", ["file", "duration"])
+        factor = pd.to_numeric(own["time_expansion"], errors="coerce").fillna(1.0) if "time_expansion" in own else 1.0
+        own = _dated(own.assign(time_expansion=factor), "began", 0)
+        calls = _table(file, ["file", "onset", "label"])
+        recordings.append(own)
+        events.append(_dated(calls, "clock", calls.onset, own))
+    whole = pd.concat(recordings or [pd.DataFrame(columns=RECORDING)], ignore_index=True)
+    if several := int(whole.file.duplicated().sum()):
+        tell("warning", f"{counted(several, 'recording')} of the same name as others: all count, as of different recorders")
     if tables:
-        events = tables
-    calls = pd.concat(events, ignore_index=True)
-    return _dated(calls, "clock", calls.onset), whole
+        events = [_corrected(path, whole) for path in tables]
+    return pd.concat(events, ignore_index=True), whole
+
+
+def _corrected(path: Path, recordings: pd.DataFrame) -> pd.DataFrame:
+    """Events of a table, with the times and sites of the recordings that they lie in.
+
+    A program's table has the seconds of a slowed-down recording as its file has them.
+    """
+    files, parts = recordings.file.unique(), []
+    for factor in recordings.time_expansion.unique() if len(recordings) else [1.0]:
+        calls = match_files(read_events(path, factor, recordings=files), files)
+        others = recordings.file[recordings.time_expansion != factor]
+        unknown = ~calls.file.isin(files)  # of recordings that no folder names: once
+        parts.append(calls[~calls.file.isin(others) & ~(unknown & bool(parts))])
+    calls = pd.concat(parts, ignore_index=True)
+    twice = calls.file[calls.file.isin(recordings.file[recordings.file.duplicated()])]
+    if len(twice):
+        raise ValueError(f"{path}: {twice.iloc[0]} may be the recording of two folders; give the folder that the table is of")
+    return _dated(calls, "clock", calls.onset, recordings)
 
 
 def _table(path: Path, needed: list[str]) -> pd.DataFrame:
     try:
-        table = read_csv(path, [*TEXTS, "onset", "duration"], dtype=dict.fromkeys(TEXTS, str), keep_default_na=False)
+        table = read_csv(path, [*TEXTS, *NUMBERS], dtype=dict.fromkeys(TEXTS, str), keep_default_na=False)
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     if missing := [name for name in needed if name not in table]:
@@ -58,11 +85,15 @@ def _table(path: Path, needed: list[str]) -> pd.DataFrame:
     return table
 
 
-def _dated(table: pd.DataFrame, name: str, after: pd.Series | float) -> pd.DataFrame:
-    """With the time `name`, and site, where they are not there yet: `after` seconds after the recording began."""
-    began = table.file.map({file: dates.began(file) for file in table.file.unique()})
-    computed = (pd.to_datetime(began) + pd.to_timedelta(after, unit="s")).astype("datetime64[us]")
-    site = table.file.map(dates.site).astype(str)
+def _dated(table: pd.DataFrame, name: str, after: pd.Series | float, recordings: pd.DataFrame | None = None) -> pd.DataFrame:
+    """With the time `name`, and site, where they are not there yet: `after` seconds after the recording began, which
+    `recordings` tell, or else its metadata and name do."""
+    known = pd.DataFrame(columns=RECORDING) if recordings is None else recordings.drop_duplicates("file")
+    files = set(table.file) - set(known.file)
+    began = {file: dates.began(file) for file in files} | dict(zip(known.file, known.began, strict=True))
+    sites = {file: dates.site(file) for file in files} | dict(zip(known.file, known.site, strict=True))
+    computed = pd.to_datetime(table.file.map(began)) + pd.to_timedelta(after, unit="s")
+    computed, site = computed.astype("datetime64[us]"), table.file.map(sites).astype(str)
     told = _times(table[name]) if name in table else computed
     return table.assign(**{name: told.fillna(computed), "site": table["site"].fillna(site) if "site" in table else site})
 
@@ -105,7 +136,8 @@ def _effort(recordings: pd.DataFrame) -> pd.DataFrame:
             parts.append((row.site, row.began, row.duration))
             continue
         end = row.began + pd.Timedelta(row.duration, "s")
-        for hour in pd.date_range(row.began.floor("h"), end, freq="h"):
+        # A recording that ends with the hour has nothing of the next one.
+        for hour in pd.date_range(row.began.floor("h"), end, freq="h", inclusive="left"):
             inside = min(end, hour + pd.Timedelta(1, "h")) - max(row.began, hour)
             parts.append((row.site, hour, inside.total_seconds()))
     table = pd.DataFrame(parts, columns=["site", "time", "recorded_s"]).astype({"time": "datetime64[us]"})

@@ -220,6 +220,11 @@ def test_evaluation_knows_the_time_expansion_of_detection(tmp_path):
         for estimated in ("found", "found/events.csv"):
             code, text = run("evaluate", "--reference", tmp_path / "a.txt", "--estimated", tmp_path / estimated, *options)
             assert code == 0 and "event F1              1.000" in text
+    # A program's table of what was found has the slow seconds too, detection's own among them.
+    (tmp_path / "truth.csv").write_text("file,onset,offset,label\n/x/a.wav,0.2,0.4,x\n")
+    words = ["--recordings", tmp_path / "found" / "recordings.csv"]
+    code, text = run("evaluate", "--reference", tmp_path / "truth.csv", "--estimated", tmp_path / "a.txt", *words)
+    assert code == 0 and "event F1              1.000" in text
     (tmp_path / "found" / "recordings.csv").write_text("file,duration\n/x/a.wav,1.0\n")
     code, text = run("evaluate", "--reference", tmp_path / "a.txt", "--estimated", tmp_path / "found")
     assert "warning: " in text and "1 of 1 events begin after the end of their recording; was it slowed down?" in text

@@ -58,22 +58,24 @@ def load(
     `recordings`: a table with file and duration (s), recordings.csv beside or in `estimated` by default. Reference
     events in other recordings stay in, under their own file. With `any_label` all are labelled "call".
     `time_expansion` and `label_column` are of the reference (see `read_events`), the first by default what `recordings`
-    tells. Raises ValueError.
+    tells, which holds for `estimated` too. Raises ValueError.
     """
     recordings = recordings or (estimated if estimated.is_dir() else estimated.parent) / "recordings.csv"
-    found = read_events(estimated)
+    if not estimated.exists():
+        raise ValueError(f"{estimated}: no such file")
     try:
-        durations, factor = annotations.searched(recordings)
+        durations, told = annotations.searched(recordings)
     except FileNotFoundError:
         raise ValueError(f"{recordings}: no such file; it names all recordings searched") from None
     except annotations.NotATable as error:
         raise ValueError(f"{recordings}: {error}") from None
     if not durations:
         raise ValueError(f"{recordings}: names no recordings")
-    found = match_files(found, durations)
+    told = 1 if told is None else told
+    found = match_files(read_events(estimated, told), durations)
     if unknown := sorted(set(found.file) - durations.keys()):
         raise ValueError(f"{estimated}: {unknown[0]} is not in {recordings}")
-    factor = time_expansion if time_expansion is not None else 1 if factor is None else factor
+    factor = told if time_expansion is None else time_expansion
     given = match_files(read_events(reference, factor, label_column, durations), durations)
     late = (given.onset >= given.file.map(durations).astype(float)).sum()
     if late:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from . import recorder
 from .audio import AudioError, probe, read, resampled_length
 from .models import Model
 
@@ -79,16 +80,23 @@ def class_names(model: Model) -> list[str]:
 
 
 def classify(
-    model: Model, paths: Iterable[str | Path], *, hop: int | None = None, batch_size: int = BATCH, time_expansion: float = 1
+    model: Model,
+    paths: Iterable[str | Path],
+    *,
+    hop: int | None = None,
+    batch_size: int = BATCH,
+    time_expansion: float | None = None,
 ) -> Iterator[pd.DataFrame | AudioError]:
     """For each recording a table of one row: file, label, and the posterior of each class; AudioError for one that is unusable.
 
+    `time_expansion`: factor by which the recordings were slowed down, by default what the metadata of each tell.
     Posteriors are the softmax of the summed log posteriors, which takes windows for independent: they are near 0 or 1.
     """
     names = class_names(model)
     for path in paths:
         try:
-            total = file_log_posteriors(model, path, hop=hop, batch_size=batch_size, time_expansion=time_expansion)
+            factor = recorder.time_expansion([path]) if time_expansion is None else time_expansion
+            total = file_log_posteriors(model, path, hop=hop, batch_size=batch_size, time_expansion=factor)
         except AudioError as error:
             yield error
             continue

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 from data_cases import make_collection
+from test_recorder import guan, write
 from trainer_cases import as_options, tiny
 
 import denet_torch
@@ -221,6 +222,24 @@ def test_stopped_within_an_epoch_and_resumed(data, tmp_path, monkeypatch, capsys
 def test_options_of_frames_are_refused(data, tmp_path, capsys):
     assert run.main(as_options(tiny_sincnet(data, tmp_path / "run", loss="focal"))) == 2
     assert capsys.readouterr().err == "error: --loss: is of no use with --mode file\n"
+
+
+def test_the_factor_of_the_metadata_is_taken(sincnet, tmp_path, capsys):
+    """Of a recording that says that it was slowed down, the slow sound was classified."""
+    sound = np.random.default_rng(0).integers(-9000, 9000, 900).astype(np.int16)
+    slow = write(tmp_path / "slow.wav", RATE // 10, [guan(TE=10)], sound)
+    plain = write(tmp_path / "plain.wav", RATE, [], sound)
+    (expected,), (as_it_is,) = classify(sincnet, [plain]), classify(sincnet, [slow], time_expansion=1)
+    for found in (*classify(sincnet, [slow]), *classify(sincnet, [slow], time_expansion=10)):
+        assert found.drop(columns="file").equals(expected.drop(columns="file"))
+    assert not as_it_is.drop(columns="file").equals(expected.drop(columns="file"))
+    denet_torch.save(sincnet, tmp_path / "weights.safetensors")
+    words = ["--weights", str(tmp_path / "weights.safetensors")]
+    assert classify_tool.main([str(slow), *words]) == 0
+    table = capsys.readouterr().out.replace("slow.wav", "plain.wav")
+    assert classify_tool.main([str(plain), *words]) == 0 and capsys.readouterr().out == table
+    assert classify_tool.main([str(slow), str(plain), *words]) == 2
+    assert "name the factor of all with --time-expansion" in capsys.readouterr().err
 
 
 def test_empty_recordings_are_said(sincnet, tmp_path):

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> list[str]:
     from tqdm import tqdm
 
     import denet_torch
+    from denet_torch import recorder
     from denet_torch.audio import AudioError
     from denet_torch.classification import BATCH, classify
     from denet_torch.files import printable
@@ -57,7 +58,8 @@ def run(args: argparse.Namespace) -> list[str]:
     model = denet_torch.load(args.weights).to(device(args.device))
     if model.answers_with_boxes:
         raise ValueError(f"{args.weights}: finds boxes, and names no files; use denet detect")
-    options = {"hop": args.hop, "batch_size": args.batch_size or BATCH, "time_expansion": args.time_expansion}
+    factor = recorder.time_expansion(paths) if args.time_expansion is None else args.time_expansion
+    options = {"hop": args.hop, "batch_size": args.batch_size or BATCH, "time_expansion": factor}
     found = list(tqdm(classify(model, paths, **options), total=len(paths), desc="classify", unit="file", leave=False))
     failures += [str(item) for item in found if isinstance(item, AudioError)]
     rows = [item for item in found if not isinstance(item, AudioError)]
@@ -91,9 +93,8 @@ def parser(prog: str = "python -m tools.classify") -> Parser:
     parser.add_argument(
         "--time-expansion",
         type=float,
-        default=1,
         metavar="FACTOR",
-        help="recordings were slowed down by this factor: true rate = header's rate * FACTOR",
+        help="recordings were slowed down by this factor: true rate = header's rate * FACTOR (default: what their metadata say)",
     )
     return parser
 

@@ -92,6 +92,14 @@ def test_by_hand():
     assert np.isnan(rows.loc["quiet.wav", "event_f1"])
 
 
+def test_a_false_event_counts_where_calls_leave_no_background():
+    """Of a recording that is one call, an event behind its end: it was left out of the false ones."""
+    reference = event_table([("a.wav", 0.0, 12.0, "x", 1.0)])
+    estimated = event_table([("a.wav", 12.5, 13.0, "x", 0.9), ("b.wav", 1.0, 2.0, "x", 0.9)])
+    found = scores.score(reference, estimated, {"a.wav": 12.0, "b.wav": 8.0})
+    assert found.overall.value.false_positive_rate == pytest.approx(2 / 8)
+
+
 def test_equal_scores_count_together():
     tied = ESTIMATED.assign(score=0.5)
     value = scores.score(REFERENCE, tied, DURATIONS).overall.value

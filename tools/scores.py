@@ -231,7 +231,7 @@ def _count(reference, estimated, duration, collar, resolution, min_iou) -> dict[
     file = reference.file.iloc[0] if len(reference) else estimated.file.iloc[0] if len(estimated) else ""
     right, in_reference, in_estimated, wrong = segment_counts(reference, estimated, {file: duration}, resolution)
     background = (duration - _covered(reference, duration)) / resolution
-    found = rates(reference, estimated, background * resolution, resolution)
+    found = rates(reference, estimated, 1.0)  # in one second of background the rate is the number
     found = {name: np.nan_to_num(value) for name, value in found.items()}
     return {
         "reference": len(reference),
@@ -244,7 +244,7 @@ def _count(reference, estimated, duration, collar, resolution, min_iou) -> dict[
         "recognised": found["recognition_rate"] * len(reference),
         "missed": found["miss_rate"] * len(reference),
         "confused": found["error_rate"] * len(reference),
-        "false": found["false_positive_rate"] * background,
+        "false": found["false_positive_rate"],
         "background": background,
     }
 

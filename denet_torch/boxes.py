@@ -271,7 +271,9 @@ class Boxes(Model):
     def _target(self, boxes: Tensor) -> dict[str, Tensor]:
         """What FCOS learns from, in pixels. A side is at least so long that a place to look from lies inside."""
         size = boxes.new_tensor([self.layout.width, self.layout.height])
-        first, last = boxes[:, 1:3] * size, boxes[:, 3:5] * size
+        # Shares are of the sequence, whose end lies within the last column: a column is `hop` samples.
+        whole = boxes.new_tensor([self.seq_len * self.samples / self.hop, self.layout.height])
+        first, last = boxes[:, 1:3] * whole, boxes[:, 3:5] * whole
         middle, half = (first + last) / 2, ((last - first) / 2).clamp(min=(STRIDE + 1) / 2)
         middle = torch.minimum(torch.maximum(middle, half), size - half)
         return {"boxes": torch.cat([middle - half, middle + half], dim=1), "labels": boxes[:, 0].long() - 1}

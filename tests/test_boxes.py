@@ -39,6 +39,20 @@ def draw_call(rng, seconds: float) -> tuple:
     return onset, onset + length, low, low + 800
 
 
+@pytest.mark.parametrize("samples, rate, columns", [(400, 8000, 64), (1102, 22_050, 256), (12_500, 250_000, 256)])
+def test_what_is_learned_is_what_is_found(samples, rate, columns):
+    """Where the columns do not end with the sequence, boxes were learned up to a column late: 7.6 ms of 2 s at 250 kHz."""
+    pytest.importorskip("torchvision", reason="torchvision is not installed (the extra boxes)")
+    model = denet_torch.Boxes((40, samples), 2, rate, columns=columns)
+    seconds = model.layout.seconds
+    calls = pd.DataFrame({"onset": [0.0, 0.4, 0.9], "offset": [0.2, 0.6, 1.0]}) * seconds
+    calls = calls.assign(low_hz=0.1 * rate, high_hz=0.3 * rate, label=1)
+    target = model._target(torch.from_numpy(model.layout.within(calls, 0).to_numpy(np.float64)))
+    found = model._in_seconds(target | {"scores": torch.ones(3)}, 0.0)
+    np.testing.assert_allclose(found[:, :2], calls[["onset", "offset"]], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found[:, 2:4], calls[["low_hz", "high_hz"]], rtol=1e-9)
+
+
 @pytest.fixture(scope="module")
 def small():
     """A small detector that has learned tones."""

@@ -650,3 +650,16 @@ def test_events_with_frequencies_are_boxes_in_the_spectrogram(browser, tmp_path)
     assert lines[0] == "file,onset,offset,label,score,review,low_hz,high_hz" and lines[1].endswith(",,accepted,6000,9000")
     assert lines[2].endswith(",,,,") and len(lines) == 3
     assert browser.complaints == []
+
+
+def test_an_event_that_begins_with_a_page_is_on_it():
+    """Where frames are no whole microseconds, an onset that is rounded down was on the page before, which ends there."""
+    frame, length = 113 / 22_050, 11_707
+    for page in range(1, 30):
+        onset = round(page * length * frame, 6)
+        events = event_table([("a.wav", onset, onset + 0.1, "call", 1.0)])
+        found = [
+            detect_report._within(events, first * length * frame, (first + 1) * length * frame, False, ["onset"])
+            for first in (page - 1, page)
+        ]
+        assert found == [[], [{"onset": onset}]]

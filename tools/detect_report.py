@@ -234,6 +234,7 @@ def _within(table: pd.DataFrame, start: float, end: float, last: bool, columns: 
 
     A score that is not told is None.
     """
+    start, end = round(start, 6), round(end, 6)  # as onsets are: one of the first frame may be rounded down
     inside = table[(table.onset >= start) & ((table.onset < end) | last)]
     records = inside[columns].astype(object).where(inside[columns].notna(), None).to_dict("records")
     if BAND[0] in inside:

@@ -165,7 +165,7 @@ def from_array(array, samplerate: int | None, time_expansion: float = 1) -> tupl
     """A waveform in memory as float32 (samples,), and its true rate.
 
     `array`: what numpy, PyTorch or soundfile give, (samples,) or (samples, channels), floats of any width from -1 to 1 or
-    signed integers. Raises AudioError for others, ValueError without a rate.
+    signed integers of up to 32 bits, all of which count. Raises AudioError for others, ValueError without a rate.
     """
     if samplerate is None:
         raise ValueError("an array needs its samplerate (Hz) beside it")
@@ -178,6 +178,8 @@ def from_array(array, samplerate: int | None, time_expansion: float = 1) -> tupl
         raise AudioError(f"{ARRAY}: is {samples.dtype} {samples.shape}; expected {expected}")
     if not samples.size:
         raise AudioError(f"{ARRAY}: has no samples", "0 bytes")
+    if samples.dtype == np.int64:  # what lists of numbers and sums become; by its largest number all would be silence
+        raise AudioError(f"{ARRAY}: is int64, as no recording is; expected what its recorder wrote, int16 say")
     if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
         raise AudioError(f"{ARRAY}: is {samples.shape}; expected (samples, channels), transpose it")
     if samples.dtype.kind == "i":

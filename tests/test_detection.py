@@ -177,6 +177,7 @@ def test_an_array_of_integers_is_that_of_floats(model, recording):
         (np.zeros((9000, 2, 2)), "expected floats"),
         (np.full(9000, np.nan), "not finite"),
         (np.arange(9000.0), "whole numbers"),
+        (np.arange(9000), "int64"),
         (np.array(["a"]), "expected floats"),
     ],
 )

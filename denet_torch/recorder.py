@@ -191,7 +191,8 @@ def _wamd(chunk: bytes) -> Metadata:
 def _comments(told: dict[bytes, bytes]) -> Metadata:
     """AudioMoth's comment, and the date of a Broadcast Wave file."""
     comment = AUDIOMOTH.search(told.get(b"LIST", b"").decode("latin-1"))
-    if comment and (found := _time(comment.group(1).partition(".")[0], "%H:%M:%S %d/%m/%Y")):
+    seconds = "%S.%f" if comment and "." in comment.group(1) else "%S"
+    if comment and (found := _time(comment.group(1), f"%H:%M:{seconds} %d/%m/%Y")):
         return Metadata(found)
     if comment and (found := _time(comment.group(1)[-10:], "%d/%m/%Y")):
         return Metadata(found, date_only=True)

@@ -55,6 +55,7 @@ NINE = datetime(2023, 6, 1, 21)
         ([wamd("2023-06-01 21:00:00", 10)], NINE, 10),
         ([(b"wamd", b"\5\0\xff\xff\xff\xff12")], None, None),
         ([(b"LIST", MOTH)], NINE, None),
+        ([(b"LIST", MOTH.replace(b"21:00:00 ", b"21:00:00.250 "))], NINE.replace(microsecond=250_000), None),
         ([(b"LIST", b"adtl"), (b"LIST", MOTH)], NINE, None),
         ([(b"bext", bytes(320) + b"2023-06-0121:00:00" + bytes(264))], NINE, None),
         ([(b"bext", bytes(320) + b"2023_06_01" + bytes(272))], datetime(2023, 6, 1), None),

@@ -53,6 +53,16 @@ def test_what_is_learned_is_what_is_found(samples, rate, columns):
     np.testing.assert_allclose(found[:, 2:4], calls[["low_hz", "high_hz"]], rtol=1e-9)
 
 
+def test_calls_that_overlap_take_their_time_from_the_background_once(monkeypatch):
+    """Two calls at once from 1 to 7 s left -1 s of background in 12 s, and the false positive rate was below 0."""
+    columns = ["file", "onset", "offset", "label"]
+    reference = pd.DataFrame([("a.wav", 1.0, 7.0, "x"), ("a.wav", 1.0, 7.0, "y"), ("b.wav", 0.0, 1.0, "x")], columns=columns)
+    side = detector.Side(["a.wav", "b.wav"], [10.0, 2.0], [np.zeros((0, 7))] * 2, reference)
+    found = pd.DataFrame([("a.wav", 8.0, 9.0, "x", 0.9)], columns=[*columns, "score"])
+    monkeypatch.setattr(detector.Side, "estimated", lambda *_: found)
+    assert side.scores(None, None)["rates"]["false_positive_rate"] == pytest.approx(1 / 5)
+
+
 @pytest.fixture(scope="module")
 def small():
     """A small detector that has learned tones."""

@@ -25,7 +25,7 @@ from .boxes import Pictures, boxes_of
 from .config import Config, TrainingError
 from .fitting import WEIGHTS, Progress, fit
 from .guards import Unreadable
-from .labels import IGNORE
+from .labels import IGNORE, merge
 from .metrics import event_scores, rates, segment_scores
 from .registry import best_model, get_model, initial_model
 from .runs import write_json
@@ -106,7 +106,8 @@ class Side:
     def scores(self, model: Model, decoding: Decoding) -> dict[str, dict[str, float]]:
         """Scores of events and segments, and the paper's rates; see training/metrics.py."""
         estimated, durations = self.estimated(model, decoding), dict(zip(self.files, self.durations, strict=True))
-        background = sum(self.durations) - float((self.reference["offset"] - self.reference["onset"]).sum())
+        calls = [merge(*table[["onset", "offset"]].to_numpy().T) for _, table in self.reference.groupby("file")]
+        background = sum(self.durations) - sum(float((stop - start).sum()) for start, stop in calls)  # of two at once, one
         return {
             "events": event_scores(self.reference, estimated),
             "segments": segment_scores(self.reference, estimated, durations),

@@ -5,6 +5,7 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_recorder import guan, write
 
 from denet_torch import audio
 from training.labels import IGNORE
@@ -141,6 +142,17 @@ def test_a_short_background_repeats(tmp_path):
     added = (mixed - sound).reshape(10, 800)
     np.testing.assert_allclose(added, np.broadcast_to(added[0], added.shape), atol=1e-6)
     assert record["background_start"] == 0
+
+
+def test_a_background_that_was_slowed_down_is_mixed_in_at_its_true_speed(tmp_path):
+    """Under ultrasound it lay ten times too low."""
+    tone = (9000 * np.sin(2 * np.pi * 200 * np.arange(16_000) / 1600)).astype(np.int16)
+    write(tmp_path / "slow.wav", 1600, [guan(TE=10)], tone)
+    (found,) = find_backgrounds(tmp_path)
+    assert (found.seconds, found.time_expansion) == (1.0, 10)
+    sound, labels = window()
+    mixed, _, record = Mixer((found,), alone=1)(np.random.default_rng(0), sound, labels, RATE)
+    assert record["alone"] and np.abs(np.fft.rfft(mixed)).argmax() == 2000 * len(mixed) // RATE
 
 
 def test_what_cannot_be_mixed_is_refused(tmp_path, clips):

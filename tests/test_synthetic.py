@@ -5,10 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from test_recorder import guan, write
 
 from tools import make_dataset as command
+from training import synthetic
 from training.collection import build_index
-from training.synthetic import EMITTERS, make_background, make_call, make_dataset, make_tables
+from training.synthetic import EMITTERS, SAMPLERATE, make_background, make_call, make_dataset, make_tables
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,12 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path):
         make_dataset(tmp_path / name, 8, seed, max_seconds=1)
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
     assert digest(tmp_path / "a") != digest(tmp_path / "c")
+
+
+def test_a_real_clip_is_heard_at_its_true_speed(tmp_path):
+    sound = np.random.default_rng(0).integers(-9000, 9000, 5000).astype(np.int16)
+    path = write(tmp_path / "slow.wav", SAMPLERATE // 10, [guan(TE=10)], sound)
+    np.testing.assert_allclose(synthetic._read_clip(path), sound / 2**15, atol=1e-7)
 
 
 def test_the_layout_is_that_of_the_collection(dataset):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from denet_torch import audio
+from denet_torch import audio, recorder
 from denet_torch.files import reason
 from training.labels import BACKGROUND
 from training.tables import CollectionError
@@ -22,11 +22,13 @@ COLUMNS = ["filename", "category"]  # of ESC-50
 
 @dataclass(frozen=True)
 class Background:
-    """A recording of another sound; `category` is empty where no table names it."""
+    """A recording of another sound; `category` is empty where no table names it. It was slowed down by `time_expansion`, as its
+    metadata tell, and lasts true `seconds`."""
 
     path: Path
     seconds: float
     category: str
+    time_expansion: float = 1
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Mixer:
         if kind < self.under + self.alone:
             background = self.backgrounds[rng.integers(len(self.backgrounds))]
             start = rng.uniform(0, max(0, background.seconds - len(waveform) / rate))
-            sound = audio.read(background.path, int(start * rate), len(waveform), rate=rate)
+            expansion = background.time_expansion
+            sound = audio.read(background.path, int(start * rate), len(waveform), rate=rate, time_expansion=expansion)
             sound = np.resize(sound, len(waveform))  # short ones repeat
             record |= {"background": str(background.path), "category": background.category}
             record["background_start"] = int(start * rate) / rate
@@ -115,8 +118,10 @@ def find_backgrounds(folder: str | Path) -> tuple[Background, ...]:
         if {*COLUMNS} <= {*told}:
             told = told[(told["filename"] != "") & (told["category"] != "")]
             category |= dict(zip(told["filename"], told["category"], strict=True))
+    factors = [recorder.metadata(path).time_expansion or 1 for path in files]
     return tuple(
-        Background(path, audio.probe(path).duration, category.get(path.name, "")) for path in files
+        Background(path, audio.probe(path, factor).duration, category.get(path.name, ""), factor)
+        for path, factor in zip(files, factors, strict=True)
     )
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from denet_torch import audio
+from denet_torch import audio, recorder
 from denet_torch.files import new_folder
 
 SAMPLERATE = 250_000
@@ -98,7 +98,7 @@ def make_dataset(
         raise ValueError("--snr-db takes the lowest and the highest ratio")
     if not 1 <= min_seconds <= max_seconds:
         raise ValueError("recordings need 1 s or more, and a maximum not below the minimum")
-    clips = [audio.read(path, rate=SAMPLERATE) for path in _audio_files(background)]
+    clips = [_read_clip(path) for path in _audio_files(background)]
     with new_folder(Path(out)) as folder:
         _write_dataset(folder, recordings, seed, (min_seconds, max_seconds), clips, snr_db, one_caller)
     return Path(out)
@@ -369,6 +369,11 @@ def _write_csv(path: Path, header: list[str], rows: list[list]) -> None:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def _read_clip(path: Path) -> np.ndarray:
+    """A recording at its true speed, as its metadata tell."""
+    return audio.read(path, rate=SAMPLERATE, time_expansion=recorder.metadata(path).time_expansion or 1)
 
 
 def _audio_files(folder: str | Path | None) -> list[Path]:

@@ -78,7 +78,7 @@ class AudioError(ValueError):
 class AudioInfo:
     """Header of a recording: true sampling rate (Hz), length in samples per channel, channel count.
 
-    fault: where header and file disagree, a line about it; frames are those that the file holds.
+    fault: where header and file disagree, a line about it; frames are those that the file holds. Or that the rate is rounded.
     """
 
     path: Path
@@ -104,7 +104,7 @@ def probe(path: str | Path, time_expansion: float = 1, values: bool = False) -> 
             for start in range(0, info.frames, 2**20):
                 stop = min(start + 2**20, info.frames)
                 _samples(file, info, start, stop, np.empty(stop - start, np.float32))
-        return replace(info, fault=_fault(file, path))
+        return replace(info, fault=_fault(file, path) or _fraction(file.samplerate, info, time_expansion))
 
 
 @dataclass(frozen=True)
@@ -409,6 +409,15 @@ def _fault(file: soundfile.SoundFile, path: str | Path) -> str:
         stated = int(found.group(1)) // file.channels // WIDTHS[file.subtype]
         return f"{path}: the header says {stated} samples, the file holds {file.frames}; it may have been cut off"
     return f"{path}: the header and the file disagree; the file holds {file.frames} samples, and may have been cut off"
+
+
+def _fraction(header_rate: int, info: AudioInfo, time_expansion: float) -> str:
+    """What the hertz that rates count to leave out of a true one, where it makes a millisecond in an hour or more."""
+    late = 3_600_000 * (header_rate * time_expansion / info.samplerate - 1)  # ms
+    if abs(late) < 1:
+        return ""
+    told = f"{header_rate} Hz times {time_expansion:g} is {header_rate * time_expansion:.10g} Hz, taken for {info.samplerate}"
+    return f"{info.path}: {told}: times are {abs(late):.0f} ms an hour too {'late' if late > 0 else 'early'}"
 
 
 def _info(file: soundfile.SoundFile, path: str | Path, time_expansion: float) -> AudioInfo:

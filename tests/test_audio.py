@@ -134,6 +134,22 @@ def test_time_expansion_multiplies_the_rate(recording):
             audio.probe(recording, time_expansion=factor)
 
 
+@pytest.mark.parametrize(
+    "header, factor, told",
+    [
+        (4039, 9.6, "4039 Hz times 9.6 is 38774.4 Hz, taken for 38774: times are 37 ms an hour too late"),
+        (11_025, 0.1, "11025 Hz times 0.1 is 1102.5 Hz, taken for 1102: times are 1633 ms an hour too late"),
+        (22_050, 250_000 / 22_050, ""),
+        (12_345, 9.6, ""),
+        (4039, 1, ""),
+    ],
+)
+def test_a_true_rate_that_is_no_whole_number_is_told(tmp_path, header, factor, told):
+    """Event times of such recordings drifted, and nothing said so."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(1000), header)
+    assert audio.probe(tmp_path / "a.wav", factor).fault == (told and f"{tmp_path / 'a.wav'}: {told}")
+
+
 def test_streaming_holds_one_block(tmp_path):
     path = tmp_path / "long.wav"
     soundfile.write(path, np.zeros(10_000_000, np.int16), 250_000)

@@ -16,6 +16,7 @@ module of its own because it comes before all others.
 
 import atexit
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -27,6 +28,7 @@ from typing import NoReturn
 
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
 UNREAD = 141  # that of a program that SIGPIPE ends
+UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 SOON = 0.02  # s
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -54,6 +56,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """Call `main` and end the process with the exit code that it returns; 130 after Ctrl-C, 141 if nobody reads its output."""
     global _part, _process, _code
     _part, _process = "work", os.getpid()
+    code = 2
     try:
         try:
             code = main() or 0
@@ -65,9 +68,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             if not isinstance(end.code, int):
                 raise
             code = end.code
-        except Exception:  # a fault of ours; whoever it leaves behind is let go of here, not waited for at the end
-            traceback.print_exc()
-            code = 1
+        except Exception as error:  # whoever it leaves behind is let go of here, not waited for at the end
+            with contextlib.suppress(OSError):  # where stderr is what is full
+                code = _failed(error)
         except KeyboardInterrupt:  # commands that have more to say catch it themselves
             print("stopped", file=sys.stderr)
             code = STOPPED
@@ -77,6 +80,20 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         _part = "after"
     _code = code
     sys.exit(code)
+
+
+def _failed(error: Exception) -> int:
+    """Say what ended the program, and its exit code: 2 where its output cannot be written, 1 of a fault of ours."""
+    if is_of_output(error):
+        print(f"error: the output of this command cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
+    traceback.print_exc()
+    return 1
+
+
+def is_of_output(error: object) -> bool:
+    """Whether an error is about stdout or stderr: those of the files that we write name them. `run` alone tells it."""
+    return isinstance(error, OSError) and error.errno in UNWRITABLE and error.filename is None
 
 
 def interrupt(error: KeyboardInterrupt, frame: FrameType | None, still: Callable[[], bool] = lambda: True) -> None:
@@ -123,11 +140,22 @@ def take() -> None:
     """Take Ctrl-C and the end over, in the process that this is."""
     global _process
     _process = os.getpid()
+    _open_closed()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is in what shells run in the background
         signal.signal(signal.SIGINT, _came)
     sys.unraisablehook = _unraisable
     atexit.register(_end)  # before all others, to be called after them
     _refuse_wrong_backends()
+
+
+def _open_closed() -> None:
+    """Put the null device where stdin, stdout or stderr is closed (`>&-`): nothing can be printed there otherwise, and the next
+    file that is opened gets its number, and what C libraries print."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)
+            os.set_inheritable(stream.fileno(), True)  # by processes that are started here
+            setattr(sys, name, stream)
 
 
 def _refuse_wrong_backends() -> None:

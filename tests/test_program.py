@@ -1,4 +1,4 @@
-"""denet_program: what Ctrl-C does to a program in each part of its life."""
+"""denet_program: what Ctrl-C does to a program in each part of its life, and what it does without streams to write to."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from denet_torch import backends, dispatch
+from training.synthetic import make_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -76,6 +77,34 @@ def test_a_child_leaves_the_word_to_its_parent(tmp_path):
 def test_other_ends_are_those_of_any_program(tmp_path, work, code):
     found, said, err = program(work, tmp_path)
     assert (found, said) == (code, "") and ("ValueError: odd" in err) == (code == 1)
+
+
+FULL = "error: the output of this command cannot be written (No space left on device)\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+@pytest.mark.parametrize("words", [["help"], ["version"], ["suggest", "calls"], ["train", "--data-dir", "calls", "--out", "run"]])
+def test_output_that_cannot_be_written_is_one_line(tmp_path, words):
+    make_dataset(tmp_path / "calls", 8, seed=1, min_seconds=1, max_seconds=1.2)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
+    command = [sys.executable, "-m", "tools.command", *words]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, FULL)
+    with open("/dev/full", "w") as full:  # nobody can be told
+        assert subprocess.run([*command[:3], "none"], env=environment, stdout=full, stderr=full).returncode == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the shell's way to close a stream")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_change_nothing(tmp_path, closed):
+    make_dataset(tmp_path / "calls", 8, seed=1, min_seconds=1, max_seconds=1.2)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = f"{sys.executable} -m tools.command conflicts calls --output found {closed}"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "Error" not in done.stderr
+    child = f"{sys.executable} -c \"import os, sys, denet_program as p; p.take(); sys.exit(os.system('echo said'))\" {closed}"
+    assert subprocess.run(child, shell=True, env=environment).returncode == 0  # what it starts has them too
 
 
 def test_threads_inside_of_pytorch_do_not_make_the_end_abort(tmp_path):

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import denet_program
 from denet_torch import files
 
 COMPILING = "the first step takes long: kernels are being compiled for this processor, which later runs find done"
@@ -59,8 +60,11 @@ def add_snr_option(parser: argparse.ArgumentParser) -> None:
 def tell(kind: str, message: object) -> None:
     """Print `kind: message` ("error", "warning", "note") to stderr, as one line that a terminal shows and does not obey.
 
-    With its kind it has at most 300 characters. Whatever a command says of files goes through here or `show`.
+    With its kind it has at most 300 characters. Whatever a command says of files goes through here or `show`. An error about
+    stdout or stderr itself is raised, for `denet_program.run`.
     """
+    if denet_program.is_of_output(message):
+        raise message
     print(files.printable(f"{kind}: {message}", files.MAX_MESSAGE), file=sys.stderr)
 
 

@@ -63,7 +63,7 @@ def exit_code(work: Callable[[], int | None], after: str = "the same command goe
         tell("error", "the GPU's memory does not hold this; half the --batch-size with twice the --accumulate is the same step")
         return 2
     except USER_ERRORS as error:
-        tell("error", one_line(error))
+        tell("error", error if denet_program.is_of_output(error) else one_line(error))
         return 2
 
 

@@ -31,6 +31,7 @@ SAME = 0.5  # share of the smaller of two boxes that both have, in the time that
 NEAR = 1.5  # pixels from an image's side within which a box is cut by it
 STRIDE = 4  # pixels from one place where the detector looks for the middle of a box to the next
 MAX_PIXELS = 2**18  # of the images that are searched at once; those of a batch of the default size are as many
+SIDES = 10, 2**14  # pixels of an image
 QUIET = 1e-8  # power of what 16 bits cannot tell from silence
 
 
@@ -51,8 +52,8 @@ class Layout:
     def __post_init__(self) -> None:
         if not 0 < self.overlap <= self.seconds / 2:
             raise ValueError(f"images of {self.seconds:g} s that share {self.overlap:g} s; they can share up to half")
-        if min(self.width, self.height) < 10:
-            raise ValueError(f"images of {self.width} x {self.height} pixels; each side needs at least 10")
+        if not SIDES[0] <= min(self.width, self.height) <= max(self.width, self.height) <= SIDES[1]:
+            raise ValueError(f"images of {self.width} x {self.height} pixels; each side has {SIDES[0]} to {SIDES[1]}")
 
     @property
     def step(self) -> float:

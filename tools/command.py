@@ -31,7 +31,7 @@ from tools import (
     yolo_config,
 )
 from training.config import Config, FewStudyConfig, StudyConfig, SweepConfig, get_parser
-from training.options import did_you_mean
+from training.options import did_you_mean, tell
 
 PARSERS: dict[str, Callable[[str], argparse.ArgumentParser]] = {
     "train": lambda prog: get_parser(Config, prog),
@@ -132,7 +132,7 @@ def main(words: list[str] | None = None) -> int:
         elif name == "completion":
             return completion(rest)
         elif name not in PARSERS:
-            print(f"error: there is no command {name}{did_you_mean(name, PARSERS)}; denet --help lists all", file=sys.stderr)
+            tell("error", f"there is no command {name}{did_you_mean(name, PARSERS)}; denet --help lists all")
             return 2
         elif "-h" in rest or "--help" in rest:
             PARSERS[name](f"denet {name}").print_help()
@@ -143,6 +143,9 @@ def main(words: list[str] | None = None) -> int:
         if extra is None and "torchaudio" not in str(error):
             raise  # a fault of ours
         print(f"error: {error}" + (f"; pip install 'denet-torch[{extra}]'" if extra else ""), file=sys.stderr)
+        return 2
+    except OSError as error:  # of a path that no system can have, before the work begins
+        tell("error", error)
         return 2
     return 0
 

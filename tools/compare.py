@@ -11,7 +11,7 @@ Example:
 from pathlib import Path
 
 import denet_program
-from training.options import Parser, counted, tell
+from training.options import Parser, counted, show, tell
 
 
 def parser(prog: str = "python -m tools.compare") -> Parser:
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.compar
     events = counted(len(result.events["reference"]), "event")
     print(f"{counted(len(result.durations), 'recording')} that all searched, {events} in the reference")
     print(comparison.text(result))
-    print(f"look at {page}")
+    show(f"look at {page}")
     return 0
 
 

@@ -12,7 +12,7 @@ Examples:
 
 import denet_program
 from training.config import add_reading_options, reading
-from training.options import Parser, tell
+from training.options import Parser, show, tell
 
 
 def parser(prog: str = "python -m tools.conflicts") -> Parser:
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.confli
     try:
         if args.recording:
             draw_by_name(args.folder, args.recording, args.output, **reading(args))
-            print(args.output)
+            show(args.output)
         else:
             print(write_report(args.folder, args.output, **reading(args)).to_string(float_format="%.1f"))
     except (CollectionError, AudioError, ValueError, OSError) as error:

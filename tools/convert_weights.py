@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.conver
     print("architecture: " + ", ".join(f"{key}={value}" for key, value in config.items()))
     for note in notes:
         show(f"note: {note}")
-    print(f"wrote {options.target}")
+    show(f"wrote {options.target}")
     return verify(weights, config, options.target) if options.verify else 0
 
 
@@ -79,7 +79,7 @@ def convert_sincnet(source: Path, target: Path, sr: int | None) -> int:
     print("architecture: SincNet, " + ", ".join(f"{key}={value}" for key, value in model.config.items()))
     for note in notes:
         show(f"note: {note}")
-    print(f"wrote {target}")
+    show(f"wrote {target}")
     return 0
 
 
@@ -89,9 +89,9 @@ def verify(weights: Weights, config: dict, target: Path) -> int:
 
     found = differences(weights, config, target)
     for reference, difference in found.items():
-        print(f"largest difference of a probability from {reference}: {difference:.1e}")
+        show(f"largest difference of a probability from {reference}: {difference:.1e}")
     if not max(found.values()) <= TOLERANCE:
-        print(f"error: {target}: differs by more than rounding ({TOLERANCE:.0e})", file=sys.stderr)
+        tell("error", f"{target}: differs by more than rounding ({TOLERANCE:.0e})")
         return 1
     unconfirmed = [] if weights.recorded else weights.assumed  # recorded predictions are the original's own
     for assumption in unconfirmed:

@@ -22,7 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import denet_program
-from training.options import Parser, tell
+from training.options import Parser, show, tell
 
 PROGRAMS = ("raven", "audacity", "sequence", "svl", "ann", "birdnet", "kaleidoscope")
 FORMATS = ("events.parquet", "frames.csv", "frames.parquet", *PROGRAMS)
@@ -76,10 +76,10 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.detect
         tell("error", trouble)
         return 2
     if args.report and len(results.recordings):
-        print(f"look at {args.output / 'report' / 'index.html'}")
+        show(f"look at {args.output / 'report' / 'index.html'}")
     print(results.summary())
     if len(results.recordings):
-        print(f"{detect_batch.pace(results.speed)}; results in {args.output}{results.skipped()}")
+        show(f"{detect_batch.pace(results.speed)}; results in {args.output}{results.skipped()}")
     return 2 if empty or results.failures else 0
 
 

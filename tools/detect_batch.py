@@ -341,7 +341,7 @@ def _compute(job: Job, parts: list[Part], processes: int) -> tuple[dict[Path, st
     executor = None
     if processes > 1:
         threads = max(1, torch.get_num_threads() // processes)
-        executor = ProcessPoolExecutor(processes, get_context("spawn"), _start, (threads,))
+        executor = ProcessPoolExecutor(max(1, min(processes, len(todo))), get_context("spawn"), _start, (threads,))
     bar = tqdm(
         desc="detect",
         total=sum(part.stop - part.start for part in parts),

@@ -14,7 +14,7 @@ Examples:
 from pathlib import Path
 
 import denet_program
-from training.options import Parser, counted, tell
+from training.options import Parser, counted, show, tell
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m tools.evaluate") -> int:
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.evalua
     print(f"{'score':<20} {'value':>6}   95 % interval over recordings")
     print(scores.text(result))
     if args.output:
-        print(f"per recording, as JSON and as a page: {args.output}")
+        show(f"per recording, as JSON and as a page: {args.output}")
     return 0
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import denet_program
 from training.config import SPLIT_BY, TASKS, Config, TrainingError, add_reading_options, parse
-from training.options import Parser, tell
+from training.options import Parser, show, tell
 
 SHARED = ("task", "labels", "split_by", "seed", "subset", "seq_len", "frame_seconds")
 
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.export
     except (TrainingError, ValueError, OSError) as error:
         tell("error", error)
         return 2
-    print(f"data.yaml, hyp.yaml, classes.names, annotations.json and manifest.csv: {args.out}")
+    show(f"data.yaml, hyp.yaml, classes.names, annotations.json and manifest.csv: {args.out}")
     return 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import denet_program
 from tools.detect import PROGRAMS
-from training.options import Parser, counted, tell
+from training.options import Parser, counted, show, tell
 
 
 def parser(prog: str = "python -m tools.import_yolo") -> Parser:
@@ -52,13 +52,13 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.import
         if args.report:
             reference = event_formats.read_events(args.export / "reference.csv")
             page = detect_report.write(results, None, output / "report", export.time_expansion, reference)
-            print(f"look at {page}")
+            show(f"look at {page}")
     except (ValueError, OSError) as error:
         tell("error", error)
         return 2
     for remark in remarks:
         tell("warning", remark)
-    print(f"{counted(len(results.events), 'event')} in {counted(len(results.recordings), 'recording')}: {output / 'events.csv'}")
+    show(f"{counted(len(results.events), 'event')} in {counted(len(results.recordings), 'recording')}: {output / 'events.csv'}")
     return 0
 
 

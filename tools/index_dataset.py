@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.index_
     index = args.output or collection.root / INDEX_NAME
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = time.perf_counter() - started
-    print(f"{index} and {report_path(index)}")
+    show(f"{index} and {report_path(index)}")
     print(f"{seconds:.1f} s, {time.process_time():.1f} s of them computing, {memory:.0f} MB at most")
     return 0
 

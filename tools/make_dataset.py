@@ -5,7 +5,7 @@ Example: denet make-dataset data/synthetic --recordings 200 --seed 0
 
 
 import denet_program
-from training.options import Parser, add_snr_option, tell
+from training.options import Parser, add_snr_option, show, tell
 
 
 def parser(prog: str = "python -m tools.make_dataset") -> Parser:
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.make_d
     try:
         if args.tables_only:
             annotations = round(args.recordings * 91_080 / 293_238)
-            print(make_tables(args.out, args.recordings, annotations, args.seed))
+            show(make_tables(args.out, args.recordings, annotations, args.seed))
             return 0
         out = make_dataset(
             args.out,
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.make_d
     except (AudioError, ValueError, OSError) as error:
         tell("error", error)
         return 2
-    print(f"{args.recordings} recordings and the faulty ones in {out}; the truth is in truth.csv")
+    show(f"{args.recordings} recordings and the faulty ones in {out}; the truth is in truth.csv")
     return 0
 
 

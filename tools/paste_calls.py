@@ -15,7 +15,7 @@ from pathlib import Path
 
 import denet_program
 from training.config import TASKS, add_reading_options, reading
-from training.options import Parser, add_snr_option, counted, tell
+from training.options import Parser, add_snr_option, counted, show, tell
 
 SHOWN = 10  # reasons for what was left out
 
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.paste_
         print(f"left out {counted(times, 'time')}: {note}", file=sys.stderr)
     if len(paster.notes) > SHOWN:
         print(f"and {len(paster.notes) - SHOWN} other reasons", file=sys.stderr)
-    print(
+    show(
         f"{counted(len(table), 'call')} of {counted(table['source'].nunique(), 'recording')} in front of "
         f"{counted(table['background'].nunique(), 'background')}: {counted(how.recordings, 'recording')} in {args.out}; "
         f"the truth is in {TABLE}"

@@ -18,7 +18,7 @@ Examples:
 from pathlib import Path
 
 import denet_program
-from training.options import Parser, tell
+from training.options import Parser, show, tell
 
 
 def parser(prog: str = "python -m tools.report") -> Parser:
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.report
         tell("error", error)
         return 2
     print(told)
-    print(f"look at {page}; the numbers are in {page.parent / 'summary.csv'}")
+    show(f"look at {page}; the numbers are in {page.parent / 'summary.csv'}")
     return 0
 
 

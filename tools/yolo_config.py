@@ -7,7 +7,7 @@ Example:
 from pathlib import Path
 
 import denet_program
-from training.options import Parser, tell
+from training.options import Parser, show, tell
 
 
 def parser(prog: str = "python -m tools.yolo_config") -> Parser:
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.yolo_c
         tell("error", error)
         return 2
     places = f"filters changed in {changed['filters']} places, classes in {changed['classes']}"
-    print(f"{target}: {len(export.classes)} class(es), {places}")
+    show(f"{target}: {len(export.classes)} class(es), {places}")
     return 0
 
 

@@ -28,7 +28,7 @@ from denet_torch.checkpoint import CheckpointError
 from .collection import replacing
 from .config import Config, TrainingError
 from .files import Files, evaluate, fit
-from .options import tell
+from .options import show, tell
 from .precision import get_fabric
 from .registry import get_model
 from .runs import write_json
@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m training.bea
     except (TrainingError, CollectionError, AudioError, CheckpointError, OSError) as error:
         tell("error", str(error).splitlines()[0])
         return 2
-    print(f"results in {args.out}")
+    show(f"results in {args.out}")
     return 0
 
 

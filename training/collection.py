@@ -436,8 +436,7 @@ def _join(
     if scanned is None:
         recordings = recordings.assign(samplerate=pd.NA, frames=pd.NA)
     else:
-        true_rate = [audio.true_rate(header, how.time_expansion) for header in scanned["samplerate"]]
-        scanned = scanned.assign(samplerate=true_rate).set_index("file").loc[recordings["file"]].reset_index()
+        scanned = _expanded(scanned, how.time_expansion).set_index("file").loc[recordings["file"]].reset_index()
         recordings, dropped = _join_headers(recordings, scanned, how.rate)
         report.append(dropped)
     recordings = _dated(recordings)
@@ -484,6 +483,14 @@ def _voice(segments: pd.DataFrame | None, annotations: pd.DataFrame, contexts: t
 def background_codes(contexts: tuple[str, ...]) -> list[int]:
     """Codes of annotations by which somebody said that there is no call."""
     return [code for code, name in enumerate(contexts) if is_background(name)]
+
+
+def _expanded(scanned: pd.DataFrame, time_expansion: float) -> pd.DataFrame:
+    """Headers with the true rates; one that no sound has is no header that can be used."""
+    rates = [audio.true_rate(header, time_expansion) for header in scanned["samplerate"]]
+    possible = pd.Series([audio.RATES[0] <= rate <= audio.RATES[1] for rate in rates], scanned.index, dtype=bool)
+    reason = scanned["reason"].mask((scanned["reason"] == "") & ~possible, "impossible rate")
+    return scanned.assign(samplerate=[rate if fits else 0 for rate, fits in zip(rates, possible, strict=True)], reason=reason)
 
 
 def _join_headers(

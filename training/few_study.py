@@ -18,6 +18,7 @@ from .config import FINE_TUNING, Config, FewStudyConfig, parse
 from .labels import Labeller
 from .loop import WEIGHTS, train
 from .metrics import event_scores, frame_scores
+from .options import show
 from .pasting import Paster, Pasting, quiet_recordings
 from .precision import get_fabric
 from .run import exit_code
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m training.few_stud
     def work() -> None:
         config = parse(argv, FewStudyConfig, prog)
         print(summary(study(config)).to_string())
-        print(f"results in {config.out}: scores.csv and a folder for each run")
+        show(f"results in {config.out}: scores.csv and a folder for each run")
 
     return exit_code(work)
 

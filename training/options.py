@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import denet_program
 from denet_torch import files
 
+MAX_DB = 200  # of a ratio of a call to its background
 COMPILING = "the first step takes long: kernels are being compiled for this processor, which later runs find done"
 
 
@@ -55,6 +56,12 @@ def add_snr_option(parser: argparse.ArgumentParser) -> None:
         metavar=("LOW", "HIGH"),
         help="calls lie so many dB above their background (default: -5 20)",
     )
+
+
+def refuse_snr(snr_db: tuple[float, float]) -> None:
+    """Raise ValueError for what --snr-db cannot be; samples are no numbers any more beyond these."""
+    if not -MAX_DB <= snr_db[0] <= snr_db[1] <= MAX_DB:
+        raise ValueError(f"--snr-db takes the lowest and the highest ratio, from -{MAX_DB} to {MAX_DB} dB")
 
 
 def tell(kind: str, message: object) -> None:

@@ -21,6 +21,7 @@ from denet_torch.files import new_folder
 from training import formats
 from training.collection import INDEX_NAME, Collection, open_collection
 from training.labels import IGNORE, Labeller
+from training.options import refuse_snr
 from training.tables import CollectionError
 
 TABLE = "mix.csv"
@@ -46,8 +47,7 @@ class Pasting:
             raise ValueError("--recordings and --calls must be at least 1")
         if not (np.isfinite(self.seconds) and self.seconds > 0 and 0 <= self.fade < 1):
             raise ValueError("--seconds must be above 0, --fade at least 0 and below 1")
-        if not (np.isfinite(self.snr_db).all() and self.snr_db[0] <= self.snr_db[1]):
-            raise ValueError("--snr-db takes the lowest and the highest ratio")
+        refuse_snr(self.snr_db)
 
 
 @dataclass(frozen=True)

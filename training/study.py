@@ -23,6 +23,7 @@ from .evaluation import Predictions, estimated_events, predict, reference_events
 from .labels import Labeller
 from .loop import WEIGHTS, train
 from .metrics import event_scores, frame_scores
+from .options import show
 from .precision import get_fabric
 from .run import exit_code
 from .synthetic import make_dataset
@@ -162,7 +163,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m training.study") 
     def work() -> None:
         config = parse(argv, StudyConfig, prog)
         print(summary(study(config)).to_string())
-        print(f"results in {config.out}: {', '.join(path.name for path in sorted(config.out.glob('*.*')) if path.is_file())}")
+        show(f"results in {config.out}: {', '.join(path.name for path in sorted(config.out.glob('*.*')) if path.is_file())}")
 
     return exit_code(work)
 

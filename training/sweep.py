@@ -18,6 +18,7 @@ import denet_program
 from .collection import replacing
 from .config import Config, SweepConfig, parse
 from .loop import prepare_data, train
+from .options import show
 from .run import exit_code
 from .runs import Stop, stop_signals
 
@@ -138,7 +139,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m training.sweep") 
         config = parse(argv, SweepConfig, prog)
         study = sweep(config)
         print(table(study).to_string(index=False))
-        print(f"results in {config.out}: trials.csv, history.png, importances.png, best run trial-{study.best_trial.number:03d}")
+        show(f"results in {config.out}: trials.csv, history.png, importances.png, best run trial-{study.best_trial.number:03d}")
 
     return exit_code(work)
 

@@ -28,8 +28,11 @@ from tqdm import tqdm
 from denet_torch import audio, recorder
 from denet_torch.files import new_folder
 
+from .options import refuse_snr
+
 SAMPLERATE = 250_000
 SNR_DB = (-5.0, 20.0)
+MAX_SECONDS = 3600  # of a recording
 CALL_SECONDS = (0.05, 0.3)
 CALL_SHARE = 0.08  # of all time, on average, so that at most one frame in ten is call
 EMITTERS = tuple(range(101, 113))
@@ -94,10 +97,9 @@ def make_dataset(
     """
     if recordings < 8:
         raise ValueError(f"{recordings} recordings cannot hold all the faults; ask for 8 or more")
-    if not snr_db[0] <= snr_db[1]:
-        raise ValueError("--snr-db takes the lowest and the highest ratio")
-    if not 1 <= min_seconds <= max_seconds:
-        raise ValueError("recordings need 1 s or more, and a maximum not below the minimum")
+    refuse_snr(snr_db)
+    if not 1 <= min_seconds <= max_seconds <= MAX_SECONDS:
+        raise ValueError(f"recordings need 1 to {MAX_SECONDS} s, and a maximum not below the minimum")
     clips = [_read_clip(path) for path in _audio_files(background)]
     with new_folder(Path(out)) as folder:
         _write_dataset(folder, recordings, seed, (min_seconds, max_seconds), clips, snr_db, one_caller)

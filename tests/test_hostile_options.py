@@ -1,0 +1,65 @@
+"""Options and paths that nobody means: one line and exit code 2, and what is printed of them a terminal does not obey."""
+
+import pytest
+from trainer_cases import as_options, tiny
+
+from denet_torch.files import MAX_MESSAGE
+from tools import command
+from training.collection import build_index
+from training.synthetic import make_dataset
+
+LONG = "x" * 3000
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("calls") / "calls", 8, seed=1, min_seconds=1, max_seconds=1.2)
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["report", LONG], "File name too long"),
+        (["convert", LONG, "x.safetensors"], "File name too long"),
+        (["index", LONG], "File name too long"),
+        (["make-dataset", "x", "--snr-db", "0", "1e308"], "from -200 to 200 dB"),
+        (["make-dataset", "x", "--snr-db", "nan", "0"], "from -200 to 200 dB"),
+        (["make-dataset", "x", "--max-seconds", "inf"], "1 to 3600 s"),
+        (["make-dataset", "x", "--max-seconds", "1e308"], "1 to 3600 s"),
+        (["paste-calls", "{calls}", "{calls}", "x", "--snr-db", "-10000", "0"], "from -200 to 200 dB"),
+        (["export-yolo", "{calls}", "x", "--width", "2147483648"], "each side has 10 to 16384"),
+        (["study", "--data-dir", "{calls}", "--snr-db", "0", "1e9"], "from -200 to 200 dB"),
+        (["train\x1b[2J"], r"no command train\x1b[2J"),
+    ],
+)
+def test_what_no_command_can_use(words, told, calls, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command.main([word.format(calls=calls) for word in words]) == 2
+    said = capsys.readouterr()
+    line = said.err.splitlines()[-1].rpartition("\r")[2]
+    assert line.startswith("error: ") and told in line and line.isprintable() and len(line) <= MAX_MESSAGE
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("factor", [1e18, 1e-300, 1000])
+def test_rates_that_no_sound_has_are_left_out_of_an_index(factor, calls, tmp_path):
+    usual, report = build_index(calls, tmp_path / "usual.parquet", time_expansion=10)  # 2.5 MHz
+    assert len(usual.recordings) and not (report["reason"] == "impossible rate").any()
+    collection, report = build_index(calls, tmp_path / "index.parquet", time_expansion=factor)
+    assert not len(collection.recordings) and (report["reason"] == "impossible rate").sum() == len(usual.recordings)
+
+
+def test_names_that_are_printed_are_not_obeyed(calls, tmp_path, capsys):
+    odd = "\x1b[2Jx"
+    for words in (["index", str(calls), "--output", odd], ["make-dataset", odd]):
+        assert command.main([word.replace(odd, str(tmp_path / f"{odd}-{words[0]}")) for word in words]) == 0
+        said = capsys.readouterr()
+        assert r"\x1b[2Jx" in said.out and "\x1b" not in said.out
+
+
+def test_more_processes_than_there_is_work_for(calls, tmp_path):
+    config = tiny(calls, tmp_path / "run", epochs=1)
+    assert command.main(["train", *as_options(config)]) == 0
+    sound = next(calls.rglob("*.WAV"))
+    words = ["detect", str(sound), "--weights", str(tmp_path / "run"), "--output", str(tmp_path / "found")]
+    assert command.main([*words, "--jobs", "9" * 20]) == 0

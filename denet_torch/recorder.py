@@ -158,7 +158,7 @@ def _guano(chunk: bytes, rate: int) -> Metadata:
             return _guano(b"\n".join(lines), rate) if len(lines) < chunk.count(b"\n") + 1 else Metadata()
         return Metadata()
     recorded = plausible(found.get("Timestamp"))
-    with contextlib.suppress(TypeError, ValueError):
+    with contextlib.suppress(TypeError, ValueError, OverflowError):  # the last of an integer beyond all floats
         factor = float(found.get("TE", 1))
         if not 0 < factor < math.inf:
             return Metadata(recorded)
@@ -168,11 +168,11 @@ def _guano(chunk: bytes, rate: int) -> Metadata:
 
 def _doubt(factor: float, samplerate: object, rate: int) -> str:
     """How GUANO contradicts the file's header: its Samplerate is the header's times TE, though some write the header's."""
-    told = samplerate if isinstance(samplerate, int | float) and 0 < samplerate < math.inf else rate
+    told = samplerate if isinstance(samplerate, int | float) and 0 < samplerate < 1e300 else rate
     if not rate:
         return ""
     more = told / (factor * rate)
-    slower = round(more) >= 4 and abs(more - round(more)) < 0.01 * more  # recordings are slowed down by 5 to 20
+    slower = more == math.inf or round(more) >= 4 and abs(more - round(more)) < 0.01 * more  # recordings are slowed down by 5 to 20
     too_fast = factor > 1 and factor * rate > FASTEST and more < 0.99
     return f"its metadata say time expansion {factor:g} and {told:g} Hz, its header {rate} Hz" if slower or too_fast else ""
 

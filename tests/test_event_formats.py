@@ -1,5 +1,6 @@
 """Every format that tools.event_formats writes is read back, the programs' by their own libraries."""
 
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -127,6 +128,12 @@ def test_svl(results, tmp_path):
         table = event_formats.read_events(folder / name)
         assert spans(table[["onset", "offset", "label"]].values) == spans(r[1:4] for r in events)
         assert table.score.tolist() == [event[4] for event in events]
+
+
+def test_svl_holds_no_letter_that_xml_cannot(results, tmp_path):
+    odd = replace(results, events=results.events.assign(label="a\x1b[2J\x00 \uffffb\tc"))
+    event_formats.write(odd, tmp_path, ["svl"])
+    assert {*event_formats.read_events(tmp_path / "svl" / "a.svl").label} == {"a\ufffd[2J\ufffd \ufffdb\tc"}
 
 
 def test_ann(results, tmp_path):

@@ -49,6 +49,8 @@ NINE = datetime(2023, 6, 1, 21)
         ([guan(Timestamp="2023-06-01T21:00:00")], NINE, 1),
         ([guan(Timestamp="yesterday", TE="ten")], None, None),
         ([guan(Timestamp="1970-01-01T00:00:10", TE="")], None, 1),
+        ([guan(TE="1" + "0" * 400)], None, None),
+        ([guan(TE=10, Samplerate="1" + "0" * 400)], None, 10),
         ([(b"guan", b"GUANO|Version: 1.0\na line of nothing\nTE: 8\n\0\0")], None, 8),
         ([(b"guan", b"\xff\xfe\0")], None, None),
         ([wamd("2023-06-01 21:00:00+01:00", 1)], NINE, 1),
@@ -65,6 +67,13 @@ def test_metadata(tmp_path, chunks, recorded, factor):
     path = write(tmp_path / "a.wav", chunks=chunks)
     assert recorder.metadata(path) == recorder.Metadata(recorded, factor, recorded == datetime(2023, 6, 1))
     assert audio.probe(path).fault == "" and len(audio.read(path)) == len(SOUND)
+
+
+@pytest.mark.parametrize("factor", ["1e-300", "1e-308", "5e-324"])
+def test_a_factor_next_to_nothing_is_asked_about(tmp_path, factor):
+    path = write(tmp_path / "a.wav", chunks=[guan(TE=factor)])
+    with pytest.raises(ValueError, match=f"a.wav: its metadata say time expansion {float(factor):g} and .* Hz, its header"):
+        recorder.time_expansion([path])
 
 
 def test_guano_as_its_own_library_writes_it(tmp_path):

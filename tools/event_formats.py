@@ -24,6 +24,7 @@ from training.collection import replacing
 from training.options import tell
 
 OURS = ".{}-is-ours"  # tells that the folder of a program may be replaced
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # letters that no XML file may hold
 SHOWN = 10  # rows that cannot be used, named one by one
 
 
@@ -248,7 +249,7 @@ def svl(events: pd.DataFrame, recordings: pd.DataFrame, folder: Path) -> None:
         for row in rows.itertuples():
             frame, end = round(row.onset * rate), round(row.offset * rate)
             place = dict(frame=str(frame), value=f"{row.score:.6f}", duration=str(end - frame))
-            ElementTree.SubElement(points, "point", place, label=row.label)
+            ElementTree.SubElement(points, "point", place, label=_NOT_XML.sub("\ufffd", row.label))
         display = ElementTree.SubElement(root, "display")
         ElementTree.SubElement(display, "layer", id="2", type="regions", name="calls", model="1", plotStyle="1")
         ElementTree.indent(root)

@@ -16,6 +16,7 @@ import torch
 from . import recorder
 from .audio import AudioError, probe, read, resampled_length
 from .models import Model
+from .schema import class_columns
 
 BATCH = 128  # windows computed at once
 
@@ -93,6 +94,7 @@ def classify(
     Posteriors are the softmax of the summed log posteriors, which takes windows for independent: they are near 0 or 1.
     """
     names = class_names(model)
+    columns = class_columns(names, ("file", "label"))
     for path in paths:
         try:
             factor = recorder.time_expansion([path]) if time_expansion is None else time_expansion
@@ -101,5 +103,5 @@ def classify(
             yield error
             continue
         posterior = np.exp(total - np.logaddexp.reduce(total))
-        row = {"file": str(path), "label": names[total.argmax()]} | dict(zip(names, posterior, strict=True))
+        row = {"file": str(path), "label": names[total.argmax()]} | dict(zip(columns, posterior, strict=True))
         yield pd.DataFrame([row])

@@ -172,7 +172,8 @@ def _doubt(factor: float, samplerate: object, rate: int) -> str:
     if not rate:
         return ""
     more = told / (factor * rate)
-    slower = more == math.inf or round(more) >= 4 and abs(more - round(more)) < 0.01 * more  # recordings are slowed down by 5 to 20
+    # Recordings are slowed down by 5 to 20.
+    slower = more == math.inf or round(more) >= 4 and abs(more - round(more)) < 0.01 * more
     too_fast = factor > 1 and factor * rate > FASTEST and more < 0.99
     return f"its metadata say time expansion {factor:g} and {told:g} Hz, its header {rate} Hz" if slower or too_fast else ""
 

@@ -4,6 +4,8 @@ Nothing in this module needs PyTorch.
 """
 
 import math
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
 from typing import Any
@@ -51,7 +53,7 @@ class Detection:
     """How the trainer of a model reads its answers: names of the classes, the background first, and the decoding.
 
     `labels` is empty where the classes have no names. `per`: what an answer is about, a frame or a whole "file", for which
-    there is no background and nothing to decode. Raises ValueError for labels that are no text.
+    there is no background and nothing to decode. Raises ValueError for labels that are no text, or not of one class each.
     """
 
     labels: tuple[str, ...] = ()
@@ -63,6 +65,8 @@ class Detection:
             object.__setattr__(self, "labels", tuple(self.labels))
         if not isinstance(self.labels, tuple) or not all(map(_is_label, self.labels)):
             raise ValueError(f"labels are {shown(self.labels)}, not a list of names")
+        if twice := [label for label, times in Counter(self.labels).items() if times > 1]:
+            raise ValueError(f"labels name two classes {shown(twice[0])}")
         if not isinstance(self.decoding, Decoding):
             raise ValueError(f"decoding is {shown(self.decoding)}, not a Decoding")
         if self.per not in ("frame", "file"):
@@ -90,6 +94,18 @@ class Detection:
             raise ValueError(f"has labels of {len(labels)} classes, the model has {n_classes}")
         decoding = Decoding(**{name: value for name, value in stored.items() if name in names})
         return cls(tuple(labels), decoding, stored.get("per", "frame"))
+
+
+def class_columns(labels: Sequence[str], own: Collection[str]) -> list[str]:
+    """Names of the columns of classes in a table that has columns of its `own`: a class that is called as one of those has
+    "p " before its name."""
+    names: list[str] = []
+    for label in labels:
+        name = label
+        while name in own or name != label and name in labels:
+            name = f"p {name}"
+        names.append(name)
+    return names
 
 
 def architecture(stored: Any, model: str = "denet") -> dict[str, Any]:

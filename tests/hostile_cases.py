@@ -386,6 +386,54 @@ def models(rng: random.Random, folder: Path, good: Good) -> Case:
     return Case([*words[:-1], str(folder / "out.csv")], [path, good / "sounds" / "a.wav"], declared=declared, reads=path)
 
 
+LABELS = [*CELLS, *NAMES, "file", "label", "onset", "p file", "nocall", "\x85", "\ufeff", "\uffff"]
+LABELS += ["e\u0301" * 50, "\U0001f987" * 300]
+
+
+def labels(rng: random.Random, folder: Path, good: Good) -> Case:
+    """Whole models whose classes have names that nobody gives, and decoding at its ends: all formats and the report, classify."""
+    from safetensors.torch import load_file, save
+
+    whole = good.model if rng.random() < 0.7 else good / "sincnet.safetensors"
+    data, tensors = whole.read_bytes(), load_file(whole)
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    key = "denet" if "denet" in metadata else "sincnet"
+    named = [rng.choice(LABELS) for _ in range(json.loads(metadata[key])["n_classes"])]
+    held = json.loads(metadata["detection"]) | {"labels": named}
+    if key == "denet":
+        held |= {"threshold": rng.choice([5e-324, 0.01, 0.5, 1]), "min_gap": rng.choice([0, 1e-9, 1e6])}
+        held |= {"min_duration": rng.choice([0, 0, 1e-12, 1e6]), "call_gap": rng.choice([0, 1e6])}
+    metadata["detection"] = json.dumps(held)
+    metadata["sha256"] = denet_torch.checkpoint.checksum(metadata[key] + metadata["detection"], tensors)
+    path, sound = folder / "a.safetensors", good / "sounds" / rng.choice(["a.wav", "told.wav", "b24.wav"])
+    path.write_bytes(save(tensors, metadata))
+    words = ["--weights", str(path), "--output"]
+    if key == "sincnet":
+
+        def classified() -> None:
+            table = pd.read_csv(folder / "out.csv", keep_default_na=False, dtype=str)
+            assert len(table.columns) == 2 + len(named) and table.file[0] == str(sound) and table.label[0] in named
+            assert np.isclose(table.iloc[0, 2:].astype(float).sum(), 1, atol=1e-4)
+
+        return Case(["classify", str(sound), *words, str(folder / "out.csv")], [path], classified)
+
+    def detected() -> None:
+        from tools import event_formats
+
+        out = folder / "out"
+        found = pd.read_csv(out / "events.csv", keep_default_na=False, dtype=str)
+        assert set(found.label) <= set(named[1:])
+        frames = pd.read_parquet(out / "frames.parquet")
+        assert [*frames][:2] == ["file", "onset"] and np.allclose(frames.iloc[:, 2:].sum(axis=1), 1, atol=1e-4)
+        for layer in (out / "svl").iterdir():
+            if all(label.strip() and not event_formats.annotations.is_background(label) for label in named):
+                assert len(event_formats.read_events(layer)) == len(found)
+        shutil.rmtree(out)
+
+    formats = ["frames.csv", "frames.parquet", "events.parquet", "raven", "audacity", "sequence", "svl", "ann", "birdnet"]
+    return Case(["detect", str(sound), *words, str(folder / "out"), "--report", "--formats", *formats], [path], detected)
+
+
 def declared_bytes(architecture: str) -> int:
     """Bytes of the sound that a model of this architecture works on at once: nobody can detect with less."""
     with contextlib.suppress(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError):
@@ -633,6 +681,26 @@ def recordings(rng: random.Random, folder: Path, good: Good) -> Case:
     return Case(["index", str(folder), "--completely-annotated"], [path, folder], reads=path)
 
 
+def told(rng: random.Random, folder: Path, good: Good) -> Case:
+    """What recorders write beside the samples, with numbers and times that none writes: denet detect, index."""
+    times = ["2020-05-01 21:00:00", "9999-12-31 23:59:59", "0001-01-01", "2020-05-01T21:00:00+99:99", "2020-02-30", *CELLS]
+    numbers = ["1", "10", "1e-308", "5e-324", "1e-300", "1e300", "1" + "0" * 400, *CELLS]
+    fields = {"TE": rng.choice(numbers), "Samplerate": rng.choice(["4000", *numbers]), "Timestamp": rng.choice(times)}
+    chunks = [
+        guan(**{name: value.replace("\ud800", "") for name, value in fields.items()}),
+        wamd(rng.choice(times)[:300], rng.choice([0, 1, 10, 2**16 - 1])),
+        (b"bext", bytes(320) + rng.choice(times).encode(errors="replace")[:18].ljust(282, b"\0")),
+        (b"LIST", b"INFOICMT" + f"Recorded at {rng.choice(times)} {rng.choice(times)} (UTC)".encode(errors="replace")[:300]),
+    ]
+    path = folder / "a.wav"
+    write(path, 4000, rng.sample(chunks, rng.randrange(1, 4)), soundfile.read(good / "sounds" / "a.wav")[0])
+    (folder / "x.csv").write_text(TABLES["events.csv"])
+    words = ["detect", str(path), "--weights", str(good.model), "--output", str(folder / "out")]
+    if rng.random() < 0.3:
+        return Case(["index", str(folder)], [path, folder], reads=path)
+    return Case(words, [path], events(folder / "out"))
+
+
 def tables(rng: random.Random, folder: Path, good: Good) -> Case:
     """Annotation tables of each format: denet index, evaluate, compare, detect --reference."""
     name = rng.choice([name for name in [*TABLES, "events.parquet"] if name != "recordings.csv"])
@@ -852,6 +920,6 @@ def tensorflow(rng: random.Random, folder: Path, good: Good) -> Case:
 
 KINDS = {  # share of all
     weight_files: 20, models: 10, sincnet_pkl: 6, checkpoints: 8, parts: 6, indexes: 8, splits: 4, configurations: 8,
-    recordings: 12, tables: 10, results: 5, collections: 5, yolor: 5, beans: 3, backgrounds: 3,
+    labels: 4, told: 4, recordings: 12, tables: 10, results: 5, collections: 5, yolor: 5, beans: 3, backgrounds: 3,
     large_tables: 3,
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """Names that are long or full of signs, one recording among several that goes bad: what was found in the others is written."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -8,8 +9,8 @@ import torch
 import denet_torch
 from denet_torch import audio
 from denet_torch.files import MAX_NAME, fitting
-from denet_torch.schema import Decoding, Detection
-from tools import detect, detect_report
+from denet_torch.schema import Decoding, Detection, class_columns
+from tools import classify, detect, detect_report
 from training.report import _confusion
 
 SIGNS = r"$x$\foo$ {0} %s <b> & =1+1"
@@ -38,6 +39,27 @@ def test_recordings_with_any_name_have_files_of_programs_and_pages(tmp_path, wei
     assert detect.main(words) == 0
     for place, count in (("raven", 3), ("audacity", 2), ("svl", 2), ("birdnet", 2), ("report", 3)):
         assert len(list((tmp_path / "out" / place).iterdir())) == count, place
+
+
+def test_classes_that_are_called_as_columns_have_columns_of_their_own(tmp_path):
+    assert class_columns(["a", "file", "p file", "p p file"], ("file", "onset")) == ["a", "p p p file", "p file", "p p file"]
+    sound, weights = recording(tmp_path / "a.wav"), tmp_path / "a.safetensors"
+    torch.manual_seed(0)
+    model = denet_torch.DENet((4, 200, 1), 3, sr=4000, n_filters=4, gru_units=4, dense_units=(4, 4))
+    model.detection = Detection(("onset", "file", "label"), Decoding(threshold=1e-6))
+    denet_torch.save(model, weights)
+    words = ["--weights", str(weights), "--output", str(tmp_path / "out"), "--formats", "frames.csv", "frames.parquet"]
+    assert detect.main([str(sound), *words]) == 0
+    for table in (pd.read_csv(tmp_path / "out" / "frames.csv"), pd.read_parquet(tmp_path / "out" / "frames.parquet")):
+        assert [*table] == ["file", "onset", "p onset", "p file", "label"]
+        assert set(table.file) == {str(sound)} and np.allclose(table[["p onset", "p file", "label"]].sum(axis=1), 1, atol=1e-5)
+    net = denet_torch.SincNet((10, 40), 3, 4000, n_filters=[4, 4, 4], taps=[41, 5, 5], hidden=[8])
+    net.detection = Detection(("label", "file", "c"), per="file")
+    denet_torch.save(net, weights)
+    assert classify.main([str(sound), "--weights", str(weights), "--output", str(tmp_path / "out.csv")]) == 0
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert [*table] == ["file", "label", "p label", "p file", "c"] and table.file[0] == str(sound)
+    assert table.label[0] in ("label", "file", "c") and np.isclose(table.iloc[0, 2:].sum(), 1)
 
 
 def test_a_name_that_fits_stays_and_others_are_told_apart():

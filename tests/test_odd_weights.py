@@ -322,3 +322,5 @@ def test_recordings_that_no_table_can_name_are_told(tmp_path, sincnet, capsys, n
         assert not (tmp_path / "x").is_file()
     with pytest.raises(ValueError, match="not a list of names"):
         Detection(("a\rb",))
+    with pytest.raises(ValueError, match="labels name two classes 'a'"):
+        Detection(("b", "a", "c", "a"))

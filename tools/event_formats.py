@@ -17,6 +17,7 @@ import pyarrow.parquet
 
 from denet_torch.detection import EVENT_COLUMNS
 from denet_torch.files import fitting, locked, partial_folder
+from denet_torch.schema import class_columns
 from tools.detect_batch import Results
 from training import annotations, formats
 from training.annotations import NotATable
@@ -154,8 +155,9 @@ def match_files(table: pd.DataFrame, files: Iterable[str]) -> pd.DataFrame:
 
 def frames(results: Results) -> Iterator[pd.DataFrame]:
     """Frame probabilities of a recording at a time: file, onset (s), and a column a class."""
+    columns = class_columns(results.labels, ("file", "onset"))
     for file in results.recordings.file:
-        table = pd.DataFrame(results.probabilities(file), columns=results.labels)
+        table = pd.DataFrame(results.probabilities(file), columns=columns)
         table.insert(0, "file", file)
         table.insert(1, "onset", (table.index * results.frame).round(6))
         yield table

@@ -1,10 +1,15 @@
 """Options and paths that nobody means: one line and exit code 2, and what is printed of them a terminal does not obey."""
 
+import shutil
+
+import numpy as np
 import pytest
+import soundfile
 from trainer_cases import as_options, tiny
 
 from denet_torch.files import MAX_MESSAGE
 from tools import command
+from training import run
 from training.collection import build_index
 from training.synthetic import make_dataset
 
@@ -63,3 +68,25 @@ def test_more_processes_than_there_is_work_for(calls, tmp_path):
     sound = next(calls.rglob("*.WAV"))
     words = ["detect", str(sound), "--weights", str(tmp_path / "run"), "--output", str(tmp_path / "found")]
     assert command.main([*words, "--jobs", "9" * 20]) == 0
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
+def test_a_batch_that_no_memory_holds_is_one_line(error, monkeypatch, capsys, tmp_path):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(run, "train", full)
+    assert command.main(["train", "--batch-size", "2147483648", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith("error: the memory does not hold this; half the --batch-size")
+
+
+def test_what_is_left_out_of_a_long_folder_is_one_line(calls, tmp_path, capsys):
+    there = shutil.copytree(calls, tmp_path.joinpath(*["9" * 200] * 4))
+    for name in there.rglob("*.[wW][aA][vV]"):
+        if name.stat().st_size > 1000:
+            soundfile.write(name, np.zeros(soundfile.info(name).frames), soundfile.info(name).samplerate)  # sets no ratio
+    command.main(["paste-calls", str(there), str(there), str(tmp_path / "pasted"), "--recordings", "2", "--seconds", "1"])
+    said = capsys.readouterr().err
+    assert said.count("error: ") + said.count("left out") and all(
+        len(line.rpartition("\r")[2]) <= MAX_MESSAGE for line in said.split("\n")
+    )

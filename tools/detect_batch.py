@@ -44,7 +44,7 @@ from denet_torch.detection import (
     search,
     stored_decoding,
 )
-from denet_torch.files import clear_partial, printable
+from denet_torch.files import MAX_MESSAGE, clear_partial, printable
 from denet_torch.measures import class_probabilities, measure
 from denet_torch.memory import keep_freed_memory
 from training import dates
@@ -409,7 +409,8 @@ def _intact(part: Part, model: denet_torch.Model) -> bool:
     data = part.file.read_bytes()
     whole = hashlib.sha256(data[:-32]).digest() == data[-32:] and _fits(part, data[:-32], model)
     if not whole:
-        tqdm.write(f"{part.file} is damaged; {printable(str(part.path))} is searched there again", file=sys.stderr)
+        damaged = f"warning: {part.file} is damaged; {part.path} is searched there again"
+        tqdm.write(printable(damaged, MAX_MESSAGE), file=sys.stderr)
     return whole
 
 

@@ -10,7 +10,6 @@ Examples:
   denet train --data-dir pasted --split-by folder --init-from runs/first
 """
 
-import sys
 from pathlib import Path
 
 import denet_program
@@ -71,9 +70,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.paste_
         tell("error", error)
         return 2
     for note, times in paster.notes.most_common(SHOWN):
-        print(f"left out {counted(times, 'time')}: {note}", file=sys.stderr)
+        tell("note", f"left out {counted(times, 'time')}: {note}")
     if len(paster.notes) > SHOWN:
-        print(f"and {len(paster.notes) - SHOWN} other reasons", file=sys.stderr)
+        tell("note", f"and {len(paster.notes) - SHOWN} other reasons")
     show(
         f"{counted(len(table), 'call')} of {counted(table['source'].nunique(), 'recording')} in front of "
         f"{counted(table['background'].nunique(), 'background')}: {counted(how.recordings, 'recording')} in {args.out}; "

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from denet_torch import Model, checkpoint
+from denet_torch.files import MAX_MESSAGE, printable
 from denet_torch.schema import Detection
 
 from . import checkpoints
@@ -85,10 +86,10 @@ def fit(
     module, optimizer = fabric.setup(model, optimizer)
     path, damaged = checkpoints.find(out)
     for bad in damaged:
-        tqdm.write(f"warning: {bad} is damaged; using the one before")
+        tqdm.write(printable(f"warning: {bad} is damaged; using the one before", MAX_MESSAGE))
     if path is not None:
         checkpoints.load(path, state)
-        tqdm.write(f"resuming from {path}")
+        tqdm.write(printable(f"resuming from {path}", MAX_MESSAGE))
 
     def save() -> None:
         checkpoints.save(out, state, progress.step, config.keep)

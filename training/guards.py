@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from denet_torch.audio import AudioError
-from denet_torch.files import printable
+from denet_torch.files import MAX_MESSAGE, printable
 
 from .checkpoints import write
 from .collection import Collection, replacing
@@ -23,7 +23,8 @@ SHOWN = 5  # recordings named in a warning
 class Unreadable:
     """Recordings that could not be read any more in a run: each is told once, and ends the run if there are many."""
 
-    def __init__(self, recordings: int, warn: Callable[[str], None] = lambda line: tqdm.write(f"warning: {printable(line)}")):
+    def __init__(self, recordings: int, warn: Callable[[str], None] | None = None):
+        warn = warn or (lambda line: tqdm.write(printable(f"warning: {line}", MAX_MESSAGE)))
         self.recordings, self.warn, self.found = recordings, warn, set()
 
     def add(self, recording: Hashable, why: str) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from denet_torch import MODELS, Model, checkpoint
-from denet_torch.files import printable, reason
+from denet_torch.files import MAX_MESSAGE, printable, reason
 from denet_torch.memory import keep_freed_memory
 from denet_torch.schema import Decoding, Detection
 
@@ -572,4 +572,4 @@ class Trainer:
         """Say it once in a run and keep it for the report."""
         if line not in self.progress.warnings:
             self.progress.warnings.append(line)
-            self.say(f"warning: {line}")
+            self.say(printable(f"warning: {line}", MAX_MESSAGE))

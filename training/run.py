@@ -59,12 +59,21 @@ def exit_code(work: Callable[[], int | None], after: str = "the same command goe
     except KeyboardInterrupt:
         print(f"stopped; {after}", file=sys.stderr)
         return denet_program.STOPPED
-    except torch.OutOfMemoryError:
-        tell("error", "the GPU's memory does not hold this; half the --batch-size with twice the --accumulate is the same step")
+    except (RuntimeError, MemoryError) as error:
+        if (memory := _exhausted(error)) is None:
+            raise
+        tell("error", f"the {memory} does not hold this; half the --batch-size with twice the --accumulate is the same step")
         return 2
     except USER_ERRORS as error:
         tell("error", error if denet_program.is_of_output(error) else one_line(error))
         return 2
+
+
+def _exhausted(error: Exception) -> str | None:
+    """The memory that an error is for want of."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "GPU's memory"
+    return "memory" if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error) else None
 
 
 def one_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ import shutil
 import signal
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -21,6 +22,7 @@ from training.config import TrainingError
 from training.loop import WEIGHTS, train
 from training.run import main
 from training.runs import CONFIG, Stopped
+from training.synthetic import make_dataset
 
 KILLS = 20
 STATE = ("model", "optimizer", "schedule", "precision")
@@ -197,3 +199,23 @@ def test_an_account_that_no_run_gives_is_refused(tmp_path, changes):
     checkpoints.save(tmp_path, {"progress": progress.state_dict() | changes}, 2, keep=2)
     with pytest.raises(TrainingError, match="is no checkpoint of this run"):
         checkpoints.load(checkpoints.find(tmp_path)[0], state)
+
+
+@pytest.mark.parametrize("mode", ["frame", "file"])
+def test_a_run_goes_on_with_the_recordings_that_it_began_with(mode, tmp_path, capsys):
+    """Of others the split is another: what the run is tested on it would have learned."""
+    data, out = tmp_path / "data", tmp_path / "run"
+    make_dataset(data, 16, seed=2, min_seconds=1.0, max_seconds=1.2)
+    model = {"model": "sincnet", "task": "emitter"} if mode == "file" else {}
+    config = tiny(data, out, mode=mode, split_by=["recording"], epochs=1, **model)
+    assert main(as_options(config)) == 0
+    used = pd.read_csv(next(out.glob("split-*.csv")))["file"].str.rpartition("/")[2]
+    lines = (data / "FileInfo.csv").read_text().splitlines(keepends=True)
+    (data / "FileInfo.csv").write_text("".join(line for line in lines if used[0] not in line))
+    capsys.readouterr()
+    again = [*as_options(replace(config, epochs=2)), "--resume"]
+    assert main(again) == 2
+    said = capsys.readouterr().err
+    assert f"error: {out}: was trained by the split '" in said and "--init-from" in said
+    (out / "run.json").write_text("[")
+    assert main(again) == 2 and "run.json: is damaged; --resume goes on without it" in capsys.readouterr().err

@@ -25,13 +25,13 @@ from denet_torch.classification import file_log_posteriors
 from denet_torch.schema import Detection
 
 from . import fitting
-from .collection import Collection, open_collection, replacing
+from .collection import INDEX_NAME, Collection, open_collection, replacing
 from .config import Config, TrainingError, reading
 from .fitting import WEIGHTS, Progress, refuse
 from .guards import Unreadable
 from .labels import Labeller
 from .registry import best_model, freeze_front_end, get_model, initial_model
-from .runs import write_json
+from .runs import describe, write_json
 from .splits import SIDES, draw_few, split_collection, write_split
 
 ANSWERS = "answers.csv"
@@ -302,6 +302,7 @@ def train_files(config: Config, fabric: Fabric, out: Path, root: Path, check=lam
     for side, part in sides.items():
         if not len(part):
             raise TrainingError(f"{root}: no file with one {config.task} falls on the {side} side; split by something else")
+    describe(out, config, root / INDEX_NAME, split.version)
     write_split(split, collection, out)
     torch.manual_seed(config.seed)
     if config.init_from is None:

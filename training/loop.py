@@ -6,7 +6,6 @@ optimizer and how far it has come, and one that was killed and resumed ends with
 
 import contextlib
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -117,9 +116,7 @@ def _train_files(config: Config, fabric: Fabric, out: Path, stop: Stop, on_epoch
     if _answers_with_boxes(config):
         raise TrainingError(f"--mode file: the model {config.model} finds boxes and gives no file a label")
     prepare_data(config)
-    root = data_root(config)
-    describe(out, config, hashlib.sha256((root / INDEX_NAME).read_bytes()).hexdigest(), f"by {' and '.join(config.split_by)}")
-    return train_files(config, fabric, out, root, _check(stop, out))
+    return train_files(config, fabric, out, data_root(config), _check(stop, out))
 
 
 def _train_boxes(config: Config, fabric: Fabric, out: Path, stop: Stop, on_epoch) -> BoxResult:
@@ -128,7 +125,7 @@ def _train_boxes(config: Config, fabric: Fabric, out: Path, stop: Stop, on_epoch
         raise TrainingError(f"--model {config.model} trains on one device; leave out --devices and --nodes")
     prepare_data(config)
     data = open_data(config)
-    describe(out, config, hashlib.sha256((data.collection.root / INDEX_NAME).read_bytes()).hexdigest(), data.split.version)
+    describe(out, config, data.collection.root / INDEX_NAME, data.split.version)
     return train_boxes(config, fabric, out, data, _check(stop, out), on_epoch)
 
 
@@ -299,8 +296,7 @@ class Trainer:
         self.say(f"resuming from {path}")
 
     def _describe(self) -> None:
-        index = self.data.collection.root / INDEX_NAME
-        describe(self.out, self.config, hashlib.sha256(index.read_bytes()).hexdigest(), self.data.split.version)
+        describe(self.out, self.config, self.data.collection.root / INDEX_NAME, self.data.split.version)
         write_split(self.data.split, self.data.collection, self.out)
 
     # the run

@@ -1,6 +1,7 @@
 """The folder of a run: made or found, locked, described; and what stops a run from outside."""
 
 import fcntl
+import hashlib
 import json
 import math
 import platform
@@ -20,12 +21,14 @@ from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
 import denet_program
+from denet_torch.schema import shown
 
+from .checkpoints import newest_first
 from .collection import replacing
 from .config import FREE_ON_RESUME, Config, TrainingError, as_dict
 
 RUNS = Path("runs")
-CONFIG = "config.yaml"
+CONFIG, FACTS = "config.yaml", "run.json"
 KEPT = ("*.ckpt", "*.damaged", "*.safetensors", "*.pt")  # a folder that holds any of these is worth keeping
 PACKAGES = ("torch", "torchaudio", "numpy", "lightning-fabric", "torchmetrics")
 
@@ -163,8 +166,16 @@ def run_folder(fabric: Fabric, config: Config) -> Iterator[Path]:
             lock.close()
 
 
-def describe(folder: Path, config: Config, data_index: str, split: str) -> None:
-    """Write config.yaml, which `--config` reads, and run.json: command, versions, commit, hash of the data's index and split."""
+def describe(folder: Path, config: Config, index: Path, split: str) -> None:
+    """Write config.yaml, which `--config` reads, and run.json: command, versions, commit, hash of the data's index and split.
+
+    Raises TrainingError if there are checkpoints that were trained by another split: what this one tests on they have learned.
+    """
+    if newest_first(folder) and (before := _split_of(folder)) not in (None, split):
+        raise TrainingError(
+            f"{folder}: was trained by the split {shown(before, 40)}, and {index.parent} is now split as {split}: recordings or "
+            f"their annotations were added or taken away. Bring them back, or begin another run with --init-from {folder}"
+        )
     with replacing(folder / CONFIG) as path:
         path.write_text(yaml.safe_dump(as_dict(config) | {"resume": False}, sort_keys=False))
     facts = {
@@ -174,10 +185,21 @@ def describe(folder: Path, config: Config, data_index: str, split: str) -> None:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "versions": {name: version(name) for name in PACKAGES},
-        "data_index_sha256": data_index,
+        "data_index_sha256": hashlib.sha256(index.read_bytes()).hexdigest(),
         "split": split,
     }
-    write_json(folder / "run.json", facts)
+    write_json(folder / FACTS, facts)
+
+
+def _split_of(folder: Path) -> str | None:
+    """The split that a run was begun with, as its run.json tells."""
+    path = folder / FACTS
+    try:
+        return json.loads(path.read_text())["split"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise TrainingError(f"{path}: is damaged; --resume goes on without it if it is deleted") from None
 
 
 def commit() -> str:

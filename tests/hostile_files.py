@@ -37,7 +37,7 @@ import torch
 from hostile_cases import KINDS, Case, Good
 from test_damaged_weights import computed
 
-from denet_torch.files import MAX_MESSAGE, PARTIAL, printable
+from denet_torch.files import MAX_MESSAGE, PARTIAL, SHORTEST_PATH, printable
 from tools import command
 
 SECONDS, MEGABYTES, TIMES = 5, 300, 3  # docs/files.md
@@ -90,7 +90,7 @@ def said_wrong(case: Case, code: int | None, out: str, err: str) -> str:
         return ""
     if len(errors) != 1:
         return f"{len(errors)} errors: {err[-200:]!r}"
-    names = [printable(str(name))[:80] for name in case.files]
+    names = [printable(str(name))[: SHORTEST_PATH // 2 - 2] for name in case.files]  # what is left of its beginning at least
     return "" if any(name in errors[0] for name in names) else f"names no file: {errors[0]}"
 
 

@@ -52,9 +52,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A new empty file beside `path` that takes its place when the block ends without an error, and vanishes otherwise.
 
     Its name is short, whatever that of `path`, and has the same suffix. What a process that was killed left of its unfinished
-    files is removed by the next one that writes to the same folder (`clear_partial`).
+    files is removed by the next one that writes to the same folder (`clear_partial`). Raises OSError, also for a pipe or a
+    device, /dev/null say, in whose place a file would lie for all programs of the machine.
     """
     path = Path(path)
+    refuse_pipes(path)
+    parent = path.parent.resolve()
+    if parent == Path("/dev") or parent.is_relative_to("/proc"):  # /dev/stdout, which may lead to a file
+        raise OSError(errno.EINVAL, "would be a file among devices", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.parent not in _cleared:
         clear_partial(path.parent)

@@ -1,13 +1,16 @@
 """Options and paths that nobody means: one line and exit code 2, and what is printed of them a terminal does not obey."""
 
+import os
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from trainer_cases import as_options, tiny
 
-from denet_torch.files import MAX_MESSAGE
+from denet_torch.files import MAX_MESSAGE, replacing
 from tools import command
 from training import run
 from training.collection import build_index
@@ -90,3 +93,24 @@ def test_what_is_left_out_of_a_long_folder_is_one_line(calls, tmp_path, capsys):
     assert said.count("error: ") + said.count("left out") and all(
         len(line.rpartition("\r")[2]) <= MAX_MESSAGE for line in said.split("\n")
     )
+
+
+@pytest.mark.parametrize("there", ["{folder}/pipe", "/dev/no-such-device", "/proc/self/fd/1"])
+def test_no_file_takes_the_place_of_a_device(there, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    target = there.format(folder=tmp_path)
+    before = sorted(os.listdir(os.path.dirname(target)))
+    with pytest.raises(OSError, match="pipe or a device|among devices"), replacing(target) as path:
+        path.write_text("x")
+    assert sorted(os.listdir(os.path.dirname(target))) == before and (tmp_path / "pipe").is_fifo()
+
+
+def test_an_index_without_some_rates_is_none(calls, tmp_path, capsys):
+    data = shutil.copytree(calls, tmp_path / "data")
+    build_index(data)
+    table = pq.read_table(data / "index.parquet")
+    rates = pa.array([None, *table["samplerate"].to_pylist()[1:]], table["samplerate"].type)
+    table = table.set_column(table.column_names.index("samplerate"), "samplerate", rates)
+    pq.write_table(table, data / "index.parquet")
+    assert command.main(["suggest", str(data)]) == 2
+    assert "index.parquet: is no index (a recording has no rate or no length)" in capsys.readouterr().err

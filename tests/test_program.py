@@ -82,7 +82,7 @@ def test_other_ends_are_those_of_any_program(tmp_path, work, code):
 FULL = "error: the output of this command cannot be written (No space left on device)\n"
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs a device that is always full")
 @pytest.mark.parametrize("words", [["help"], ["version"], ["suggest", "calls"], ["train", "--data-dir", "calls", "--out", "run"]])
 def test_output_that_cannot_be_written_is_one_line(tmp_path, words):
     make_dataset(tmp_path / "calls", 8, seed=1, min_seconds=1, max_seconds=1.2)

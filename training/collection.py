@@ -238,8 +238,11 @@ def _check(collection: Collection) -> None:
             raise ValueError(f"{shown(file)} is not below the collection's folder")
     if rows["file"].duplicated().any():
         raise ValueError("a recording stands in two rows")
+    known = rows[["samplerate", "frames"]].notna().to_numpy()
+    if known.any() and not known.all():
+        raise ValueError("a recording has no rate or no length")
     for name, (low, high) in {"samplerate": audio.RATES, "frames": (1, MAX_FRAMES - 1)}.items():
-        if not rows[name].dropna().between(low, high).all():
+        if known.all() and not rows[name].between(low, high).all():
             raise ValueError(f"a recording's {name} is not from {low} to {high}")
     frames = rows["frames"].fillna(MAX_FRAMES).to_numpy(np.int64)
     for spans in (collection.voice, collection.annotations):

@@ -302,7 +302,8 @@ def test_a_side_none_of_which_can_be_read_any_more_is_not_scored(collection, tmp
     train(replace(config, out=tmp_path / "other"))
     split = pd.read_csv(next((tmp_path / "other").glob("split-*.csv")))
     lost = set(split["file"][split["side"] == "validation"])
-    monkeypatch.setattr(loop, "describe", harming)
+    for module in (loop, training.files):
+        monkeypatch.setattr(module, "describe", harming)
     assert main(as_options(config)) == 2
     assert "recordings that are to be scored" in (err := capsys.readouterr().err) or "files that are to be scored" in err
     assert not (config.out / WEIGHTS).exists()

@@ -7,8 +7,9 @@ Examples:
 
 
 import denet_program
+from denet_torch.files import printable
 from training.config import add_reading_options, reading
-from training.options import Parser, counted, show, tell
+from training.options import Parser, counted, tell
 
 
 def parser(prog: str = "python -m tools.suggest") -> Parser:
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m tools.sugges
         print("frequencies: 90 % of the calls' bands lie between {:.5g} and {:.5g} Hz".format(*found.frequencies))
     else:
         print("frequencies: no table tells them; this is the recordings' rate, a lower one computes faster and hears less")
-    show(f"train with:    denet train --data-dir {args.folder} {found.options()}")
+    print(printable(f"train with:    denet train --data-dir {args.folder} {found.options()}"))  # to be copied: not cut
     print(f"evaluate with: --collar {found.collar:g}")
     return 0
 

@@ -17,7 +17,7 @@ from typing import Literal
 import jsonargparse
 import yaml
 
-from .options import MAX_DB, did_you_mean, unknown_option
+from .options import did_you_mean, refuse_snr, unknown_option
 
 
 class TrainingError(ValueError):
@@ -214,8 +214,7 @@ class Config:
                 raise TrainingError(f"{flag(name)} is {getattr(self, name)}; it must be above 0")
         if self.subset > 1:
             raise TrainingError(f"--subset is {self.subset}; it must be at most 1")
-        if len(self.snr_db) != 2 or not -MAX_DB <= self.snr_db[0] <= self.snr_db[1] <= MAX_DB:
-            raise TrainingError(f"--snr-db takes the lowest and the highest ratio, from -{MAX_DB} to {MAX_DB} dB")
+        refuse_snr(self.snr_db, TrainingError)
         if self.data_format is not None and self.data_format not in FORMATS:
             near = did_you_mean(self.data_format, FORMATS)
             raise TrainingError(f"--data-format {self.data_format}: there are {', '.join(FORMATS)}{near}")

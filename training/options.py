@@ -5,7 +5,7 @@ import difflib
 import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import denet_program
@@ -58,10 +58,10 @@ def add_snr_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def refuse_snr(snr_db: tuple[float, float]) -> None:
-    """Raise ValueError for what --snr-db cannot be; samples are no numbers any more beyond these."""
-    if not -MAX_DB <= snr_db[0] <= snr_db[1] <= MAX_DB:
-        raise ValueError(f"--snr-db takes the lowest and the highest ratio, from -{MAX_DB} to {MAX_DB} dB")
+def refuse_snr(snr_db: Sequence[float], error: type[ValueError] = ValueError) -> None:
+    """Raise `error` for what --snr-db cannot be; samples are no numbers any more beyond these."""
+    if len(snr_db) != 2 or not -MAX_DB <= snr_db[0] <= snr_db[1] <= MAX_DB:
+        raise error(f"--snr-db takes the lowest and the highest ratio, from -{MAX_DB} to {MAX_DB} dB")
 
 
 def tell(kind: str, message: object) -> None:
